@@ -1,0 +1,95 @@
+"""From a network to a `Predictor`: the one call signature that losses, steps, likelihoods and guidance speak.
+
+`predict(x_t, level, cond) -> Prediction`. `Denoiser` makes one of a network, `oracle` has exact ones, and `guide` wraps one in another.
+Conditions are a mapping from name to tensor with one row an example, or None. An integer condition of -1 says "not given": it is what
+label dropping trains on and what classifier-free guidance compares with.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sfumato.prediction import Prediction, Target, eps_target
+from sfumato.schedule import Level
+
+Cond = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Anything that tells x0 from eps in x_t."""
+
+    def __call__(self, x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
+        """Splits x_t [b, *x] = alpha x0 + sigma eps; the level holds one value a row or one for all."""
+        ...
+
+
+class Denoiser(nn.Module):
+    """A network read as a predictor of `target`.
+
+    The network is called as net(c_in x_t, log_snr, cond): c_in brings x_t to unit scale for data of standard deviation `data_std`, log_snr
+    has one entry a row, in nats. It sees no schedule, so a model trained under one schedule can be sampled under any other.
+    """
+
+    def __init__(self, net: nn.Module, target: Target = eps_target, *, data_std: float = 1.0, variance: str = "fixed") -> None:
+        """Wraps `net`.
+
+        Args:
+            net: maps [b, c, *x] to [b, c, *x], or to [b, 2c, *x] with variance="learned".
+            target: what the network's output means.
+            data_std: standard deviation of the data, all entries together.
+            variance: "fixed", or "learned" where the second half of the channels is the place of the variance between log β̃ (-1) and
+                log β (+1), as in Nichol & Dhariwal (2021), eq. 15, arXiv:2102.09672.
+
+        Raises:
+            ValueError: data_std that is not positive, or an unknown variance.
+        """
+        super().__init__()
+        if not data_std > 0:
+            raise ValueError(f"data_std must be positive, got {data_std}; measure it over the whole data set.")
+        if variance not in ("fixed", "learned"):
+            raise ValueError(f'variance must be "fixed" or "learned", got "{variance}".')
+        self.net = net
+        self.target = target
+        self.data_std = data_std
+        self.learns_variance = variance == "learned"
+
+    def forward(self, x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+        """The prediction at x_t; solved in the precision of x_t whatever the network computes in.
+
+        Raises:
+            ValueError: the network's output does not have the shape that x_t asks for.
+        """
+        unit = x_t / torch.hypot(level.alpha * self.data_std, level.sigma)
+        log_snr = level.log_snr.to(x_t).reshape(-1).expand(len(x_t))
+        y = self.net(unit.to(x_t.dtype), log_snr, cond).to(x_t.dtype)
+        fraction = None
+        if self.learns_variance and y.ndim > 1 and y.shape[1] == 2 * x_t.shape[1]:
+            y, fraction = y.chunk(2, dim=1)
+            fraction = (fraction + 1) / 2
+        if y.shape != x_t.shape or (self.learns_variance and fraction is None):
+            wanted = f"[b, 2 · {x_t.shape[1]}, …]" if self.learns_variance else "its input's shape"
+            raise ValueError(f"the network returned shape {tuple(y.shape)} for x_t of shape {tuple(x_t.shape)}, not {wanted}.")
+        return Prediction.solve(y, x_t, level, self.target, fraction)
+
+
+def drop(cond: Cond | None, rows: Bool[Tensor, "b"] | bool = True) -> Cond | None:
+    """The condition with the chosen rows (or all) marked as not given: -1.
+
+    Raises:
+        ValueError: a condition that is not integer, for which "not given" has no mark.
+    """
+    if cond is None:
+        return None
+    for name, value in cond.items():
+        if value.is_floating_point() or value.is_complex():
+            raise ValueError(f'only integer conditions can be dropped, "{name}" is {value.dtype}.')
+    return {name: value.masked_fill(_rows_like(rows, value), -1) for name, value in cond.items()}
+
+
+def _rows_like(rows: Tensor | bool, value: Tensor) -> Tensor:
+    rows = torch.as_tensor(rows, device=value.device)
+    return rows if rows.ndim == 0 else rows.reshape(-1, *(1,) * (value.ndim - 1))

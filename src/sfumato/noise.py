@@ -1,0 +1,42 @@
+"""Where randomness comes from: always from a generator that the caller hands in.
+
+A generator is one `torch.Generator` for a whole batch, or a sequence with one a row. With one a row, seeded by `row_generators`, the noise
+of sample i depends on (seed, i) alone, however the samples are cut into batches or shared between processes.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Generator = torch.Generator | Sequence[torch.Generator]
+
+
+def seeded(*key: int) -> torch.Generator:
+    """A CPU generator for the given key of non-negative integers; different keys give independent streams."""
+    low, high = np.random.SeedSequence(key).generate_state(2)
+    return torch.Generator().manual_seed(int(high) << 31 ^ int(low))
+
+
+def row_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
+    """One generator a sample, seeded by (seed, index)."""
+    return [seeded(seed, index) for index in indices]
+
+
+def normal_like(x: Float[Tensor, "*x"], generator: Generator | None) -> Float[Tensor, "*x"]:
+    """Standard normal noise of the shape, dtype and device of x.
+
+    Drawn where the generator lives (the CPU, for those of this module), so a seed means the same noise on every device.
+
+    Raises:
+        ValueError: as many generators as rows are needed, or exactly one.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        device = x.device if generator is None else generator.device
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+    if len(generator) != len(x):
+        raise ValueError(f"got {len(generator)} generators for {len(x)} rows; pass one generator, or one a row.")
+    rows = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype, device=g.device) for g in generator]
+    return torch.stack(rows).to(x.device)

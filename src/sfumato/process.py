@@ -1,0 +1,76 @@
+"""The Gaussian processes between two levels.
+
+With x_t = alpha_t x0 + sigma_t eps at every level and s the cleaner of two levels, everything a chain needs is a function of the two:
+
+    q(x_t | x_s)     = N(alpha_ts x_s, sigma_ts²),  alpha_ts = alpha_t/alpha_s,  sigma_ts² = sigma_t² - alpha_ts² sigma_s²
+    q(x_s | x_t, x0) = N(alpha_ts sigma_s²/sigma_t² x_t + alpha_s sigma_ts²/sigma_t² x0,  sigma_s² sigma_ts²/sigma_t²)
+
+and sigma_ts²/sigma_t² = 1 - SNR_t/SNR_s = -expm1(log_snr_t - log_snr_s), which does not cancel for close levels. The betas of a respaced
+chain follow from its levels, so nobody recomputes them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.noise import Generator, normal_like
+from sfumato.schedule import Level
+
+_LOG_2_PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """A Gaussian with a diagonal covariance; `log_variance` broadcasts against `mean` and is -inf where it is a point."""
+
+    mean: Float[Tensor, "*x"]
+    log_variance: Float[Tensor, "*v"]
+
+    def sample(self, generator: Generator | None = None) -> Float[Tensor, "*x"]:
+        """mean + exp(log_variance/2) eps: the reparameterisation. Kingma & Welling (2014), section 2.4, arXiv:1312.6114."""
+        return self.mean + (self.log_variance / 2).exp() * normal_like(self.mean, generator)
+
+    def log_prob(self, x: Float[Tensor, "*x"]) -> Float[Tensor, "*x"]:
+        """Log-density of each entry, in nats."""
+        return -0.5 * (_LOG_2_PI + self.log_variance + (x - self.mean).square() * (-self.log_variance).exp())
+
+    def kl(self, other: "Normal") -> Float[Tensor, "*x"]:
+        """KL(self ‖ other) of each entry, in nats."""
+        distance = (self.mean - other.mean).square() * (-other.log_variance).exp()
+        ratio = self.log_variance - other.log_variance
+        return 0.5 * (distance + ratio.exp() - 1 - ratio)
+
+
+def marginal(x0: Float[Tensor, "*x"], level: Level) -> Normal:
+    """q(x_t | x0) = N(alpha x0, sigma²). Ho et al. (2020), eq. 4, arXiv:2006.11239."""
+    return Normal(level.alpha * x0, 2 * level.sigma.log())
+
+
+def transition(x_s: Float[Tensor, "*x"], s: Level, t: Level) -> Normal:
+    """q(x_t | x_s) from the cleaner level s to the noisier t: N(alpha_ts x_s, sigma_ts²). Ho et al. (2020), eq. 2; Kingma et al. (2021), eq. 20."""
+    return Normal(t.alpha / s.alpha * x_s, transition_log_variance(s, t))
+
+
+def transition_log_variance(s: Level, t: Level) -> Tensor:
+    """log sigma_ts² = log(sigma_t² - alpha_ts² sigma_s²): log beta of the step from s to t."""
+    return 2 * t.sigma.log() + _noise_share(t, s).log()
+
+
+def posterior(x0: Float[Tensor, "*x"], x_t: Float[Tensor, "*x"], t: Level, s: Level) -> Normal:
+    """q(x_s | x_t, x0), the step back from t to the cleaner s. Ho et al. (2020), eqs. 6 and 7, arXiv:2006.11239."""
+    share = _noise_share(t, s)
+    mean = (t.alpha / s.alpha * (s.sigma / t.sigma).square()) * x_t + (s.alpha * share) * x0
+    return Normal(mean, posterior_log_variance(t, s))
+
+
+def posterior_log_variance(t: Level, s: Level) -> Tensor:
+    """log(sigma_s² sigma_ts²/sigma_t²): log β̃ of the step from t back to s; -inf where s is the data."""
+    return 2 * s.sigma.log() + _noise_share(t, s).log()
+
+
+def _noise_share(t: Level, s: Level) -> Tensor:
+    """sigma_ts²/sigma_t²: the share of x_t's noise variance that came after s."""
+    return -torch.expm1(t.log_snr - s.log_snr)

@@ -1,0 +1,7 @@
+"""placeholder"""
+
+
+class Run: ...
+
+
+def load(x): ...

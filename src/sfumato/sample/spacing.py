@@ -1,0 +1,158 @@
+"""Which levels a sampler visits: `grid(schedule, steps, spacing=…)`, and the spacings by the names that the field gives them.
+
+A spacing maps (schedule, steps) to the times of the steps + 1 levels, from noise to data. Those that speak of a chain's indices
+(`leading`, `ddim_stride`, `openai_sections`) need a `Discrete`; its index i of the papers' code is the level k = i + 1 here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.schedule import Discrete, Level, Schedule
+
+Spacing = Callable[[Schedule, int], Tensor]
+
+
+def grid(schedule: Schedule, steps: int, *, spacing: Spacing | None = None) -> list[Level]:
+    """The steps + 1 levels from noise to data, zero-dimensional and in float64: they multiply tensors of any dtype on any device.
+
+    Args:
+        schedule: the schedule whose levels are taken.
+        steps: how many steps join them; each step evaluates the model once (twice for Heun).
+        spacing: one of this module's; `log_snr` by default.
+
+    Raises:
+        ValueError: steps below 1, or more than a chain has, or a spacing that does not fit the schedule.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    if isinstance(schedule, Discrete) and steps > len(schedule):
+        raise ValueError(f"the chain has {len(schedule)} steps, {steps} were asked for; take fewer, or a continuous schedule.")
+    times = (spacing or log_snr)(schedule, steps)
+    return [schedule.level(t) for t in times]
+
+
+def uniform(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
+    """t uniform from 1 to 0; on a chain, to the nearest of its levels."""
+    return _snap(torch.linspace(1, 0, steps + 1, dtype=torch.float64), schedule)
+
+
+def trailing(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
+    """Counts down from the last level in equal strides, then the data. Lin et al. (2024), table 2, arXiv:2305.08891."""
+    return uniform(schedule, steps)
+
+
+def leading(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
+    """Counts up from the first level in whole strides: the noisiest level is left out, as in DDIM's own code. Lin et al. (2024), table 2."""
+    chain = _chain(schedule, "leading")
+    return _with_data(torch.arange(steps) * (len(chain) // steps) + 1, chain)
+
+
+def ddim_stride(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
+    """`leading`, for a number of steps that some whole stride gives exactly, as improved-diffusion's "ddimN" asks."""
+    chain = _chain(schedule, "ddim_stride")
+    for stride in range(1, len(chain) + 1):
+        kept = torch.arange(0, len(chain), stride)
+        if len(kept) == steps:
+            return _with_data(kept + 1, chain)
+    raise ValueError(f"no whole stride over {len(chain)} steps gives {steps}; take a divisor of {len(chain)}, or spacing.trailing.")
+
+
+def quadratic(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
+    """t = u², u uniform: denser near the data. Song et al. (2021), appendix D.2, arXiv:2010.02502."""
+    return _snap(torch.linspace(1, 0, steps + 1, dtype=torch.float64).square(), schedule)
+
+
+def log_snr(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
+    """Log-SNR uniform between the ends; a chain steps from its first level to the data. Lu et al. (2022), section 3.3, arXiv:2206.00927."""
+    first, last = _finite_ends(schedule)
+    return _between(schedule, steps, lambda u: last + (first - last) * u)
+
+
+@dataclass(frozen=True)
+class karras:  # noqa: N801 - a spacing with an option, called like its sisters
+    """(sigma/alpha)^(1/rho) uniform between the ends. Karras et al. (2022), eq. 5, arXiv:2206.00364."""
+
+    rho: float = 7.0
+
+    def __call__(self, schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
+        """The times of the levels."""
+        first, last = ((-end / (2 * self.rho)).exp() for end in _finite_ends(schedule))
+        return _between(schedule, steps, lambda u: -2 * self.rho * (last + (first - last) * u).log())
+
+
+@dataclass(frozen=True)
+class openai_sections:  # noqa: N801 - a spacing with an option, called like its sisters
+    """A chain cut into equal sections, each with its own number of evenly kept steps; improved-diffusion's "a,b,c".
+
+    Nichol & Dhariwal (2021), section 4, arXiv:2102.09672, and its public code. Without counts: one section with `steps`.
+    """
+
+    counts: tuple[int, ...] = ()
+
+    def __init__(self, counts: Sequence[int] = ()) -> None:
+        """Takes the counts from the data's end to the noise's."""
+        object.__setattr__(self, "counts", tuple(counts))
+
+    def __call__(self, schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
+        """The times of the kept levels and of the data."""
+        chain, counts = _chain(schedule, "openai_sections"), self.counts or (steps,)
+        if sum(counts) != steps:
+            raise ValueError(f"the sections keep {sum(counts)} steps in all, {steps} were asked for.")
+        whole, extra = divmod(len(chain), len(counts))
+        kept, start = [], 0
+        for i, count in enumerate(counts):
+            size = whole + (i < extra)
+            if count > size:
+                raise ValueError(f"a section of {size} steps cannot keep {count}.")
+            stride = (size - 1) / (count - 1) if count > 1 else 1.0
+            kept += [start + round(stride * j) for j in range(count)]
+            start += size
+        return _with_data(torch.tensor(kept) + 1, chain)
+
+
+def _chain(schedule: Schedule, name: str) -> Discrete:
+    if not isinstance(schedule, Discrete):
+        raise ValueError(f"spacing.{name} counts the steps of a chain, got {schedule!r}; take spacing.uniform, or a Discrete schedule.")
+    return schedule
+
+
+def _with_data(kept: Tensor, chain: Discrete) -> Tensor:
+    """Ascending levels k of a chain to descending times that end at the data."""
+    return torch.cat([kept.flip(0).double() / len(chain), torch.zeros(1, dtype=torch.float64)])
+
+
+def _snap(times: Tensor, schedule: Schedule) -> Tensor:
+    """On a chain, the nearest levels, moved apart where two times would fall on one."""
+    if not isinstance(schedule, Discrete):
+        return times
+    k = (times * len(schedule)).round().long()
+    room = torch.arange(len(k) - 1, -1, -1)
+    k = torch.maximum(k, room)
+    return k.double() / len(schedule)
+
+
+def _finite_ends(schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """Log-SNR of the first level with noise and of the last with signal."""
+    if isinstance(schedule, Discrete):
+        n = len(schedule)
+        last = schedule.log_snr(torch.tensor(1.0, dtype=torch.float64))
+        if not bool(last.isfinite()) and n > 1:
+            last = schedule.log_snr(torch.tensor((n - 1) / n, dtype=torch.float64))
+        return schedule.log_snr(torch.tensor(1 / n, dtype=torch.float64)), last
+    ends = schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    return ends[0], ends[1]
+
+
+def _between(schedule: Schedule, steps: int, curve: Callable[[Tensor], Tensor]) -> Tensor:
+    """Times along a curve of log-SNR over u from 0 (noise) to 1; on a chain the last step goes from its first level to the data."""
+    if not isinstance(schedule, Discrete):
+        times = schedule.time(curve(torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+        times[0], times[-1] = 1, 0
+        return times
+    times = schedule.time(curve(torch.linspace(0, 1, steps, dtype=torch.float64)))
+    times[0] = 1
+    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])

@@ -1,0 +1,124 @@
+"""The methods that move x from a level t to a cleaner level s; each is one frozen dataclass.
+
+All are written in (alpha, sigma) and log-SNR, so they hold under every scaling, and a last level with sigma = 0 needs no care: there the
+exponential integrators return x0, and the ODE steps fall back to first order, as eps has no meaning without noise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.denoiser import Predictor
+from sfumato.noise import Generator, normal_like
+from sfumato.process import posterior, posterior_log_variance, transition_log_variance
+from sfumato.schedule import Level
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """x_s ~ N(μ̃(x_t, x0_hat), variance): the reverse chain. Ho et al. (2020), alg. 2, arXiv:2006.11239.
+
+    The variance is β̃ ("small"), β ("large"), or between the two in its logarithm where the model has learned it ("learned": Nichol &
+    Dhariwal 2021, eq. 15, arXiv:2102.09672). A step to a level without noise returns the mean.
+    """
+
+    variance: str = "small"
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown variance."""
+        if self.variance not in ("small", "large", "learned"):
+            raise ValueError(f'variance must be "small", "large" or "learned", got "{self.variance}".')
+
+    def __call__(
+        self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: None, generator: Generator | None
+    ) -> tuple[Float[Tensor, "b *x"], None]:
+        """One ancestral step."""
+        p = predict(x, t)
+        mean = posterior(p.x0, x, t, s).mean
+        if not bool(s.sigma.any()):
+            return mean, None
+        log_variance = posterior_log_variance(t, s)
+        if self.variance == "large":
+            log_variance = transition_log_variance(s, t)
+        elif self.variance == "learned":
+            if p.variance_fraction is None:
+                raise ValueError('this model has not learned a variance; take Ancestral("small") or train with variance="learned".')
+            log_variance = torch.lerp(log_variance.to(x), transition_log_variance(s, t).to(x), p.variance_fraction)
+        return mean + (log_variance / 2).exp() * normal_like(x, generator), None
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """x_s = alpha_s x0 + sqrt(sigma_s² - v) eps + sqrt(v) z with v = eta² β̃. Song et al. (2021), eqs. 12 and 16, arXiv:2010.02502.
+
+    eta = 0 follows the probability-flow ODE to first order; eta = 1 is `Ancestral("small")`.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses an eta outside [0, 1]."""
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1] (0 = deterministic, 1 = ancestral), got {self.eta}.")
+
+    def __call__(
+        self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: None, generator: Generator | None
+    ) -> tuple[Float[Tensor, "b *x"], None]:
+        """One DDIM step."""
+        p = predict(x, t)
+        if self.eta == 0:
+            return s.alpha * p.x0 + s.sigma * p.eps, None
+        variance = self.eta**2 * posterior_log_variance(t, s).exp()
+        x_s = s.alpha * p.x0 + (s.sigma.square() - variance).clamp(min=0).sqrt() * p.eps
+        return x_s + variance.sqrt() * normal_like(x, generator), None
+
+
+@dataclass(frozen=True)
+class Heun:
+    """The trapezoidal rule on d(x/alpha)/d(sigma/alpha) = eps; two evaluations a step. Karras et al. (2022), alg. 1, arXiv:2206.00364."""
+
+    def __call__(
+        self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: None, generator: Generator | None
+    ) -> tuple[Float[Tensor, "b *x"], None]:
+        """One Heun step; Euler's (which is DDIM's) where s has no noise."""
+        eps = predict(x, t).eps
+        start, length = x / t.alpha, s.sigma / s.alpha - t.sigma / t.alpha
+        euler = s.alpha * (start + length * eps)
+        if not bool(s.sigma.any()):
+            return euler, None
+        return s.alpha * (start + length * (eps + predict(euler, s).eps) / 2), None
+
+
+@dataclass(frozen=True)
+class Multistep:
+    """DPM-Solver++(2M): x0 extrapolated in log-SNR from two steps. Lu et al. (2022), alg. 2, arXiv:2211.01095.
+
+    order=1 is DDIM. The first step and a step to a level without noise are of first order.
+    """
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuses orders that are not there."""
+        if self.order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {self.order}.")
+
+    def __call__(
+        self,
+        predict: Predictor,
+        x: Float[Tensor, "b *x"],
+        t: Level,
+        s: Level,
+        memory: tuple[Tensor, Tensor] | None,
+        generator: Generator | None,
+    ) -> tuple[Float[Tensor, "b *x"], tuple[Tensor, Tensor]]:
+        """One multistep update; remembers x0 and the step's length in half log-SNR."""
+        h = (s.log_snr - t.log_snr) / 2
+        x0 = predict(x, t).x0
+        ahead = x0
+        if self.order == 2 and memory is not None and bool(h.isfinite().all()):
+            previous, previous_h = memory
+            ahead = x0 + h / (2 * previous_h) * (x0 - previous)
+        return s.sigma / t.sigma * x - s.alpha * torch.expm1(-h) * ahead, (x0, h)

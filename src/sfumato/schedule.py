@@ -1,0 +1,337 @@
+"""How noisy is noisy: levels, and the schedules that order them in time.
+
+Every process here has Gaussian marginals x_t = alpha x0 + sigma eps. A `Level` is that pair of scales, and it is the only thing that the
+rest of the library knows of noise: networks, losses, steps and likelihoods take levels, never times. A schedule is a decreasing curve of
+log-SNR, log(alpha²/sigma²) in nats, over t in [0, 1] (0 = data), together with `scales`, the rule that turns log-SNR into (alpha, sigma).
+Curve and scales are independent: `Cosine(scales=ve_scales)` is the cosine curve walked with alpha = 1.
+
+A continuous schedule is cut to [log_snr_min, log_snr_max] and stretched back over t in [0, 1], so both ends are finite. A `Discrete` chain
+has its exact levels at t = k/T, k = 0 … T, with Level(1, 0) at k = 0 as in the papers.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Scales = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def vp_scales(log_snr: Float[Tensor, "*t"]) -> tuple[Float[Tensor, "*t"], Float[Tensor, "*t"]]:
+    """Variance preserving: alpha² + sigma² = 1."""
+    return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
+
+
+def ve_scales(log_snr: Float[Tensor, "*t"]) -> tuple[Float[Tensor, "*t"], Float[Tensor, "*t"]]:
+    """Variance exploding: alpha = 1."""
+    return torch.ones_like(log_snr), (-log_snr / 2).exp()
+
+
+def flow_scales(log_snr: Float[Tensor, "*t"]) -> tuple[Float[Tensor, "*t"], Float[Tensor, "*t"]]:
+    """Straight lines from noise to data: alpha + sigma = 1."""
+    return (log_snr / 2).sigmoid(), (-log_snr / 2).sigmoid()
+
+
+def sub_vp_scales(log_snr: Float[Tensor, "*t"]) -> tuple[Float[Tensor, "*t"], Float[Tensor, "*t"]]:
+    """Sub-VP: sigma = 1 - alpha². Song et al. (2021), eq. 29, arXiv:2011.13456."""
+    inverse_ratio = (-log_snr / 2).exp()
+    alpha = 2 / (inverse_ratio + (inverse_ratio.square() + 4).sqrt())
+    return alpha, alpha * inverse_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How noisy x_t = alpha x0 + sigma eps is; the scales are shaped to broadcast against x_t."""
+
+    alpha: Float[Tensor, "*level"]
+    sigma: Float[Tensor, "*level"]
+
+    @property
+    def log_snr(self) -> Float[Tensor, "*level"]:
+        """log(alpha²/sigma²) in nats: +inf where sigma = 0, -inf where alpha = 0."""
+        return 2 * (self.alpha.log() - self.sigma.log())
+
+    def to(self, like: Tensor) -> "Level":
+        """The same level in the dtype and on the device of `like`."""
+        return Level(self.alpha.to(like), self.sigma.to(like))
+
+
+class Schedule(ABC):
+    """A decreasing log-SNR curve over t in [0, 1] (0 = data) and the scales that go with it."""
+
+    scales: Scales
+
+    @abstractmethod
+    def log_snr(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """log(alpha²/sigma²) at time t, in nats."""
+
+    @abstractmethod
+    def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """The time t in [0, 1] at which the schedule has this log-SNR: the inverse of `log_snr`."""
+
+    def level(self, t: Float[Tensor, "*t"] | float, *, like: Tensor | None = None) -> Level:
+        """The Level at time t, computed in float64.
+
+        Args:
+            t: times in [0, 1]; one number, or one a row of `like`.
+            like: the tensor that the level will multiply: the level takes its dtype and device and gets trailing axes to broadcast
+                against it. Without it the level keeps the shape of t in float64 (a zero-dimensional level multiplies anything).
+
+        Raises:
+            ValueError: t outside [0, 1], or t with more axes than `like`.
+        """
+        t = torch.as_tensor(t, dtype=torch.float64)
+        if not bool(((t >= 0) & (t <= 1)).all()):
+            raise ValueError(f"t must lie in [0, 1] (0 = data, 1 = noise), got {t.min().item():.6g} to {t.max().item():.6g}.")
+        level = Level(*self.scales(self.log_snr(t)))
+        if like is None:
+            return level
+        if t.ndim > like.ndim:
+            raise ValueError(f"t of shape {tuple(t.shape)} has more axes than the data of shape {tuple(like.shape)}; pass one t a row.")
+        trailing = (...,) + (None,) * (like.ndim - t.ndim)
+        return Level(level.alpha[trailing], level.sigma[trailing]).to(like)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuous(Schedule):
+    """A log-SNR curve cut to [log_snr_min, log_snr_max] nats and stretched back over t in [0, 1].
+
+    A curve of your own is a frozen dataclass that inherits from this one and defines `curve` and its `inverse`.
+    """
+
+    scales: Scales = vp_scales
+    log_snr_max: float = 15.0
+    log_snr_min: float = -15.0
+
+    def __post_init__(self) -> None:
+        """Refuses an empty or infinite range."""
+        if not -math.inf < self.log_snr_min < self.log_snr_max < math.inf:
+            raise ValueError(f"log_snr_min < log_snr_max must be finite, got {self.log_snr_min} and {self.log_snr_max}; try -15 and 15.")
+
+    @abstractmethod
+    def curve(self, u: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """Log-SNR of the whole curve; decreasing in u."""
+
+    @abstractmethod
+    def inverse(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """The u at which the whole curve has this log-SNR."""
+
+    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        start, stop = self.inverse(like.new_tensor([self.log_snr_max, self.log_snr_min]))
+        return start, stop
+
+    def log_snr(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """log(alpha²/sigma²) at time t, in nats."""
+        start, stop = self._ends(t)
+        return self.curve(start + (stop - start) * t)
+
+    def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """The time t in [0, 1] with this log-SNR; what lies beyond the ends is taken to them."""
+        start, stop = self._ends(log_snr)
+        return ((self.inverse(log_snr) - start) / (stop - start)).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Continuous):
+    """alpha = cos(pi u / 2) under `vp_scales`. Nichol & Dhariwal (2021), eq. 17 without offset, arXiv:2102.09672."""
+
+    def curve(self, u: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """-2 log tan(pi u / 2)."""
+        return -2 * (math.pi / 2 * u).tan().log()
+
+    def inverse(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """2/pi atan(exp(-log_snr / 2))."""
+        return 2 / math.pi * (-log_snr / 2).exp().atan()
+
+
+def _check_beta_range(beta_min: float, beta_max: float) -> None:
+    if not 0 < beta_min <= beta_max < math.inf:
+        raise ValueError(f"a linear beta needs 0 < beta_min <= beta_max, got {beta_min} and {beta_max}; the usual values are 0.1 and 20.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearVP(Continuous):
+    """beta(u) = beta_min + u (beta_max - beta_min), alpha² = exp(-∫ beta). Song et al. (2021), eq. 32, arXiv:2011.13456."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Refuses rates that are not positive and ordered."""
+        _check_beta_range(self.beta_min, self.beta_max)
+        super().__post_init__()
+
+    def curve(self, u: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """-log(exp(B) - 1) with B = ∫_0^u beta."""
+        return -_beta_integral(u, self.beta_min, self.beta_max).expm1().log()
+
+    def inverse(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """The u with B = log(1 + exp(-log_snr))."""
+        return _beta_integral_inverse(torch.nn.functional.softplus(-log_snr), self.beta_min, self.beta_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubVP(Continuous):
+    """The linear beta of `LinearVP` under sigma = 1 - alpha². Song et al. (2021), eq. 29, arXiv:2011.13456."""
+
+    scales: Scales = sub_vp_scales
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Refuses rates that are not positive and ordered."""
+        _check_beta_range(self.beta_min, self.beta_max)
+        super().__post_init__()
+
+    def curve(self, u: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """-B - 2 log(1 - exp(-B)) with B = ∫_0^u beta."""
+        integral = _beta_integral(u, self.beta_min, self.beta_max)
+        return -integral - 2 * (-(-integral).expm1()).log()
+
+    def inverse(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """The u with alpha = exp(-B/2) where alpha/(1 - alpha²) = exp(log_snr/2), so B = 2 asinh(exp(-log_snr/2) / 2)."""
+        return _beta_integral_inverse(2 * ((-log_snr / 2).exp() / 2).asinh(), self.beta_min, self.beta_max)
+
+
+def _beta_integral(u: Tensor, beta_min: float, beta_max: float) -> Tensor:
+    return beta_min * u + (beta_max - beta_min) / 2 * u.square()
+
+
+def _beta_integral_inverse(integral: Tensor, beta_min: float, beta_max: float) -> Tensor:
+    return 2 * integral / (beta_min + (beta_min**2 + 2 * (beta_max - beta_min) * integral).sqrt())
+
+
+@dataclass(frozen=True, kw_only=True)
+class VE(Continuous):
+    """alpha = 1 and sigma from sigma_min to sigma_max, uniform in its logarithm. Song et al. (2021), eq. 30, arXiv:2011.13456."""
+
+    scales: Scales = ve_scales
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    log_snr_max: float = field(init=False)
+    log_snr_min: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derives the log-SNR range from the sigmas."""
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"0 < sigma_min < sigma_max must be finite, got {self.sigma_min} and {self.sigma_max}; try 0.002 and 80.")
+        object.__setattr__(self, "log_snr_max", -2 * math.log(self.sigma_min))
+        object.__setattr__(self, "log_snr_min", -2 * math.log(self.sigma_max))
+
+    def curve(self, u: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """Linear in u; the ends come from the cut."""
+        return -u
+
+    def inverse(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """Linear in log-SNR."""
+        return -log_snr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow(Continuous):
+    """alpha = 1 - u, sigma = u: rectified flow and conditional optimal transport. Liu et al. (2023), eq. 1, arXiv:2209.03003."""
+
+    scales: Scales = flow_scales
+
+    def curve(self, u: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """2 log((1 - u) / u)."""
+        return -2 * u.logit()
+
+    def inverse(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """1 / (1 + exp(log_snr / 2))."""
+        return (-log_snr / 2).sigmoid()
+
+
+class Discrete(Schedule):
+    """A chain of T steps with variances beta_1 … beta_T; its exact levels sit at t = k/T with alpha_k² = Π_{i<=k} (1 - beta_i).
+
+    Between its levels the log-SNR is interpolated (in the first step, where it is infinite at k = 0, sigma² grows linearly), so a model
+    of the chain can be walked at any level.
+
+    Reference: Ho et al. (2020), eq. 4, arXiv:2006.11239.
+    """
+
+    scales = staticmethod(vp_scales)
+
+    def __init__(self, betas: Tensor) -> None:
+        """Builds the chain from its step variances [T].
+
+        Args:
+            betas: in (0, 1), kept in float64; the last may be 1 (zero terminal SNR).
+
+        Raises:
+            ValueError: betas that are not a vector, or lie outside (0, 1).
+        """
+        betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
+        if betas.ndim != 1 or not len(betas):
+            raise ValueError(f"betas must be a vector with one entry a step, got shape {tuple(betas.shape)}.")
+        if not bool(((betas > 0) & (betas <= 1)).all()) or bool((betas[:-1] == 1).any()):
+            raise ValueError(f"betas must lie in (0, 1), only the last may be 1; got {betas.min().item():.6g} to {betas.max().item():.6g}.")
+        self.betas = betas
+        log_alpha_squared = torch.log1p(-betas).cumsum(0)
+        sigma_squared = -torch.expm1(log_alpha_squared)
+        self._log_snr = log_alpha_squared - sigma_squared.log()
+
+    def __len__(self) -> int:
+        """T, the number of steps."""
+        return len(self.betas)
+
+    def __repr__(self) -> str:
+        """Names the chain by its length and ends."""
+        return f"Discrete({len(self)} steps, beta {self.betas[0].item():.4g} to {self.betas[-1].item():.4g})"
+
+    @classmethod
+    def linear(cls, steps: int, *, beta_min: float = 1e-4, beta_max: float = 0.02) -> "Discrete":
+        """Betas uniform from beta_min to beta_max, scaled by 1000/steps. Ho et al. (2020), section 4, arXiv:2006.11239."""
+        scale = 1000 / _at_least_one(steps)
+        if scale * beta_max > 1:
+            raise ValueError(f"linear betas pass 1 with {steps} steps; take at least {math.ceil(1000 * beta_max)} steps, or .cosine.")
+        return cls(torch.linspace(scale * beta_min, scale * beta_max, steps, dtype=torch.float64))
+
+    @classmethod
+    def cosine(cls, steps: int, *, offset: float = 0.008, beta_max: float = 0.999) -> "Discrete":
+        """alpha_k² = f(k)/f(0), f(k) = cos²((k/T + s)/(1 + s) · pi/2), betas cut at beta_max. Nichol & Dhariwal (2021), eq. 17."""
+        k = torch.arange(_at_least_one(steps) + 1, dtype=torch.float64) / steps
+        f = ((k + offset) / (1 + offset) * math.pi / 2).cos().square()
+        return cls((1 - f[1:] / f[:-1]).clamp(max=beta_max))
+
+    @classmethod
+    def sigmoid(cls, steps: int, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0, beta_max: float = 0.999) -> "Discrete":
+        """alpha_k² from a sigmoid between start and end with temperature tau. Jabri et al. (2022), alg. 1, arXiv:2212.11972."""
+        u = torch.arange(_at_least_one(steps) + 1, dtype=torch.float64) / steps
+        ends = torch.tensor([start, end], dtype=torch.float64)
+        first, last = (ends / tau).sigmoid()
+        f = (last - ((u * (end - start) + start) / tau).sigmoid()) / (last - first)
+        return cls((1 - f[1:] / f[:-1]).clamp(max=beta_max))
+
+    def log_snr(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """log(alpha²/sigma²) at time t, in nats: exact at t = k/T, +inf at 0."""
+        table = self._log_snr.to(t)
+        k = t * len(self)
+        nearest = k.round()
+        k = torch.where((k - nearest).abs() < 1e-9 * len(self), nearest, k)  # k/T·T need not be k in floating point
+        below = k.floor().clamp(1, len(self)).long()
+        above = k.ceil().clamp(1, len(self)).long()
+        inside = torch.where(above == below, table[below - 1], torch.lerp(table[below - 1], table[above - 1], k - below))
+        first = torch.log(((1 + table[0].exp()) / k.clamp(max=1) - 1).clamp(min=0))  # sigma² = k sigma_1² for k <= 1
+        return torch.where(k >= 1, inside, first)
+
+    def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """The time with this log-SNR, as `log_snr` interpolates it; less than the chain's last is taken to t = 1."""
+        table = self._log_snr.to(log_snr)
+        above = torch.searchsorted(-table, -log_snr.contiguous()).clamp(max=len(self) - 1)
+        below = (above - 1).clamp(min=0)
+        gap = table[above] - table[below]
+        fraction = torch.where(gap < 0, (log_snr - table[below]) / gap, torch.ones_like(log_snr)).clamp(0, 1)
+        first = (-log_snr).sigmoid() / (-table[0]).sigmoid()
+        return torch.where(log_snr >= table[0], first, below + 1 + torch.where(above > below, fraction, 0)).clamp(max=len(self)) / len(self)
+
+
+def _at_least_one(steps: int) -> int:
+    if steps < 1:
+        raise ValueError(f"a chain needs at least one step, got {steps}.")
+    return steps

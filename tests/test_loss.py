@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+from problems import every_scales, every_schedule, gaussian
+
+import sfumato as sf
+
+
+def at_random_levels(scales, n=512):
+    x0, eps = torch.randn(n, 3), torch.randn(n, 3)
+    level = sf.Cosine(scales=scales, log_snr_max=8.0, log_snr_min=-8.0).level(torch.rand(n), like=x0)
+    wrong = lambda x_t, at, cond=None: sf.Prediction.from_x0(x0 + 0.1 * torch.sin(x_t), x_t, at)  # noqa: E731
+    x_t = level.alpha * x0 + level.sigma * eps
+    return x0, eps, level, wrong, wrong(x_t, level)
+
+
+@every_scales
+@pytest.mark.parametrize(
+    ("weight", "error"),
+    [
+        (sf.loss.eps_weight, lambda p, x0, eps, level: (p.eps - eps) ** 2),
+        (sf.loss.x0_weight, lambda p, x0, eps, level: (p.x0 - x0) ** 2),
+        (sf.loss.v_weight, lambda p, x0, eps, level: (p.v(level) - sf.Prediction(x0, eps).v(level)) ** 2),
+        (sf.loss.min_snr_weight, lambda p, x0, eps, level: level.log_snr.exp().clamp(max=5) * (p.x0 - x0) ** 2),
+        (sf.loss.sigmoid_weight, lambda p, x0, eps, level: torch.sigmoid(1 - level.log_snr) * (p.eps - eps) ** 2),
+        (
+            sf.loss.edm_weight,
+            lambda p, x0, eps, level: (0.25 + (level.sigma / level.alpha) ** 2) / (0.5 * level.sigma / level.alpha) ** 2 * (p.x0 - x0) ** 2,
+        ),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_each_weight_gives_its_loss(weight, error, scales):
+    x0, eps, level, wrong, p = at_random_levels(scales)
+    torch.testing.assert_close(sf.loss.simple(wrong, x0, eps, level, weight=weight), error(p, x0, eps, level).mean(1))
+
+
+@pytest.mark.parametrize("log_snr", [-4.0, 0.0, 3.0])
+def test_the_oracles_loss_is_the_posterior_variance(log_snr):
+    """E (x0_hat - x0)² at the exact predictor is the trace of Cov[x0 | x_t] = C - alpha² C (alpha² C + sigma²)^-1 C, over d."""
+    level = sf.Level(*sf.vp_scales(torch.tensor(log_snr)))
+    x0, _ = gaussian.sample(200_000, torch.Generator().manual_seed(0))
+    loss = sf.loss.simple(gaussian, x0, torch.randn(200_000, 2), level, weight=sf.loss.x0_weight)
+    wanted = (gaussian.variances[0] * level.sigma**2 / (level.alpha**2 * gaussian.variances[0] + level.sigma**2)).mean()
+    assert abs(loss.mean().item() - wanted.item()) < 4 * loss.std().item() / math.sqrt(200_000)
+
+
+def test_loss_is_one_number_an_example():
+    x0, eps, level, wrong, _ = at_random_levels(sf.vp_scales, 7)
+    whole = sf.loss.simple(wrong, x0, eps, level)
+    assert whole.shape == (7,)
+
+
+@every_schedule
+@pytest.mark.parametrize("sampler", [sf.loss.Uniform, sf.loss.Stratified])
+def test_times_are_uniform(sampler, schedule):
+    t = sampler(schedule)(40_000, torch.Generator().manual_seed(0))
+    assert t.min() > 0
+    assert t.max() <= 1
+    length = len(schedule) if isinstance(schedule, sf.Discrete) else math.inf
+    assert abs(t.mean().item() - (1 + 1 / length) / 2) < 0.006
+    if isinstance(schedule, sf.Discrete):
+        torch.testing.assert_close(t * length, (t * length).round(), rtol=0, atol=1e-9)
+        assert (t * length).round().unique().numel() == length
+
+
+def test_stratified_times_fill_every_stratum():
+    t = sf.loss.Stratified(sf.Cosine())(64, torch.Generator().manual_seed(0))
+    assert (t.sort().values.diff() - 1 / 64).abs().max() < 1e-12
+
+
+def test_log_normal_times_have_their_moments():
+    schedule = sf.Cosine(log_snr_max=30.0, log_snr_min=-30.0)
+    t = sf.loss.LogNormal(schedule, mean=-1.2, std=1.2)(20_000, torch.Generator().manual_seed(0))
+    log_ratio = -schedule.log_snr(t) / 2
+    assert abs(log_ratio.mean().item() + 1.2) < 1e-2
+    assert abs(log_ratio.std().item() - 1.2) < 1e-2
+    assert abs((log_ratio < -1.2 + 1.2).double().mean().item() - 0.8413) < 5e-3

@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+from problems import SCALES, every_scales, every_schedule
+
+import sfumato as sf
+
+SCALE_RULES = {
+    sf.vp_scales: lambda a, s: a**2 + s**2 - 1,
+    sf.ve_scales: lambda a, s: a - 1,
+    sf.flow_scales: lambda a, s: a + s - 1,
+    sf.sub_vp_scales: lambda a, s: s - (1 - a**2),
+}
+
+
+@pytest.mark.parametrize("scales", SCALES)
+def test_scales_keep_their_rule_and_the_log_snr(scales):
+    log_snr = torch.linspace(-14, 14, 57)
+    alpha, sigma = scales(log_snr)
+    torch.testing.assert_close(SCALE_RULES[scales](alpha, sigma), torch.zeros(57), atol=1e-9, rtol=0)
+    torch.testing.assert_close(sf.Level(alpha, sigma).log_snr, log_snr)
+
+
+@every_schedule
+def test_time_inverts_log_snr(schedule):
+    t = torch.linspace(1e-4, 1, 501)
+    torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, atol=1e-9, rtol=1e-9)
+
+
+@every_schedule
+def test_log_snr_falls_with_time(schedule):
+    assert (schedule.log_snr(torch.linspace(0, 1, 4001)).diff() < 0).all()
+
+
+@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.LinearVP(), sf.SubVP(), sf.Flow()], ids=lambda s: type(s).__name__)
+def test_continuous_ends_are_the_cut(schedule):
+    torch.testing.assert_close(schedule.log_snr(torch.tensor([0.0, 1.0])), torch.tensor([15.0, -15.0]), rtol=1e-9, atol=1e-9)
+
+
+def test_cosine_alpha_is_the_cosine():
+    schedule = sf.Cosine(log_snr_max=40.0, log_snr_min=-40.0)  # the cut is far away, so u is t but for 1e-9
+    t = torch.linspace(0.01, 0.99, 99)
+    torch.testing.assert_close(schedule.level(t).alpha, torch.cos(math.pi / 2 * t), rtol=0, atol=1e-7)
+
+
+def test_flow_is_the_straight_line():
+    level = sf.Flow(log_snr_max=60.0, log_snr_min=-60.0).level(torch.linspace(0.01, 0.99, 99))
+    torch.testing.assert_close(level.sigma, torch.linspace(0.01, 0.99, 99), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("kind", "power"), [(sf.LinearVP, 1), (sf.SubVP, 2)])
+def test_linear_beta_solves_its_sde(kind, power):
+    """d alpha/dt = -beta/2 alpha (both), and the variance is 1 - e^-B (VP) or its square (sub-VP), B integrated by quadrature."""
+    schedule = kind(log_snr_max=40.0, log_snr_min=-20.5)
+    wide = schedule.inverse(torch.tensor([40.0, -20.5]))
+    t = torch.linspace(0.05, 0.95, 10)
+    u = wide[0] + (wide[1] - wide[0]) * t
+    integral = torch.stack([torch.trapezoid(0.1 + 19.9 * (p := torch.linspace(0, float(end), 20001)), p) for end in u])
+    level = schedule.level(t)
+    torch.testing.assert_close(level.alpha, (-integral / 2).exp(), rtol=1e-8, atol=0)
+    torch.testing.assert_close(level.sigma**2, (1 - (-integral).exp()) ** power, rtol=1e-8, atol=0)
+
+
+def test_ve_is_geometric():
+    sigma = sf.VE(sigma_min=0.01, sigma_max=50.0).level(torch.tensor([0.0, 0.5, 1.0])).sigma
+    torch.testing.assert_close(sigma, torch.tensor([0.01, math.sqrt(0.5), 50.0]))
+
+
+def test_discrete_is_the_product_of_its_betas():
+    betas = torch.rand(50) * 0.2 + 0.001
+    chain = sf.Discrete(betas)
+    product = 1.0
+    for k, beta in enumerate(betas.tolist(), start=1):
+        product *= 1 - beta
+        level = chain.level(k / 50)
+        assert math.isclose(level.alpha.item() ** 2, product, rel_tol=1e-12)
+        assert math.isclose(level.sigma.item() ** 2, 1 - product, rel_tol=1e-12)
+
+
+def test_discrete_begins_at_the_data():
+    level = sf.Discrete.linear(1000).level(0.0)
+    assert (level.alpha.item(), level.sigma.item(), level.log_snr.item()) == (1.0, 0.0, math.inf)
+
+
+def test_linear_betas_are_those_of_the_paper():
+    betas = sf.Discrete.linear(1000).betas
+    assert betas[0] == 1e-4
+    assert betas[-1] == 0.02
+    torch.testing.assert_close(betas.diff(), torch.full((999,), (0.02 - 1e-4) / 999))
+
+
+def test_cosine_chain_follows_its_curve_until_the_cut():
+    chain, k = sf.Discrete.cosine(100), torch.arange(1, 99)
+    wanted = (torch.cos((k / 100 + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
+    torch.testing.assert_close(chain.level(k / 100).alpha ** 2, wanted)
+    assert chain.betas[-1] == 0.999
+
+
+def test_sigmoid_chain_is_symmetric_about_its_middle():
+    chain = sf.Discrete.sigmoid(100)
+    alpha2 = chain.level(torch.arange(1, 100) / 100).alpha ** 2
+    torch.testing.assert_close(alpha2 + alpha2.flip(0), torch.ones(99), rtol=1e-9, atol=1e-9)
+
+
+def test_zero_terminal_snr_is_allowed():
+    chain = sf.Discrete(torch.tensor([0.1, 0.5, 1.0]))
+    assert chain.level(1.0).alpha.item() == 0
+    assert chain.level(1.0).sigma.item() == 1
+
+
+@every_scales
+def test_a_level_broadcasts_against_its_data(scales):
+    x = torch.zeros(4, 3, 2, 2, dtype=torch.float32)
+    level = sf.Cosine(scales=scales).level(torch.rand(4), like=x)
+    assert level.alpha.shape == (4, 1, 1, 1)
+    assert level.alpha.dtype == torch.float32
+    assert (level.alpha * x).shape == x.shape
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.1, float("nan")])
+def test_time_outside_is_refused(t):
+    with pytest.raises(ValueError, match=r"t must lie in \[0, 1\]"):
+        sf.Cosine().level(t)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sf.Discrete(torch.tensor([0.1, 1.5])), r"betas must lie in \(0, 1\)"),
+        (lambda: sf.Discrete(torch.tensor([0.0, 0.5])), r"betas must lie in \(0, 1\)"),
+        (lambda: sf.Discrete(torch.tensor([1.0, 0.5])), "only the last may be 1"),
+        (lambda: sf.Discrete(torch.zeros(2, 2)), "must be a vector"),
+        (lambda: sf.Discrete.linear(0), "at least one step"),
+        (lambda: sf.Discrete.linear(10), "linear betas pass 1"),
+        (lambda: sf.Cosine(log_snr_max=-3.0, log_snr_min=3.0), "log_snr_min < log_snr_max"),
+        (lambda: sf.VE(sigma_min=2.0, sigma_max=1.0), "0 < sigma_min < sigma_max"),
+        (lambda: sf.LinearVP(beta_min=0.0), "0 < beta_min <= beta_max"),
+        (lambda: sf.Cosine().level(torch.rand(2, 2), like=torch.zeros(2)), "more axes than the data"),
+    ],
+)
+def test_bad_schedules_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
