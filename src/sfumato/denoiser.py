@@ -65,7 +65,8 @@ class Denoiser(nn.Module):
         """
         unit = x_t / torch.hypot(level.alpha * self.data_std, level.sigma)
         log_snr = level.log_snr.to(x_t).reshape(-1).expand(len(x_t))
-        y = self.net(unit.to(x_t.dtype), log_snr, cond).to(x_t.dtype)
+        weight = next(self.net.parameters(), x_t)
+        y = self.net(unit.to(weight.dtype), log_snr, cond).to(x_t.dtype)
         fraction = None
         if self.learns_variance and y.ndim > 1 and y.shape[1] == 2 * x_t.shape[1]:
             y, fraction = y.chunk(2, dim=1)

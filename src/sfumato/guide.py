@@ -30,7 +30,7 @@ def classifier_free(predict: Predictor, scale: float) -> Predictor:
 
 
 def clip(predict: Predictor, low: float = -1.0, high: float = 1.0) -> Predictor:
-    """x0 cut to [low, high], and the eps that x_t then implies: static thresholding. Saharia et al. (2022), section 2.3, arXiv:2205.11487."""
+    """x0 in [low, high] and the eps it implies: static thresholding. Saharia et al. (2022), section 2.3, arXiv:2205.11487."""
 
     def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
         p = predict(x_t, level, cond)

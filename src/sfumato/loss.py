@@ -47,7 +47,7 @@ def min_snr_weight(level: Level, *, gamma: float = 5.0) -> Tensor:
 
 
 def edm_weight(level: Level, *, data_std: float = 0.5) -> Tensor:
-    """The mean square of EDM's network output: (σ² + s²)/(σ s)² on x0 with σ = sigma/alpha. Karras et al. (2022), eq. 8, arXiv:2206.00364."""
+    """The mean square of EDM's network output: (σ² + s²)/(σ s)² on x0, σ = sigma/alpha. Karras et al. (2022), eq. 8, arXiv:2206.00364."""
     return eps_weight(level) + x0_weight(level) / data_std**2
 
 

@@ -50,7 +50,7 @@ def marginal(x0: Float[Tensor, "*x"], level: Level) -> Normal:
 
 
 def transition(x_s: Float[Tensor, "*x"], s: Level, t: Level) -> Normal:
-    """q(x_t | x_s) from the cleaner level s to the noisier t: N(alpha_ts x_s, sigma_ts²). Ho et al. (2020), eq. 2; Kingma et al. (2021), eq. 20."""
+    """q(x_t | x_s) from a cleaner s to a noisier t: N(alpha_ts x_s, sigma_ts²). Kingma et al. (2021), eq. 20, arXiv:2107.00630."""
     return Normal(t.alpha / s.alpha * x_s, transition_log_variance(s, t))
 
 

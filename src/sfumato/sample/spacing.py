@@ -46,7 +46,7 @@ def trailing(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
 
 
 def leading(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
-    """Counts up from the first level in whole strides: the noisiest level is left out, as in DDIM's own code. Lin et al. (2024), table 2."""
+    """Counts up from the first level in whole strides: the noisiest is left out, as in DDIM's code. Lin et al. (2024), table 2."""
     chain = _chain(schedule, "leading")
     return _with_data(torch.arange(steps) * (len(chain) // steps) + 1, chain)
 

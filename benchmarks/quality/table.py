@@ -1,0 +1,81 @@
+"""Scores every run below a folder and writes RESULTS.md and results.json beside this file: `table.py runs/quality`."""
+
+import argparse
+import json
+from pathlib import Path
+
+import classifier
+import protocol
+import torch
+from score import Scorer, samples
+
+HERE = Path(__file__).parent
+NAMES = ["sfumato", "transformer", "diffusers", "denoising-diffusion-pytorch"]
+PLAN = [*((name, minutes) for minutes in (3, 10) for name in NAMES), ("sfumato", 60), ("transformer", 60)]
+
+HEAD = f"""\
+# Quality for minutes of training
+
+Written by `table.py`; [README.md](README.md) says what is measured and how to repeat it. Fashion-MNIST, 60,000 training images,
+{protocol.THREADS} threads; the minutes are CPU seconds / {protocol.THREADS} spent in training. `fd@fashion_cnn` is a Fréchet distance in
+the feature space of a small Fashion-MNIST classifier (`{{space}}`), against all training images: smaller is better, and it compares with
+no other feature space's. *Italic* rows are real images.
+
+| minutes | model | fd@fashion_cnn | label accuracy | kid ×1000 | images seen | images/s | parameters | sampler | samples | s to sample |
+| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |
+"""
+
+
+def line(run: dict) -> str:
+    """One run, or a place kept for it, as a row of the table."""
+    if "fd" not in run:
+        return f"| {run['minutes']:g} | {run['name']} | not run | | | | | | | | |"
+    cells = [
+        f"{run['minutes']:g}",
+        run["name"],
+        f"**{run['fd']:.2f}**",
+        f"{run['label_accuracy']:.3f}",
+        f"{run['kid']:.1f}",
+        f"{run['images']:,}",
+        f"{run['images_per_second']:.0f}",
+        f"{run['parameters']:,}",
+        run["sampler"],
+        f"{run['samples']:,}",
+        f"{run['sample_seconds']:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def reference_line(name: str, row: dict) -> str:
+    return f"| | {name} | {row['fd']:.2f} | {row['label_accuracy']:.3f} | {row['kid']:.1f} | | | | | {row['count']:,} | |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Score all runs below a folder; write RESULTS.md and results.json.")
+    parser.add_argument("runs", type=Path, nargs="?", default=Path("runs/quality"))
+    parser.add_argument("--data", type=Path, default=protocol.DATA)
+    parser.add_argument("--out", type=Path, default=HERE)
+    args = parser.parse_args()
+    reports = sorted(path for path in args.runs.glob("**/report.json") if (path.parent / "samples.npz").exists())
+    if not reports:
+        parser.error(f"no report.json beside a samples.npz below {args.runs}; train something first (README.md has the commands).")
+    torch.set_num_threads(protocol.THREADS)
+    scorer = Scorer.of(args.data)
+    runs = [json.loads(path.read_text()) | scorer.score(*samples(path.parent / "samples.npz")) for path in reports]
+    references = scorer.references(args.data)
+
+    done = {(run["name"], run["minutes"]) for run in runs}
+    rows = runs + [{"name": name, "minutes": minutes} for name, minutes in PLAN if (name, minutes) not in done]
+    rows.sort(key=lambda run: (run["minutes"], run.get("fd", float("inf"))))
+    lines = [*map(line, rows), *(reference_line(f"*{name}*", row) for name, row in references.items())]
+    notes = [f"- {name}: {json.dumps(settings)}" for name, settings in {run["name"]: run["settings"] for run in runs}.items()]
+    machines = sorted({f"- {run['processor']}; " + ", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in runs})
+    parts = [HEAD.format(space=classifier.space()) + "\n".join(lines), "Settings:", "\n".join(notes), "Machines:", "\n".join(machines)]
+    (args.out / "RESULTS.md").write_text("\n\n".join(parts) + "\n")
+    record = {"space": classifier.space(), "runs": runs, "references": references}
+    (args.out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

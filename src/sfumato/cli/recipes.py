@@ -1,0 +1,30 @@
+"""`sfumato recipes`."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sfumato.train.recipe import load_recipe, recipe_names
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this one, complete, as YAML.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """List the recipes that ship with sfumato, or print one.
+
+    Example: sfumato recipes fashion > mine.yaml
+    """
+    if name is not None:
+        typer.echo(load_recipe(name, ["data.path=DATA"] if name in NEED_PATH else []).to_yaml())
+        return
+    table = Table("recipe", "network", "steps", "what it trains on", box=None)
+    for each in recipe_names():
+        recipe = load_recipe(each, ["data.path=DATA"] if each in NEED_PATH else [])
+        table.add_row(each, recipe.net.kind, str(recipe.training.steps), recipe.about)
+    Console().print(table)
+
+
+NEED_PATH = ("cifar10", "datasaurus", "folder")

@@ -1,0 +1,64 @@
+"""`sfumato sample`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from sfumato.cli.progress import reporter
+from sfumato.run import load
+from sfumato.runtime import keep_memory
+
+
+def sample(
+    model: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME (`sfumato zoo` lists them).")],
+    out: Annotated[Path, typer.Option(help="s.npz, s.png (a sheet), s.gif (the reverse process), or a folder for PNGs.")],
+    count: Annotated[int, typer.Option(help="How many.")] = 64,
+    sampler: Annotated[
+        str | None, typer.Option(help="ancestral, ancestral-large, ddim, heun or multistep; the recipe's by default.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the sampler; the recipe's by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Sample i depends on (model, seed, i) alone.")] = 0,
+    labels: Annotated[str | None, typer.Option(help="Classes, taken in turn: 3,5; all in turn by default.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance, 1 = off; the recipe's by default.")] = None,
+    batch: Annotated[int, typer.Option(help="How many at a time; does not change the samples.")] = 64,
+    forward: Annotated[bool, typer.Option("--forward", help="With a .gif: the forward process on the training data instead.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Draw samples from a model.
+
+    Example: sfumato sample zoo:fashion --labels 0,1,2 --count 30 --out sheet.png
+    """
+    run = load(model)
+    chosen = _labels(labels)
+    keep_memory()
+    if out.suffix not in ("", ".npz", ".png", ".gif"):
+        raise ValueError(f'samples are written as .npz, .png, .gif or a folder, got "{out.suffix}" in {out}.')
+    if forward and out.suffix != ".gif":
+        raise ValueError(f"--forward draws a moving picture, so --out must end in .gif, got {out}.")
+    if count < 1:
+        raise ValueError(f"--count must be at least 1, got {count}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if forward:
+        dataset = run.recipe.data.load()
+        rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
+        run.forward_gif(out, dataset.batch(rows)[0], seed=seed)
+    elif out.suffix == ".gif":
+        run.reverse_gif(out, count, labels=chosen, seed=seed, steps=steps, guidance=guidance, sampler=sampler)
+    else:
+        with reporter("sampling", count) as report:
+            samples = run.sample(
+                count, steps=steps, labels=chosen, seed=seed, guidance=guidance, sampler=sampler, batch=batch, on_batch=report
+            )
+        samples.save(out, columns=None if samples.labels is None else len(set(samples.labels.tolist())))
+    typer.echo(f"Wrote {out}.")
+
+
+def _labels(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f'--labels takes class numbers joined by commas, as in 3,5; got "{text}".') from None

