@@ -1,6 +1,6 @@
 """sfumato trains, samples, guides, measures and explains diffusion models on your own data."""
 
-from sfumato import guide, loss, nets, noise, oracle, process
+from sfumato import data, guide, loss, nets, noise, oracle, process
 from sfumato.denoiser import Cond, Denoiser, Predictor
 from sfumato.noise import normal_like, row_generators
 from sfumato.oracle import GaussianMixture
@@ -54,6 +54,7 @@ __all__ = [
     "Step",
     "SubVP",
     "Target",
+    "data",
     "edm_target",
     "eps_target",
     "flow_scales",

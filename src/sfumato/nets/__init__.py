@@ -2,6 +2,7 @@
 
 from sfumato.nets.dit import DiT
 from sfumato.nets.mlp import MLP
+from sfumato.nets.patch_unet import PatchUNet
 from sfumato.nets.unet import UNet
 
-__all__ = ["MLP", "DiT", "UNet"]
+__all__ = ["MLP", "DiT", "PatchUNet", "UNet"]

@@ -79,7 +79,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
-    watch: Callable[[dict[str, float]], None] | None = None,
+    watch: Callable[[dict[str, float | int]], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Trains a recipe into the run folder `out` and returns it.
@@ -253,7 +253,7 @@ def _coin(n: int, chance: float, generator: torch.Generator) -> Tensor:
     return torch.rand(n, generator=generator) < chance
 
 
-def _record(state: TrainState, window: Window, options: Training) -> dict[str, float]:
+def _record(state: TrainState, window: Window, options: Training) -> dict[str, float | int]:
     images = state.step * options.batch
     return {
         "step": state.step,

@@ -193,7 +193,24 @@ class DiTNet(Options):
         return nets.DiT(shape, patch=self.patch, width=self.width, depth=self.depth, heads=self.heads, classes=classes)
 
 
-Net = Annotated[MLPNet | UNetNet | DiTNet, Field(discriminator="kind")]
+class PatchUNetNet(Options):
+    """`nets.PatchUNet`."""
+
+    kind: Literal["patch-unet"] = "patch-unet"
+    patch: int = Field(default=2, ge=1)
+    widths: tuple[int, int] = (64, 192)
+    depth: int = Field(default=2, ge=0)
+    middle: str = "cac"
+    heads: int = Field(default=6, ge=1)
+
+    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+        """The network for data of this shape."""
+        return nets.PatchUNet(
+            shape, patch=self.patch, widths=self.widths, depth=self.depth, middle=self.middle, heads=self.heads, classes=classes
+        )
+
+
+Net = Annotated[MLPNet | UNetNet | DiTNet | PatchUNetNet, Field(discriminator="kind")]
 
 
 class CurveSchedule(Options):

@@ -1,0 +1,164 @@
+"""A U-Net of two resolutions over small patches: convolutions where texture is, a few attention blocks where the whole is.
+
+Pixels are folded into channels first (Shi et al. 2016, arXiv:1609.05158, inverted), so no convolution runs at full resolution, where a plain
+U-Net spends most of its time; and patches overlap through the 3×3 convolutions, so no patch border shows, as it does in a transformer.
+Everything is normalised over channels and laid out channels-last, which is the fast way through bfloat16 on CPUs and GPUs alike.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.nets.layers import Condition, attend, crop_like, pad_to_multiple, zeroed
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of a map."""
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Normalises each position."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvBlock(nn.Module):
+    """Two 3×3 convolutions and a residual; the condition scales and shifts what lies between them."""
+
+    def __init__(self, channels: int, condition: int) -> None:
+        """Builds the block; it begins as the identity."""
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulation = zeroed(nn.Linear(condition, 2 * channels))
+        self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
+        """x + f(x, condition)."""
+        scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
+        return x + self.second(nn.functional.silu(torch.addcmul(shift, self.first(self.norm(x)), 1 + scale)))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention and a perceptron side by side on one modulated norm: one matrix in, one out. Dehghani et al. (2023), arXiv:2302.05442."""
+
+    def __init__(self, channels: int, heads: int, condition: int, *, expansion: int = 3) -> None:
+        """Builds the block; it begins as the identity."""
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
+        self.modulation = zeroed(nn.Linear(condition, 2 * channels))
+        self.widths = [3 * channels, expansion * channels]
+        self.inward = nn.Linear(channels, sum(self.widths))
+        self.outward = zeroed(nn.Linear(channels + expansion * channels, channels))
+
+    def forward(self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
+        """x + f(x, condition)."""
+        b, c, h, w = x.shape
+        tokens = x.permute(0, 2, 3, 1).reshape(b, h * w, c)
+        scale, shift = self.modulation(condition)[:, None].chunk(2, dim=2)
+        qkv, wide = self.inward(torch.addcmul(shift, self.norm(tokens), 1 + scale)).split(self.widths, dim=2)
+        q, k, v = qkv.reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        # Unit queries and keys bound the logits by the scale, so low precision cannot blow them up.
+        mixed = attend(nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1), v, scale=8.0)
+        mixed = mixed.transpose(1, 2).reshape(b, h * w, c)
+        tokens = tokens + self.outward(torch.cat([mixed, nn.functional.gelu(wide, approximate="tanh")], dim=2))
+        return tokens.reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+
+class PatchUNet(nn.Module):
+    """Folds pixels by `patch`, convolves, halves, works at the coarse resolution, and comes back over a skip."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        patch: int = 2,
+        widths: tuple[int, int] = (64, 192),
+        depth: int = 2,
+        middle: str = "cac",
+        heads: int = 6,
+        classes: int = 0,
+        out_channels: int | None = None,
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            shape: of one x: (c, height, width).
+            patch: side of the pixels folded into channels.
+            widths: channels at the fine and at the coarse resolution, which is half the fine one.
+            depth: convolution blocks at the fine resolution, on each side.
+            middle: the coarse blocks in order: "c" for convolutions, "a" for attention.
+            heads: of the attention; must divide the coarse width.
+            classes: 0 for no labels.
+            out_channels: c where not given; 2c for a learned variance.
+
+        Raises:
+            ValueError: a shape that is no image's, heads that do not divide, a middle with other letters.
+        """
+        super().__init__()
+        if len(shape) != 3:
+            raise ValueError(f"PatchUNet takes images (c, height, width), got shape {shape}; for points use MLP, for signals UNet.")
+        if not middle or set(middle) - {"c", "a"}:
+            raise ValueError(f'middle is spelt with "c" (convolutions) and "a" (attention), got "{middle}".')
+        fine, coarse = widths
+        if coarse % heads:
+            raise ValueError(f"{heads} heads do not divide the coarse width {coarse}.")
+        self.patch = patch
+        self.condition = Condition(coarse, classes)
+        # One more input channel of ones: with zero padding, it tells a position how far the border is.
+        self.stem = nn.Conv2d(shape[0] * patch**2 + 1, fine, 3, padding=1)
+        self.encoder = nn.ModuleList(ConvBlock(fine, coarse) for _ in range(depth))
+        self.halve = nn.Conv2d(4 * fine, coarse, 1)
+        grid = [-(-n // (2 * patch)) for n in shape[1:]]
+        self.places = nn.Parameter(0.02 * torch.randn(1, coarse, *grid))
+        self.middle = nn.ModuleList(ConvBlock(coarse, coarse) if kind == "c" else AttentionBlock(coarse, heads, coarse) for kind in middle)
+        self.widen = nn.Conv2d(coarse, 4 * fine, 1)
+        self.join = nn.Conv2d(2 * fine, fine, 1)
+        self.decoder = nn.ModuleList(ConvBlock(fine, coarse) for _ in range(depth))
+        self.norm = ChannelNorm(fine)
+        self.head = zeroed(nn.Conv2d(fine, (out_channels or shape[0]) * patch**2, 3, padding=1))
+
+    def hidden(self) -> Iterator[nn.Parameter]:
+        """The matrices between the stem and the head, for optimisers that treat them apart."""
+        for part in (self.encoder, self.halve, self.middle, self.widen, self.join, self.decoder):
+            for name, weight in part.named_parameters():
+                if weight.ndim > 1 and "modulation" not in name:
+                    yield weight
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "b d h w"]:
+        """Maps x to its size."""
+        condition = self.condition(log_snr, cond)
+        maps = nn.functional.pixel_unshuffle(pad_to_multiple(x, 2 * self.patch), self.patch)
+        maps = torch.cat([maps, torch.ones_like(maps[:, :1])], dim=1).contiguous(memory_format=torch.channels_last)
+        maps = self.stem(maps)
+        for block in self.encoder:
+            maps = block(maps, condition)
+        skip = maps
+        maps = self.halve(_fold(maps))
+        places = self.places
+        if places.shape[2:] != maps.shape[2:]:
+            places = nn.functional.interpolate(places, maps.shape[2:], mode="bilinear")
+        maps = maps + places
+        for block in self.middle:
+            maps = block(maps, condition)
+        maps = self.join(torch.cat([_unfold(self.widen(maps)), skip], dim=1))
+        for block in self.decoder:
+            maps = block(maps, condition)
+        return crop_like(nn.functional.pixel_shuffle(self.head(nn.functional.silu(self.norm(maps))), self.patch), x)
+
+
+def _fold(maps: Tensor) -> Tensor:
+    """[b, c, 2h, 2w] to [b, 4c, h, w], channels-last in one copy."""
+    b, c, h, w = maps.shape
+    parts = maps.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2, c).transpose(2, 3)
+    return parts.reshape(b, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
+
+
+def _unfold(maps: Tensor) -> Tensor:
+    """The inverse of `_fold`."""
+    b, c, h, w = maps.shape
+    parts = maps.permute(0, 2, 3, 1).reshape(b, h, w, 2, 2, c // 4).transpose(2, 3)
+    return parts.reshape(b, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)

@@ -1,0 +1,204 @@
+"""Training as a promise: it learns what can be known, and an interrupted run ends where an uninterrupted one does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import sfumato as sf
+from sfumato.train import checkpoint
+from sfumato.train.checkpoint import CheckpointError
+from sfumato.train.loop import _batches, precision, train
+from sfumato.train.recipe import Training, load_recipe
+
+TINY = {
+    "data": {"kind": "digits"},
+    "net": {"kind": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2},
+    "training": {"steps": 12, "batch": 16, "checkpoint_every": 4, "log_every": 3, "warmup": 2, "precision": "float32", "keep": 10},
+    "sampling": {"steps": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def weights(run, step=12, stem="model"):
+    return load_file(run / "checkpoints" / f"{step:08d}" / f"{stem}.safetensors")
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("number", ["float32", "bfloat16"])
+def test_a_resumed_run_ends_in_the_same_bits(recipe_file, tmp_path, optimizer, number):
+    recipe = load_recipe(recipe_file, [f"training.optimizer={optimizer}", f"training.precision={number}", "training.ema=[0.1,0.05]"])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(recipe, whole)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(record):
+        if record["step"] == 6:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(recipe, cut, watch=stop)
+    assert checkpoint.steps_in(cut / "checkpoints") == [4]
+    train(recipe, cut, resume=True)
+    for stem in ("model", "ema-0.100", "ema-0.050", "optimizer"):
+        ours, theirs = weights(cut, stem=stem), weights(whole, stem=stem)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    varying = ("seconds", "images_per_second")
+    strip = lambda run: [{k: v for k, v in line.items() if k not in varying} for line in lines(run)]  # noqa: E731
+    assert strip(cut) == strip(whole)
+    assert [line["step"] for line in lines(cut)] == [3, 6, 9, 12]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(recipe_file, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "sfumato", "train", str(recipe_file), "--out", str(run), "--steps", "400"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while len(checkpoint.steps_in(run / "checkpoints")) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = checkpoint.steps_in(run / "checkpoints")[-1]
+    assert done < 400
+    out = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert f"after step {done} of 400" in out.stdout
+    assert [line["step"] for line in lines(run)] == [*range(3, 400, 3), 400]
+
+
+def test_training_learns_what_can_be_known(tmp_path):
+    """On Gaussian points the best loss is known: E (v_hat - v)² at the exact predictor, averaged over the same times."""
+    rng = np.random.default_rng(0)
+    points = (rng.standard_normal((50_000, 2)) @ np.array([[1.0, 0.6], [0.0, 0.8]]) + 3).astype(np.float32)
+    np.save(tmp_path / "points.npy", points)
+    tree = {
+        "data": {"kind": "array", "path": str(tmp_path / "points.npy")},
+        "net": {"kind": "mlp", "width": 64, "depth": 2, "waves": 0},
+        "training": {"steps": 600, "batch": 512, "rate": 3e-3, "warmup": 20, "precision": "float32", "log_every": 100, "checkpoint_every": 600},
+    }
+    path = tmp_path / "gaussian.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    run = sf.load(train(load_recipe(path), tmp_path / "run"))
+    x0 = run.form.scaling.encode(points).double()
+    exact = sf.GaussianMixture(torch.ones(1), x0.mean(0, keepdim=True), x0.T.cov()[None])
+    level = run.schedule.level(torch.linspace(0.02, 0.98, len(x0)), like=x0)
+    eps = torch.randn(x0.shape, dtype=torch.float64)
+    learnt = sf.loss.simple(run.denoiser.double(), x0, eps, level, weight=sf.loss.v_weight).mean()
+    best = sf.loss.simple(exact, x0, eps, level, weight=sf.loss.v_weight).mean()
+    assert best < learnt < 1.02 * best
+
+
+def test_each_epoch_sees_every_row_once():
+    seen = _batches(10, Training(batch=4, steps=1), 0)
+    rows = np.concatenate([next(seen) for _ in range(5)])
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert list(rows[:10]) != list(rows[10:])
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    rows = next(_batches(3, Training(batch=8, steps=1), 0))
+    assert sorted(np.bincount(rows)) == [2, 3, 3]
+
+
+def test_dropped_labels_and_noise_depend_on_the_step_alone(recipe_file, tmp_path):
+    """Two runs of other lengths agree for as long as their rates do."""
+    short = load_recipe(recipe_file, ["training.decay=constant", "training.steps=4"])
+    long = load_recipe(recipe_file, ["training.decay=constant"])
+    a, b = train(short, tmp_path / "a"), train(long, tmp_path / "b")
+    ours, theirs = weights(a, 4), weights(b, 4)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_run_folder_holds_what_it_should(recipe_file, tmp_path):
+    run = train(load_recipe(recipe_file), tmp_path / "run")
+    held = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    last = "checkpoints/00000012/"
+    assert {
+        "recipe.yaml", "manifest.json", "metrics.jsonl", "report.json", "samples/00000012.png",
+        f"{last}model.safetensors", f"{last}ema-0.100.safetensors", f"{last}optimizer.safetensors", f"{last}state.json",
+    } <= held  # fmt: skip
+    assert any(name.startswith("tensorboard/events") for name in held)
+    assert load_recipe(run / "recipe.yaml") == load_recipe(recipe_file)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["data"]["fingerprint"] == sf.data.digits().fingerprint()
+
+
+def test_old_checkpoints_are_removed(recipe_file, tmp_path):
+    run = train(load_recipe(recipe_file, ["training.keep=1"]), tmp_path / "run")
+    assert checkpoint.steps_in(run / "checkpoints") == [12]
+
+
+def test_half_written_checkpoints_are_not_seen(recipe_file, tmp_path):
+    run = train(load_recipe(recipe_file), tmp_path / "run")
+    (run / "checkpoints" / ".00000099.partial").mkdir()
+    assert checkpoint.latest(run).name == "00000012"
+
+
+def test_resume_with_another_recipe_says_what_differs(recipe_file, tmp_path):
+    run = train(load_recipe(recipe_file), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"training\.rate: 0\.001 → 0\.5"):
+        train(load_recipe(recipe_file, ["training.rate=0.5"]), run, resume=True)
+
+
+def test_a_folder_in_use_is_left_alone(recipe_file, tmp_path):
+    run = train(load_recipe(recipe_file), tmp_path / "run")
+    with pytest.raises(ValueError, match="already holds a run; add --resume"):
+        train(load_recipe(recipe_file), run)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="is no run folder"):
+        train(load_recipe(recipe_file), tmp_path / "other")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"\xff" * 16 + b[16:], lambda b: b""])
+def test_a_damaged_checkpoint_is_named(recipe_file, tmp_path, damage):
+    run = train(load_recipe(recipe_file), tmp_path / "run")
+    path = run / "checkpoints" / "00000012" / "ema-0.100.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"ema-0\.100\.safetensors is damaged"):
+        sf.load(run)
+
+
+def test_a_non_finite_loss_stops_the_run(recipe_file, tmp_path):
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        train(load_recipe(recipe_file, ["training.rate=1e30", "training.clip=1e30", "training.steps=60"]), tmp_path / "run")
+
+
+def test_constant_data_are_refused(tmp_path):
+    np.save(tmp_path / "flat.npy", np.full((10, 4, 4), 7, dtype=np.uint8))
+    path = tmp_path / "flat.yaml"
+    path.write_text(yaml.safe_dump(TINY | {"data": {"kind": "array", "path": str(tmp_path / "flat.npy")}}))
+    with pytest.raises(ValueError, match="one constant"):
+        train(load_recipe(path), tmp_path / "run")
+
+
+def test_precision_by_name():
+    assert precision("float32") == torch.float32
+    assert precision("bfloat16") == torch.bfloat16
+    assert precision("auto") in (torch.float32, torch.bfloat16)
