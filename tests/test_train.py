@@ -100,7 +100,15 @@ def test_training_learns_what_can_be_known(tmp_path):
     tree = {
         "data": {"kind": "array", "path": str(tmp_path / "points.npy")},
         "net": {"kind": "mlp", "width": 64, "depth": 2, "waves": 0},
-        "training": {"steps": 600, "batch": 512, "rate": 3e-3, "warmup": 20, "precision": "float32", "log_every": 100, "checkpoint_every": 600},
+        "training": {
+            "steps": 600,
+            "batch": 512,
+            "rate": 3e-3,
+            "warmup": 20,
+            "precision": "float32",
+            "log_every": 100,
+            "checkpoint_every": 600,
+        },
     }
     path = tmp_path / "gaussian.yaml"
     path.write_text(yaml.safe_dump(tree))

@@ -152,6 +152,8 @@ class Run:
         for name, number in (("count", count), ("batch", batch)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}.")
         walk = self.walk(steps=steps, guidance=guidance, sampler=sampler)
         done, all_labels = [], self.labels(range(count), labels)
         for start in range(0, count, batch):

@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench docs clean
+
+# Installed once; again when the pins change.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Train on the images in the package, sample, and draw: runs/demo.
+demo: $(VENV)/.installed
+	$(BIN)/sfumato train demo --out runs/demo --resume
+	$(BIN)/sfumato sample runs/demo --count 80 --out runs/demo/samples.png
+	$(BIN)/sfumato sample runs/demo --count 20 --out runs/demo/reverse.gif
+	@echo "Look at runs/demo/samples.png (one class a column), runs/demo/reverse.gif and runs/demo/report.json."
+
+test: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+
+# The same checks as pre-commit's.
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/toys.py
+	benchmarks/quality/run.sh
+
+docs: $(VENV)/.installed
+	$(BIN)/pdoc --output-directory build/docs sfumato
+
+clean:
+	rm -rf $(VENV) build

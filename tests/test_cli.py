@@ -1,0 +1,215 @@
+"""The commands as a person uses them: what they write, and what they say to bad input (one sentence, an exit code, nothing half-written)."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import sfumato as sf
+from sfumato.cli import main
+from sfumato.train.loop import train
+from sfumato.train.recipe import load_recipe
+
+TINY = {
+    "data": {"kind": "digits"},
+    "net": {"kind": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2},
+    "training": {"steps": 4, "batch": 16, "checkpoint_every": 2, "log_every": 2, "precision": "float32"},
+    "sampling": {"steps": 3, "sampler": "ancestral"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained run, shared: commands only read it."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return train(load_recipe(folder / "tiny.yaml"), folder / "run")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder with a recipe, and the faulty files of the table below."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
+    (tmp_path / "broken.yaml").write_text("data: {kind: digits\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "bad1.png").write_bytes(b"\x89PNG not really")
+    (tmp_path / "photos" / "bad2.png").write_bytes(b"")
+    raw = struct.pack(">BBBBIII", 0, 0, 8, 3, 10, 28, 28) + bytes(100)
+    (tmp_path / "cut-images-idx3-ubyte.gz").write_bytes(gzip.compress(raw))
+    np.savez(tmp_path / "letters.npz", arr_0=np.array(["a", "b"]))
+    np.savez(tmp_path / "shape.npz", arr_0=np.zeros((5, 4, 4, 7), dtype=np.uint8))
+    np.savez(tmp_path / "labels.npz", arr_0=np.zeros((5, 4, 4, 1), dtype=np.uint8), arr_1=np.zeros(3, dtype=np.int64))
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+def call(*arguments, capsys):
+    """Exit code, standard output, standard error."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return stopped.value.code, out, err
+
+
+BAD = {
+    "unknown recipe": (["train", "fashon"], 2, 'there is no recipe "fashon"; did you mean fashion?'),
+    "missing recipe file": (["train", "mine.yaml"], 2, "there is no recipe file mine.yaml"),
+    "recipe that is a list": (["train", "list.yaml"], 2, "a mapping with data, net"),
+    "recipe that is not YAML": (["train", "broken.yaml"], 2, "is not YAML"),
+    "misspelt option": (["train", "digits", "--set", "training.bach=3"], 2, "did you mean training.batch?"),
+    "misspelt group": (["train", "digits", "--set", "trainig.batch=3"], 2, "did you mean training?"),
+    "misspelt option of a kind": (["train", "digits", "--set", "net.witdh=3"], 2, "did you mean net.width?"),
+    "wrong type": (["train", "digits", "--set", "training.batch=many"], 2, "training.batch got 'many'"),
+    "wrong kind": (["train", "digits", "--set", "net.kind=gan"], 2, "net.kind must be one of"),
+    "unknown toy": (["train", "moons", "--set", "data.name=mons"], 2, 'there is no toy "mons"; did you mean moons?'),
+    "unknown default sampler": (["train", "digits", "--set", "sampling.sampler=dim"], 2, "did you mean ddim?"),
+    "impossible average": (["train", "digits", "--set", "training.ema=[0.5]"], 2, "must lie in (0, 0.288)"),
+    "no equals sign": (["train", "digits", "--set", "training.batch"], 2, "path=value"),
+    "path not given": (["train", "folder"], 2, "data.path is missing"),
+    "missing folder": (["train", "folder", "--set", "data.path=nowhere"], 2, "nowhere"),
+    "empty folder": (["train", "folder", "--set", "data.path=empty"], 2, "empty"),
+    "too many broken images": (["train", "folder", "--set", "data.path=photos", "--set", "data.size=8"], 2, "bad1.png"),
+    "truncated idx": (["train", "tiny.yaml", "--set", "data={kind: idx, path: cut-images-idx3-ubyte.gz}"], 2, "cut-images-idx3-ubyte.gz"),
+    "npz of letters": (["train", "tiny.yaml", "--set", "data={kind: array, path: letters.npz}"], 2, "letters: values must be uint8"),
+    "npz of a wrong shape": (["train", "tiny.yaml", "--set", "data={kind: array, path: shape.npz}"], 2, "shape: uint8 values must be images"),
+    "npz of too few labels": (["train", "tiny.yaml", "--set", "data={kind: array, path: labels.npz}"], 2, "labels"),
+    "no steps": (["train", "digits", "--steps", "0"], 2, "training.steps got 0"),
+    "steps that are no number": (["train", "digits", "--steps", "ten"], 2, "'--steps'"),
+    "out below a file": (["train", "tiny.yaml", "--out", "file/run"], 1, "file/run"),
+    "out that is a file": (["train", "tiny.yaml", "--out", "file"], 2, "is no run folder"),
+    "unknown command": (["trian"], 2, "trian"),
+    "unknown flag": (["train", "digits", "--stepz", "3"], 2, "stepz"),
+    "unknown model": (["sample", "zoo:fashio", "--out", "s.npz"], 2, "the zoo holds"),
+    "no run folder": (["sample", "nowhere", "--out", "s.npz"], 2, "is no run folder"),
+    "label out of range": (["sample", "RUN", "--labels", "10", "--out", "s.npz"], 2, "label 10 is out of range"),
+    "labels that are names": (["sample", "RUN", "--labels", "cat", "--out", "s.npz"], 2, "--labels takes class numbers"),
+    "sampling in no steps": (["sample", "RUN", "--steps", "0", "--out", "s.npz"], 2, "steps must be at least 1"),
+    "no samples": (["sample", "RUN", "--count", "0", "--out", "s.npz"], 2, "--count must be at least 1"),
+    "no batch": (["sample", "RUN", "--batch", "0", "--out", "s.npz"], 2, "batch must be at least 1"),
+    "negative guidance": (["sample", "RUN", "--guidance", "-1", "--out", "s.npz"], 2, "guidance must be at least 0"),
+    "unknown sampler": (["sample", "RUN", "--sampler", "euler-b", "--out", "s.npz"], 2, "the samplers are"),
+    "unknown suffix": (["sample", "RUN", "--out", "s.jpeg"], 2, "samples are written as"),
+    "forward as a sheet": (["sample", "RUN", "--forward", "--out", "s.png"], 2, "must end in .gif"),
+    "negative seed": (["sample", "RUN", "--seed", "-1", "--out", "s.npz"], 2, "seed must be at least 0"),
+    "unwritable path": (["sample", "RUN", "--out", "file/s.npz"], 1, "file"),
+    "out not given": (["sample", "RUN"], 2, "--out"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_sentence(name, here, run, capsys):
+    arguments, code, sentence = BAD[name]
+    before = {path: path.stat().st_size for path in here.rglob("*")}
+    got, out, err = call(*[run if a == "RUN" else a for a in arguments], capsys=capsys)
+    assert got == code
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in out + err
+    assert {path: path.stat().st_size for path in here.rglob("*")} == before
+
+
+def test_a_run_without_a_checkpoint_says_so(here, run, capsys):
+    bare = here / "bare"
+    bare.mkdir()
+    for name in ("recipe.yaml", "manifest.json"):
+        (bare / name).write_bytes((run / name).read_bytes())
+    code, _, err = call("sample", bare, "--out", "s.npz", capsys=capsys)
+    assert (code, "holds no checkpoint yet" in err) == (1, True)
+
+
+def test_one_broken_image_among_many_is_named_and_skipped(here, capsys):
+    (here / "photos" / "bad2.png").unlink()
+    code, out, _ = call("train", "tiny.yaml", "--set", "data={kind: folder, path: photos, size: 8}", "--out", "run", capsys=capsys)
+    assert code == 0
+    assert "Left out 1 files" in out
+    assert "bad1.png" in out
+
+
+def test_train_writes_plain_lines_and_resume_finds_nothing_to_do(here, capsys):
+    code, out, _ = call("train", "tiny.yaml", "--out", "run", capsys=capsys)
+    assert code == 0
+    assert "training 4/4, loss" in out
+    code, out, _ = call("train", "tiny.yaml", "--out", "run", "--resume", capsys=capsys)
+    assert code == 0
+    assert "after step 4 of 4" in out
+    code, _, err = call("train", "tiny.yaml", "--out", "run", "--resume", "--steps", "5", capsys=capsys)
+    assert (code, "training.steps: 4 → 5" in err) == (2, True)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_samples_do_not_depend_on_the_batch_or_the_count(run, here, batch, capsys):
+    """With a stochastic sampler, so that the noise of every step is a sample's own."""
+    call("sample", run, "--count", "10", "--batch", "64", "--out", "whole.npz", capsys=capsys)
+    call("sample", run, "--count", "8", "--batch", batch, "--out", "part.npz", capsys=capsys)
+    whole, part = np.load("whole.npz"), np.load("part.npz")
+    assert whole["arr_0"].dtype == np.uint8
+    assert whole["arr_0"].shape == (10, 8, 8, 1)
+    assert np.abs(whole["arr_0"][:8].astype(int) - part["arr_0"].astype(int)).max() <= 1
+    assert list(whole["arr_1"]) == list(range(10))
+
+
+def test_samples_differ_by_seed_and_repeat_by_seed(run, here, capsys):
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        call("sample", run, "--count", "4", "--seed", seed, "--out", f"{name}.npz", capsys=capsys)
+    a, b, c = (np.load(f"{name}.npz")["arr_0"] for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_every_form_of_samples(run, here, capsys):
+    for name in ("s.png", "s.gif", "folder", "f.gif"):
+        extra = ["--forward"] if name == "f.gif" else []
+        assert call("sample", run, "--count", "20", "--labels", "3,5", "--out", name, *extra, capsys=capsys)[0] == 0
+    sheet = Image.open("s.png")
+    assert sheet.width < sheet.height  # two classes, a column each
+    assert Image.open("s.gif").n_frames == 3
+    names = sorted(path.name for path in (here / "folder").iterdir())
+    assert names[:2] == ["000000_3.png", "000001_5.png"]
+    samples = sf.load(run).sample(20, labels=[3, 5])
+    assert np.array_equal(np.asarray(Image.open(here / "folder" / names[1])), samples.values[1, :, :, 0])
+
+
+def test_points_have_their_pictures(here, capsys):
+    small = ["--set", "net.width=16", "--set", "data.count=500", "--set", "training.batch=64", "--steps", "5"]
+    assert call("train", "moons", *small, "--out", "moons", capsys=capsys)[0] == 0
+    for name in ("p.png", "p.gif", "forward.gif", "p.npz"):
+        extra = ["--forward"] if name == "forward.gif" else []
+        assert call("sample", "moons", "--count", "50", "--steps", "4", "--out", name, *extra, capsys=capsys)[0] == 0
+    assert np.load("p.npz")["arr_0"].shape == (50, 2)
+    assert np.load("p.npz")["arr_0"].dtype == np.float32
+
+
+def test_recipes_are_listed_and_each_is_whole(capsys):
+    code, out, _ = call("recipes", capsys=capsys)
+    assert code == 0
+    for name in ("demo", "fashion", "digits", "cifar10", "folder", *sf.data.TOYS):
+        assert name in out
+        code, text, _ = call("recipes", name, capsys=capsys)
+        assert code == 0
+        assert yaml.safe_load(text)["training"]["batch"] > 0
+
+
+def test_help_has_an_example(capsys):
+    for command in ("train", "sample", "recipes", "zoo"):
+        code, out, _ = call(command, "--help", capsys=capsys)
+        assert code == 0
+        assert "Example: sfumato " in out
+
+
+def test_debug_shows_the_traceback(here):
+    with pytest.raises(ValueError, match="no recipe"):
+        main(["train", "fashon", "--debug"])
