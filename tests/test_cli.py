@@ -85,7 +85,11 @@ BAD = {
     "too many broken images": (["train", "folder", "--set", "data.path=photos", "--set", "data.size=8"], 2, "bad1.png"),
     "truncated idx": (["train", "tiny.yaml", "--set", "data={kind: idx, path: cut-images-idx3-ubyte.gz}"], 2, "cut-images-idx3-ubyte.gz"),
     "npz of letters": (["train", "tiny.yaml", "--set", "data={kind: array, path: letters.npz}"], 2, "letters: values must be uint8"),
-    "npz of a wrong shape": (["train", "tiny.yaml", "--set", "data={kind: array, path: shape.npz}"], 2, "shape: uint8 values must be images"),
+    "npz of a wrong shape": (
+        ["train", "tiny.yaml", "--set", "data={kind: array, path: shape.npz}"],
+        2,
+        "shape: uint8 values must be images",
+    ),
     "npz of too few labels": (["train", "tiny.yaml", "--set", "data={kind: array, path: labels.npz}"], 2, "labels"),
     "no steps": (["train", "digits", "--steps", "0"], 2, "training.steps got 0"),
     "steps that are no number": (["train", "digits", "--steps", "ten"], 2, "'--steps'"),

@@ -1,6 +1,6 @@
 """sfumato trains, samples, guides, measures and explains diffusion models on your own data."""
 
-from sfumato import data, guide, loss, nets, noise, oracle, process
+from sfumato import data, guide, likelihood, loss, nets, noise, oracle, process
 from sfumato.denoiser import Cond, Denoiser, Predictor
 from sfumato.noise import normal_like, row_generators
 from sfumato.oracle import GaussianMixture
@@ -61,6 +61,7 @@ __all__ = [
     "flow_target",
     "grid",
     "guide",
+    "likelihood",
     "load",
     "loss",
     "nets",

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.noise import Generator, normal_like
+from sfumato.prediction import Prediction
 from sfumato.schedule import Level
 
 _LOG_2_PI = math.log(2 * math.pi)
@@ -42,6 +43,22 @@ class Normal:
         distance = (self.mean - other.mean).square() * (-other.log_variance).exp()
         ratio = self.log_variance - other.log_variance
         return 0.5 * (distance + ratio.exp() - 1 - ratio)
+
+    def binned_log_prob(self, x: Float[Tensor, "*x"], *, width: float = 2 / 255) -> Float[Tensor, "*x"]:
+        """Log-probability of each entry's bin, in nats: the Gaussian's mass in x ± width/2, the outermost bins of [-1, 1] open outwards.
+
+        The decoder of 8-bit data in [-1, 1]. Ho et al. (2020), eq. 13, arXiv:2006.11239.
+        """
+        scale = (-self.log_variance / 2).exp()
+        upper, lower = (x - self.mean + width / 2) * scale, (x - self.mean - width / 2) * scale
+        top, bottom = x > 1 - width / 2, x < -1 + width / 2
+        below, above = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
+        # log(Φ(b) - Φ(a)) in the tail where both are small, so that nothing cancels.
+        flip = lower > 0
+        far, near = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+        log_near, log_far = torch.special.log_ndtr(near), torch.special.log_ndtr(far)
+        inside = log_near + torch.log(-torch.expm1((log_far - log_near).clamp(max=-1e-12)))
+        return torch.where(top & bottom, torch.zeros_like(inside), torch.where(bottom, below, torch.where(top, above, inside)))
 
 
 def marginal(x0: Float[Tensor, "*x"], level: Level) -> Normal:
@@ -69,6 +86,46 @@ def posterior(x0: Float[Tensor, "*x"], x_t: Float[Tensor, "*x"], t: Level, s: Le
 def posterior_log_variance(t: Level, s: Level) -> Tensor:
     """log(sigma_s² sigma_ts²/sigma_t²): log β̃ of the step from t back to s; -inf where s is the data."""
     return 2 * s.sigma.log() + _noise_share(t, s).log()
+
+
+def reverse(
+    prediction: Prediction,
+    x_t: Float[Tensor, "*x"],
+    t: Level,
+    s: Level,
+    *,
+    variance: str = "small",
+    last_log_variance: Tensor | None = None,
+) -> Normal:
+    """p(x_s | x_t) of a model: the posterior at its x0, with a variance that the model does not choose, or learns.
+
+    Args:
+        prediction: at x_t.
+        x_t: the noisy data.
+        t: its level.
+        s: the cleaner level.
+        variance: "small" (β̃), "large" (β), or "learned" (between the two in their logarithms). Ho et al. (2020), section 3.2; Nichol &
+            Dhariwal (2021), eq. 15, arXiv:2102.09672.
+        last_log_variance: stands for log β̃, and for the large log β, where s is the data and log β̃ is -inf; the papers take the log β̃ of
+            the step before.
+
+    Raises:
+        ValueError: an unknown variance, or a learned one that the prediction does not have.
+    """
+    small, large = posterior_log_variance(t, s), transition_log_variance(s, t)
+    is_last = s.sigma == 0
+    if last_log_variance is not None:
+        small = torch.where(is_last, last_log_variance, small)
+    mean = posterior(prediction.x0, x_t, t, s).mean
+    if variance == "small":
+        return Normal(mean, small)
+    if variance == "large":
+        return Normal(mean, large if last_log_variance is None else torch.where(is_last, last_log_variance, large))
+    if variance != "learned":
+        raise ValueError(f'variance must be "small", "large" or "learned", got "{variance}".')
+    if prediction.variance_fraction is None:
+        raise ValueError('this model has not learned a variance; take "small" or "large", or train with variance="learned".')
+    return Normal(mean, torch.lerp(small.to(x_t), large.to(x_t), prediction.variance_fraction))
 
 
 def _noise_share(t: Level, s: Level) -> Tensor:

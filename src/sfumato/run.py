@@ -177,7 +177,9 @@ class Run:
         scale = defaults.guidance if guidance is None else guidance
         if scale < 0:
             raise ValueError(f"guidance must be at least 0 (1 = off), got {scale}.")
-        predict = guide.classifier_free(self.denoiser, scale) if self.form.classes else self.denoiser
+        predict: Predictor = guide.classifier_free(self.denoiser, scale) if self.form.classes else self.denoiser
+        if defaults.guidance_interval is not None:
+            predict = guide.interval(predict, self.denoiser, *defaults.guidance_interval)
         predict = guide.clip(predict) if defaults.clip else predict
 
         def walk(rows: range, seed: int, labels: Tensor | None, on_step: Callable[[int, Tensor], None] | None) -> Tensor:

@@ -1,7 +1,7 @@
 """A U-Net of two resolutions over small patches: convolutions where texture is, a few attention blocks where the whole is.
 
-Pixels are folded into channels first (Shi et al. 2016, arXiv:1609.05158, inverted), so no convolution runs at full resolution, where a plain
-U-Net spends most of its time; and patches overlap through the 3×3 convolutions, so no patch border shows, as it does in a transformer.
+Pixels are folded into channels first (Shi et al. 2016, arXiv:1609.05158, inverted), so no convolution runs at full resolution, where a
+plain U-Net spends most of its time; and the 3×3 convolutions overlap, so no patch border shows, as it does in a transformer.
 Everything is normalised over channels and laid out channels-last, which is the fast way through bfloat16 on CPUs and GPUs alike.
 """
 
@@ -40,7 +40,7 @@ class ConvBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention and a perceptron side by side on one modulated norm: one matrix in, one out. Dehghani et al. (2023), arXiv:2302.05442."""
+    """Self-attention and a perceptron side by side on one modulated norm: one matrix in, one out (arXiv:2302.05442)."""
 
     def __init__(self, channels: int, heads: int, condition: int, *, expansion: int = 3) -> None:
         """Builds the block; it begins as the identity."""

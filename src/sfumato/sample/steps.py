@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator, normal_like
-from sfumato.process import posterior, posterior_log_variance, transition_log_variance
+from sfumato.process import posterior_log_variance, reverse
 from sfumato.schedule import Level
 
 
@@ -35,18 +35,8 @@ class Ancestral:
         self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: None, generator: Generator | None
     ) -> tuple[Float[Tensor, "b *x"], None]:
         """One ancestral step."""
-        p = predict(x, t)
-        mean = posterior(p.x0, x, t, s).mean
-        if not bool(s.sigma.any()):
-            return mean, None
-        log_variance = posterior_log_variance(t, s)
-        if self.variance == "large":
-            log_variance = transition_log_variance(s, t)
-        elif self.variance == "learned":
-            if p.variance_fraction is None:
-                raise ValueError('this model has not learned a variance; take Ancestral("small") or train with variance="learned".')
-            log_variance = torch.lerp(log_variance.to(x), transition_log_variance(s, t).to(x), p.variance_fraction)
-        return mean + (log_variance / 2).exp() * normal_like(x, generator), None
+        model = reverse(predict(x, t), x, t, s, variance=self.variance)
+        return (model.sample(generator) if bool(s.sigma.any()) else model.mean), None
 
 
 @dataclass(frozen=True)

@@ -350,12 +350,17 @@ SPACINGS: Mapping[str, Spacing] = {
 
 
 class Sampling(Options):
-    """How the run is sampled unless told otherwise."""
+    """How the run is sampled unless told otherwise.
+
+    Guidance acts between the two log-SNRs of `guidance_interval` (nats), everywhere without one. `log_snr_min` and `log_snr_max` bring the
+    ends of the schedule closer for sampling: the last noise need only be too weak to see.
+    """
 
     sampler: str = "multistep"
     steps: int = Field(default=20, ge=1)
     spacing: str = "log-snr"
     guidance: float = Field(default=1.0, ge=0)
+    guidance_interval: tuple[float, float] | None = None
     clip: bool = False
     log_snr_max: float | None = None
     log_snr_min: float | None = None
