@@ -1,4 +1,4 @@
-"""The commands as a person uses them: what they write, and what they say to bad input (one sentence, an exit code, nothing half-written)."""
+"""The commands as a person uses them: what they write, and the one sentence that bad input gets, with nothing half-written."""
 
 import gzip
 import struct
@@ -54,6 +54,9 @@ def here(tmp_path, monkeypatch):
     np.savez(tmp_path / "shape.npz", arr_0=np.zeros((5, 4, 4, 7), dtype=np.uint8))
     np.savez(tmp_path / "labels.npz", arr_0=np.zeros((5, 4, 4, 1), dtype=np.uint8), arr_1=np.zeros(3, dtype=np.int64))
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty.npz").mkdir()
+    (tmp_path / "round.yaml").write_text("base: round.yaml\n")
+    (tmp_path / "five.yaml").write_text("base: 5\n")
     return tmp_path
 
 
@@ -103,13 +106,32 @@ BAD = {
     "labels that are names": (["sample", "RUN", "--labels", "cat", "--out", "s.npz"], 2, "--labels takes class numbers"),
     "sampling in no steps": (["sample", "RUN", "--steps", "0", "--out", "s.npz"], 2, "steps must be at least 1"),
     "no samples": (["sample", "RUN", "--count", "0", "--out", "s.npz"], 2, "--count must be at least 1"),
-    "no batch": (["sample", "RUN", "--batch", "0", "--out", "s.npz"], 2, "batch must be at least 1"),
+    "no batch": (["sample", "RUN", "--batch", "0", "--out", "s.npz"], 2, "--batch must be at least 1"),
     "negative guidance": (["sample", "RUN", "--guidance", "-1", "--out", "s.npz"], 2, "guidance must be at least 0"),
     "unknown sampler": (["sample", "RUN", "--sampler", "euler-b", "--out", "s.npz"], 2, "the samplers are"),
     "unknown suffix": (["sample", "RUN", "--out", "s.jpeg"], 2, "samples are written as"),
     "forward as a sheet": (["sample", "RUN", "--forward", "--out", "s.png"], 2, "must end in .gif"),
-    "negative seed": (["sample", "RUN", "--seed", "-1", "--out", "s.npz"], 2, "seed must be at least 0"),
+    "negative seed": (["sample", "RUN", "--seed", "-1", "--out", "s.npz"], 2, "--seed must be at least 0"),
     "unwritable path": (["sample", "RUN", "--out", "file/s.npz"], 1, "file"),
+    "a picture in a folder's place": (["sample", "RUN", "--out", "photos"], 2, "is not empty"),
+    "a file in a folder's place": (["sample", "RUN", "--out", "empty.npz"], 2, "empty.npz is a folder"),
+    "no labels": (["sample", "RUN", "--labels", "", "--out", "s.npz"], 2, "--labels takes class numbers"),
+    "bad path and bad label": (["sample", "RUN", "--labels", "10", "--out", "deep/er/s.npz"], 2, "label 10 is out of range"),
+    "infinite guidance": (["sample", "RUN", "--guidance", "nan", "--out", "s.npz"], 2, "guidance must be at least 0"),
+    "no zoo name": (["sample", "zoo:", "--out", "s.npz"], 2, "there is no zoo:"),
+    "true for a number": (["train", "digits", "--set", "training.steps=true"], 2, "takes no true or false"),
+    "empty range of a schedule": (["train", "tiny.yaml", "--set", "schedule.log_snr_max=-20"], 2, "log_snr_min < log_snr_max"),
+    "spacing for chains on a curve": (["train", "tiny.yaml", "--set", "sampling.spacing=leading"], 2, "counts the steps of a chain"),
+    "guidance never trained": (
+        ["train", "digits", "--set", "sampling.guidance=2", "--set", "training.label_drop=0"],
+        2,
+        "label_drop above 0",
+    ),
+    "size that is no size": (["train", "folder", "--set", "data.path=photos", "--set", "data.size=big"], 2, "data.size got 'big'"),
+    "network without channels": (["train", "digits", "--set", "net={kind: unet, channels: []}"], 2, "net.channels got []"),
+    "bases in a circle": (["train", "round.yaml"], 2, "go round in a circle"),
+    "base that is a number": (["train", "five.yaml"], 2, "base must be the name"),
+    "recipe of a run without a place": (["train", "RUN/recipe.yaml"], 2, "name the folder of the new run"),
     "out not given": (["sample", "RUN"], 2, "--out"),
 }
 
@@ -118,7 +140,7 @@ BAD = {
 def test_bad_input_gets_one_sentence(name, here, run, capsys):
     arguments, code, sentence = BAD[name]
     before = {path: path.stat().st_size for path in here.rglob("*")}
-    got, out, err = call(*[run if a == "RUN" else a for a in arguments], capsys=capsys)
+    got, out, err = call(*[str(a).replace("RUN", str(run)) for a in arguments], capsys=capsys)
     assert got == code
     assert sentence in err
     assert len(err.strip().splitlines()) == 1
@@ -180,7 +202,7 @@ def test_every_form_of_samples(run, here, capsys):
         assert call("sample", run, "--count", "20", "--labels", "3,5", "--out", name, *extra, capsys=capsys)[0] == 0
     sheet = Image.open("s.png")
     assert sheet.width < sheet.height  # two classes, a column each
-    assert Image.open("s.gif").n_frames == 3
+    assert Image.open("s.gif").n_frames == 4
     names = sorted(path.name for path in (here / "folder").iterdir())
     assert names[:2] == ["000000_3.png", "000001_5.png"]
     samples = sf.load(run).sample(20, labels=[3, 5])

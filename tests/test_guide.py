@@ -59,3 +59,58 @@ def test_float_conditions_cannot_be_dropped():
         sf.guide.classifier_free(mixture, 2.0)(
             torch.zeros(1, 2), sf.Level(torch.tensor(1.0), torch.tensor(1.0)), {"text": torch.zeros(1, 4)}
         )
+
+
+LEVEL = sf.Level(torch.tensor(0.6), torch.tensor(0.8))
+
+
+def with_variance(x_t, level, cond=None):
+    """A predictor whose place of the variance names its condition."""
+    labels = torch.full((len(x_t),), -1) if cond is None else cond["labels"]
+    return sf.Prediction.from_x0(x_t.sin(), x_t, level, labels[:, None].to(x_t).expand_as(x_t))
+
+
+def test_guidance_keeps_the_variance_of_the_conditional_branch():
+    labels = torch.arange(3)
+    p = sf.guide.classifier_free(with_variance, 2.0)(torch.randn(3, 2), LEVEL, {"labels": labels})
+    torch.testing.assert_close(p.variance_fraction[:, 0], labels.double())
+
+
+def test_clip_keeps_the_variance():
+    x = torch.randn(3, 2)
+    assert torch.equal(sf.guide.clip(with_variance)(x, LEVEL).variance_fraction, with_variance(x, LEVEL).variance_fraction)
+
+
+def test_guidance_of_one_is_one_evaluation_and_needs_no_mark():
+    rows = []
+
+    def predict(x_t, level, cond=None):
+        rows.append(len(x_t))
+        return mixture(x_t, level)
+
+    sf.guide.classifier_free(predict, 1.0)(torch.randn(3, 2), LEVEL, {"text": torch.randn(3, 4)})
+    sf.guide.classifier_free(predict, 2.0)(torch.randn(3, 2), LEVEL, {"labels": torch.arange(3)})
+    assert rows == [3, 6]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.6), (-2.0, 0.1)])
+def test_clip_has_both_its_bounds(low, high):
+    x = 3 * torch.randn(200, 2)
+    x0 = sf.guide.clip(mixture, low, high)(x, LEVEL).x0
+    assert (x0.min().item(), x0.max().item()) == (low, high)
+
+
+def test_an_interval_holds_its_ends():
+    """log-SNR 0 exactly: alpha = sigma."""
+    level, x, cond = sf.Level(torch.tensor(0.5), torch.tensor(0.5)), torch.randn(4, 2), {"labels": torch.zeros(4, dtype=torch.long)}
+    strong = sf.guide.classifier_free(mixture, 3.0)
+    for ends in ((0.0, 1.0), (-1.0, 0.0)):
+        assert torch.equal(sf.guide.interval(strong, mixture, *ends)(x, level, cond).eps, strong(x, level, cond).eps)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (5, 1)])
+def test_guidance_takes_levels_of_every_shape(shape):
+    x, cond = torch.randn(5, 2), {"labels": torch.arange(5) % 3}
+    level = sf.Level(torch.full(shape, 0.6), torch.full(shape, 0.8))
+    strong = sf.guide.classifier_free(mixture, 3.0)
+    torch.testing.assert_close(strong(x, level, cond).eps, strong(x, LEVEL, cond).eps)

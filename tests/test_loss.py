@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from problems import every_scales, every_schedule, gaussian
+from problems import every_scales, every_schedule, gaussian, mixture
 
 import sfumato as sf
 
@@ -77,3 +77,51 @@ def test_log_normal_times_have_their_moments():
     assert abs(log_ratio.mean().item() + 1.2) < 1e-2
     assert abs(log_ratio.std().item() - 1.2) < 1e-2
     assert abs((log_ratio < -1.2 + 1.2).double().mean().item() - 0.8413) < 5e-3
+
+
+def test_the_default_is_the_error_of_eps():
+    x0, eps = torch.randn(9, 2), torch.randn(9, 2)
+    level = sf.Cosine().level(torch.rand(9), like=x0)
+    p = mixture(level.alpha * x0 + level.sigma * eps, level)
+    torch.testing.assert_close(sf.loss.simple(mixture, x0, eps, level), (p.eps - eps).square().mean(1), rtol=1e-5, atol=1e-9)
+
+
+def test_the_condition_reaches_the_predictor():
+    x0, eps, level = torch.randn(9, 2), torch.randn(9, 2), sf.Cosine().level(0.5)
+    labels = torch.arange(9) % 3
+    given = lambda x_t, at, cond=None: mixture(x_t, at, {"labels": labels})  # noqa: E731
+    torch.testing.assert_close(sf.loss.simple(mixture, x0, eps, level, {"labels": labels}), sf.loss.simple(given, x0, eps, level))
+
+
+@pytest.mark.parametrize("sampler", [sf.loss.Uniform, sf.loss.Stratified, sf.loss.LogNormal], ids=lambda s: s.__name__)
+@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.Discrete.linear(100)], ids=lambda s: type(s).__name__)
+def test_the_least_random_number_is_not_the_data(sampler, schedule, monkeypatch):
+    """torch.rand may return 0: the level must have noise still."""
+    monkeypatch.setattr(torch, "rand", lambda n, **options: torch.zeros(n, dtype=torch.float64))
+    t = sampler(schedule)(1, torch.Generator())
+    assert 0 < t.item() <= 1 or (isinstance(schedule, sf.Cosine) and sampler is sf.loss.LogNormal)
+    assert schedule.level(t).sigma.item() > 0
+
+
+@pytest.mark.parametrize("sampler", [sf.loss.Stratified, sf.loss.LogNormal], ids=lambda s: s.__name__)
+def test_spread_times_come_in_no_order(sampler):
+    """The place in the batch must not tell the level: data may come sorted."""
+    t = sampler(sf.Cosine())(1000, torch.Generator().manual_seed(0))
+    assert abs(torch.corrcoef(torch.stack([t, torch.arange(1000.0)]))[0, 1]) < 0.15
+    again = sampler(sf.Cosine())(1000, torch.Generator().manual_seed(1))
+    assert abs(torch.corrcoef(torch.stack([t, again]))[0, 1]) < 0.15
+
+
+def test_log_normal_times_are_spread_evenly():
+    """One time in each nth of the normal's probability."""
+    schedule = sf.Cosine(log_snr_max=30.0, log_snr_min=-30.0)
+    t = sf.loss.LogNormal(schedule)(64, torch.Generator().manual_seed(0))
+    share = torch.distributions.Normal(-1.2, 1.2).cdf(-schedule.log_snr(t) / 2)
+    assert ((share * 64).floor().sort().values == torch.arange(64)).all()
+
+
+def test_log_normal_times_have_their_tails():
+    schedule = sf.Cosine(log_snr_max=40.0, log_snr_min=-40.0)
+    log_ratio = -schedule.log_snr(sf.loss.LogNormal(schedule)(100_000, torch.Generator().manual_seed(0))) / 2
+    wanted = torch.distributions.Normal(-1.2, 1.2).icdf(torch.tensor([1e-4, 1 - 1e-4]))
+    torch.testing.assert_close(log_ratio.quantile(torch.tensor([1e-4, 1 - 1e-4])), wanted, rtol=0, atol=0.05)

@@ -100,3 +100,63 @@ def test_bad_mixtures_are_refused(arguments, message):
 def test_the_wrong_dimension_is_refused():
     with pytest.raises(ValueError, match="2 dimensions"):
         mixture(torch.zeros(1, 3), sf.Level(torch.tensor(1.0), torch.tensor(1.0)))
+
+
+def in_three_dimensions():
+    root = torch.randn(2, 3, 3)
+    covariances = root @ root.mT
+    return torch.randn(2, 3), covariances, sf.GaussianMixture(torch.tensor([0.4, 0.6]), torch.zeros(2, 3) + torch.randn(2, 3), covariances)
+
+
+def test_density_in_three_dimensions_against_torch_distributions():
+    """In two dimensions an eigenbasis may equal its transpose; in three it does not."""
+    _, covariances, mixture = in_three_dimensions()
+    x, level = torch.randn(50, 3), sf.Level(torch.tensor(0.6), torch.tensor(0.8))
+    noised = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(mixture.weights),
+        torch.distributions.MultivariateNormal(0.6 * mixture.means, 0.36 * covariances + 0.64 * torch.eye(3)),
+    )
+    torch.testing.assert_close(mixture.log_prob(x, level), noised.log_prob(x))
+
+
+def test_posterior_means_in_three_dimensions_by_autograd():
+    _, _, mixture = in_three_dimensions()
+    x, level = torch.randn(50, 3, requires_grad=True), sf.Level(torch.tensor(0.6), torch.tensor(0.8))
+    (score,) = torch.autograd.grad(mixture.log_prob(x, level).sum(), x)
+    p = mixture(x, level)
+    torch.testing.assert_close(p.eps, -0.8 * score)
+    torch.testing.assert_close(0.6 * p.x0 + 0.8 * p.eps, x.detach())
+
+
+def test_samples_in_three_dimensions_have_their_covariance():
+    covariance = torch.tensor([[2.0, 0.8, -0.3], [0.8, 1.0, 0.4], [-0.3, 0.4, 0.6]])
+    x, _ = sf.GaussianMixture(torch.ones(1), torch.zeros(1, 3), covariance[None]).sample(100_000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x.T.cov(), covariance, rtol=0, atol=0.04)
+
+
+def test_data_on_a_line_is_allowed():
+    """A covariance of rank one: rounding makes some of its eigenvalues negative."""
+    for seed in range(5):
+        direction = torch.randn(6, generator=torch.Generator().manual_seed(seed))
+        line = sf.GaussianMixture(torch.ones(1), torch.zeros(1, 6), torch.outer(direction, direction)[None])
+        x, _ = line.sample(100, torch.Generator().manual_seed(0))
+        along = x @ direction / direction.norm()
+        torch.testing.assert_close(along[:, None] * direction / direction.norm(), x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_fewer_dimensions_are_refused_as_more_are(dimensions):
+    mixture = sf.GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
+    with pytest.raises(ValueError, match="2 dimensions"):
+        mixture(torch.zeros(1, dimensions), sf.Level(torch.tensor(1.0), torch.tensor(1.0)))
+
+
+def test_a_point_without_noise_is_itself():
+    point = sf.GaussianMixture(torch.ones(1), torch.tensor([[0.3, -0.7]]), torch.zeros(1, 2, 2))
+    p = point(point.means, sf.Level(torch.tensor(1.0), torch.tensor(0.0)))
+    torch.testing.assert_close(p.x0, point.means)
+
+
+def test_a_label_beyond_the_components_is_refused():
+    with pytest.raises(ValueError, match="label"):
+        mixture(torch.zeros(1, 2), sf.Cosine().level(0.5), {"labels": torch.tensor([3])})

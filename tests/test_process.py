@@ -1,4 +1,4 @@
-"""Each conditional is held against Bayes' rule on the joint Gaussian of (x_s, x_t), and the DDPM forms against a chain walked step by step."""
+"""Each conditional is held against Bayes' rule on the joint Gaussian of (x_s, x_t), and the DDPM forms against a chain."""
 
 import math
 
@@ -89,3 +89,12 @@ def test_samples_have_the_mean_and_the_variance():
     x = q.sample(torch.Generator().manual_seed(1))
     assert abs(x.mean().item() - 3) < 4 * 2 / math.sqrt(200_000)
     assert abs(x.var().item() / 4 - 1) < 4 * math.sqrt(2 / 200_000)
+
+
+def test_beta_of_two_close_levels_is_exact_to_rounding():
+    """At alpha = 1, sigma_ts² = (sigma_t - sigma_s)(sigma_t + sigma_s), which does not cancel."""
+    for dtype, rtol in ((torch.float32, 2e-6), (torch.float64, 1e-14)):
+        one = torch.ones((), dtype=dtype)
+        s, t = sf.Level(one, one), sf.Level(one, one + 2.0**-12)
+        wanted = (t.sigma - s.sigma) * (t.sigma + s.sigma)
+        torch.testing.assert_close(sf.process.transition_log_variance(s, t).exp(), wanted, rtol=rtol, atol=0)

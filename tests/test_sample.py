@@ -28,7 +28,7 @@ def fine_solution(step, schedule):
     ids=lambda v: repr(v) if not isinstance(v, int) else "",
 )
 def test_step_reaches_its_order(step, order, scales):
-    """Median endpoint error on a mixture against a fine solution by another method; the mean is ruled by points on the ridge between modes."""
+    """Median error on a mixture against a fine solution by another method; the mean is ruled by points on the ridge between modes."""
     schedule = sf.Cosine(scales=scales, log_snr_max=8.0, log_snr_min=-8.0)
     noise, truth = fine_solution(sf.steps.Multistep() if isinstance(step, sf.steps.Heun) else sf.steps.Heun(), schedule)
     coarse, fine = ((endpoint(step, n, schedule, noise) - truth).norm(dim=1).median() for n in (64, 128))
@@ -219,3 +219,223 @@ def test_spacings_never_visit_a_level_twice():
 def test_bad_calls_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+NO_SIGNAL = sf.Discrete(torch.cat([torch.linspace(1e-3, 0.1, 99), torch.ones(1)]))
+
+
+def ks(times, chain):
+    return [round(k) for k in (times * len(chain)).tolist()]
+
+
+POINT = sf.GaussianMixture(torch.ones(1), torch.tensor([[0.3, -0.7]]), torch.zeros(1, 2, 2))
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
+def test_one_ddim_step_on_a_point_has_the_variance_of_its_level(eta):
+    """On data of one point, x_t of the marginal goes to x_s of the marginal for every eta; eta² β̃ of its variance is fresh."""
+    t, s = sf.Discrete.linear(1000).level(0.3), sf.Discrete.linear(1000).level(0.2)
+    x = (t.alpha * POINT.means + t.sigma).expand(200_000, 2)
+    out, _ = sf.steps.DDIM(eta)(POINT, x, t, s, None, torch.Generator().manual_seed(0))
+    fresh = eta**2 * sf.process.posterior_log_variance(t, s).exp()
+    torch.testing.assert_close(out.var(0), fresh.expand(2), rtol=0.02, atol=0)
+    kept = (out.mean(0) - s.alpha * POINT.means[0]) ** 2
+    torch.testing.assert_close(kept + out.var(0), (s.sigma**2).expand(2), rtol=0.02, atol=0)
+
+
+def test_openai_sections_need_no_equal_lengths():
+    """10 steps in 3 sections: 4, 3, 3, the longer ones first, each from its first step to its last."""
+    chain = sf.Discrete(torch.full((10,), 0.1))
+    assert ks(sf.spacing.openai_sections((2, 2, 2))(chain, 6), chain) == [10, 8, 7, 5, 4, 1, 0]
+    assert ks(sf.spacing.openai_sections((4, 3, 3))(chain, 10), chain) == list(range(10, -1, -1))
+    assert ks(sf.spacing.openai_sections((1, 1, 1))(chain, 3), chain) == [8, 5, 1, 0]
+    # Eleven in 3: 4, 4, 3.
+    chain = sf.Discrete(torch.full((11,), 0.1))
+    assert ks(sf.spacing.openai_sections((2, 2, 2))(chain, 6), chain) == [11, 9, 8, 5, 4, 1, 0]
+
+
+def test_openai_sections_round_to_the_nearest():
+    """Four of 0 … 9: 0, 3, 6, 9; of 0 … 10 (stride 10/3): 0, 3, 7, 10."""
+    for steps, kept in ((10, [10, 7, 4, 1, 0]), (11, [11, 8, 4, 1, 0])):
+        chain = sf.Discrete(torch.full((steps,), 0.1))
+        assert ks(sf.spacing.openai_sections()(chain, 4), chain) == kept
+
+
+WHOLE = [
+    sf.spacing.uniform,
+    sf.spacing.trailing,
+    sf.spacing.leading,
+    sf.spacing.ddim_stride,
+    sf.spacing.quadratic,
+    sf.spacing.openai_sections(),
+]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("spacing", WHOLE, ids=lambda s: getattr(s, "__name__", "openai_sections"))
+def test_as_many_steps_as_a_chain_has_are_the_chain(spacing, steps):
+    chain = sf.Discrete(torch.full((steps,), 0.1))
+    assert ks(spacing(chain, steps), chain) == list(range(steps, -1, -1))
+    assert len(sf.grid(chain, steps, spacing=spacing)) == steps + 1
+
+
+@pytest.mark.parametrize("spacing", WHOLE[:5], ids=lambda s: s.__name__)
+def test_spacings_keep_levels_of_the_chain_each_once(spacing):
+    for length in range(1, 31):
+        chain = sf.Discrete(torch.full((length,), 0.1))
+        for steps in range(1, length + 1):
+            if spacing is sf.spacing.ddim_stride and steps not in {len(range(0, length, i)) for i in range(1, length + 1)}:
+                continue
+            times = spacing(chain, steps)
+            assert len(times) == steps + 1
+            assert times[-1] == 0
+            assert (times.diff() < 0).all()
+            torch.testing.assert_close(times * length, (times * length).round(), rtol=0, atol=1e-9)
+
+
+def test_uniform_takes_the_nearest_level():
+    chain = sf.Discrete(torch.full((8,), 0.1))
+    assert ks(sf.spacing.uniform(chain, 3), chain) == [8, 5, 3, 0]  # 16/3 and 8/3
+
+
+def test_leading_strides_are_whole():
+    """Its stride is T // S: 30 in 7 go by 4, the last 25."""
+    chain = sf.Discrete(torch.full((30,), 0.1))
+    assert ks(sf.spacing.leading(chain, 7), chain) == [25, 21, 17, 13, 9, 5, 1, 0]
+
+
+def test_ddim_stride_of_one_step_keeps_the_first():
+    chain = sf.Discrete(torch.full((9,), 0.1))
+    assert ks(sf.spacing.ddim_stride(chain, 1), chain) == [1, 0]
+    assert ks(sf.spacing.ddim_stride(chain, 3), chain) == [7, 4, 1, 0]
+    assert ks(sf.spacing.ddim_stride(chain, 5), chain) == [9, 7, 5, 3, 1, 0]
+
+
+@pytest.mark.parametrize("spacing", [sf.spacing.log_snr, sf.spacing.karras()], ids=["log_snr", "karras"])
+def test_curves_on_a_chain_without_terminal_signal(spacing):
+    """From t = 1 through the chain's finite levels: the curve runs between level T - 1 and level 1."""
+    chain = sf.Discrete(torch.cat([torch.full((9,), 0.1), torch.ones(1)]))
+    times = spacing(chain, 5)
+    assert times[0] == 1
+    assert times[-1] == 0
+    assert math.isclose(times[-2].item(), 0.1, rel_tol=1e-9)
+    inner = chain.log_snr(times[1:-1])
+    ends = chain.log_snr(torch.tensor([0.9, 0.1]))
+    u = torch.linspace(0, 1, 5)[1:]
+    if spacing is sf.spacing.log_snr:
+        torch.testing.assert_close(inner, torch.lerp(ends[0], ends[1], u))
+    else:
+        roots = (-ends / 14).exp()
+        torch.testing.assert_close((-inner / 14).exp(), torch.lerp(roots[0], roots[1], u))
+    alone = sf.Discrete(torch.ones(1))
+    assert spacing(alone, 1).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.LinearVP(), sf.SubVP(), sf.Flow(), sf.VE()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("spacing", [sf.spacing.log_snr, sf.spacing.karras()], ids=["log_snr", "karras"])
+def test_curves_begin_and_end_where_the_schedule_does(spacing, schedule):
+    for steps in (1, 7, 50):
+        times = spacing(schedule, steps)
+        assert (times[0].item(), times[-1].item()) == (1.0, 0.0)
+
+
+def test_karras_rho_is_seven():
+    times = [spacing(sf.VE(), 18) for spacing in (sf.spacing.karras(), sf.spacing.karras(7.0))]
+    assert torch.equal(*times)
+
+
+def test_one_step_needs_two_levels():
+    with pytest.raises(ValueError, match="at least two levels, got 1"):
+        sf.sample(mixture, torch.zeros(1, 2), [sf.Cosine().level(1.0)], sf.steps.DDIM())
+
+
+def test_the_condition_reaches_every_evaluation():
+    """Under its label a component's own flow: the samples of label j are those of component j alone."""
+    levels, noise = sf.grid(sf.Cosine(), 20), torch.randn(30, 2)
+    labels = torch.arange(30) % 3
+    alone = lambda j: lambda x, level, cond=None: mixture(x, level, {"labels": torch.full((len(x),), j)})  # noqa: E731
+    for step in (sf.steps.DDIM(), sf.steps.Heun(), sf.steps.Multistep()):
+        together = sf.sample(mixture, noise, levels, step, {"labels": labels})
+        for j in range(3):
+            torch.testing.assert_close(together[labels == j], sf.sample(alone(j), noise[labels == j], levels, step))
+
+
+def test_noise_comes_from_the_generator_alone():
+    levels, noise = sf.grid(sf.Cosine(), 5), torch.randn(4, 2)
+    for step in (sf.steps.Ancestral(), sf.steps.DDIM(1.0)):
+        one, two = (sf.sample(mixture, noise, levels, step, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("step", [sf.steps.Ancestral("small"), sf.steps.Ancestral("large")], ids=repr)
+def test_an_ancestral_step_to_the_data_returns_the_mean(step):
+    x, chain = torch.randn(5, 2), sf.Discrete.linear(1000)
+    out, _ = step(mixture, x, chain.level(0.3), chain.level(0.0), None, torch.Generator())
+    torch.testing.assert_close(out, mixture(x, chain.level(0.3)).x0)
+
+
+@pytest.mark.parametrize("lengths", [(1.0, 3.0), (3.0, 1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("step", [sf.steps.Multistep(), sf.steps.Heun()], ids=repr)
+def test_second_order_holds_between_unequal_steps(step, lengths):
+    """Steps whose lengths in log-SNR take turns, so that they differ however many there are; against the closed flow of a Gaussian."""
+    schedule, x = sf.Cosine(log_snr_max=6.0, log_snr_min=-6.0), torch.randn(64, 2)
+
+    def error(turns):
+        at = torch.cat([torch.zeros(1), torch.tensor(lengths).repeat(turns).cumsum(0)])
+        levels = [schedule.level(t) for t in schedule.time(-6 + 12 * at / at[-1])]
+        start = levels[0].sigma * x
+        return (sf.sample(gaussian, start, levels, step) - gaussian_flow(start, levels[0], levels[-1])).norm(dim=1).mean()
+
+    assert math.log2(error(40) / error(80)) > 1.8
+
+
+@pytest.mark.parametrize("step", [sf.steps.Heun(), sf.steps.Multistep()], ids=repr)
+def test_a_step_to_the_data_is_ddims(step):
+    """Without noise at the end every method of the flow returns x0, whatever it remembers."""
+    chain, x = sf.Discrete.linear(1000), torch.randn(16, 2)
+    levels = [chain.level(t) for t in (0.5, 0.3, 0.0)]
+    halfway, memory = step(mixture, x, levels[0], levels[1], None, None)
+    out, _ = step(mixture, halfway, levels[1], levels[2], memory, None)
+    torch.testing.assert_close(out, mixture(halfway, levels[1]).x0)
+
+
+def test_ddim_from_noise_alone_is_finite():
+    """From alpha = 0, β̃ is all of sigma_s²; rounding must not make the rest negative."""
+    chain = sf.Discrete(torch.cat([torch.linspace(1e-3, 0.1, 99), torch.ones(1)]))
+    for k in range(100):
+        out, _ = sf.steps.DDIM(1.0)(mixture, torch.randn(2, 2), chain.level(1.0), chain.level(k / 100), None, torch.Generator())
+        assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("step", [sf.steps.DDIM(), sf.steps.Heun(), sf.steps.Multistep()], ids=repr)
+def test_a_deterministic_step_draws_nothing(step):
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    sf.sample(mixture, torch.randn(4, 2), sf.grid(sf.Cosine(), 4), step, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_a_multistep_after_a_step_of_another_length_has_local_order_three():
+    """One step from exact points of a Gaussian's flow; globally, wrong lengths can cancel from step to step."""
+    schedule, x = sf.Cosine(), torch.randn(64, 2)
+
+    def error(h):
+        before, t, s = (schedule.level(at) for at in schedule.time(torch.tensor([0.3, 0.3 + 3 * h, 0.3 + 4 * h])))
+        _, memory = sf.steps.Multistep()(gaussian, x, before, t, None, None)
+        out, _ = sf.steps.Multistep()(gaussian, gaussian_flow(x, before, t), t, s, memory, None)
+        return (out - gaussian_flow(x, before, s)).norm(dim=1).mean()
+
+    assert math.log2(error(0.02) / error(0.01)) > 2.8
+
+
+def test_heun_from_noise_alone_is_finite():
+    assert sf.sample(gaussian, torch.randn(4, 2), sf.grid(NO_SIGNAL, 10), sf.steps.Heun()).isfinite().all()
+
+
+@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.LinearVP()], ids=["Cosine", "LinearVP"])
+def test_second_order_beats_first_on_every_spacing(schedule):
+    levels, x = sf.grid(schedule, 20, spacing=sf.spacing.uniform), torch.randn(256, 2)
+    start = levels[0].sigma * x
+    wanted = gaussian_flow(start, levels[0], levels[-1])
+    one, two = ((sf.sample(gaussian, start, levels, sf.steps.Multistep(order)) - wanted).norm(dim=1).mean() for order in (1, 2))
+    assert two < one

@@ -45,7 +45,7 @@ def test_cosine_alpha_is_the_cosine():
 
 
 def test_flow_is_the_straight_line():
-    level = sf.Flow(log_snr_max=60.0, log_snr_min=-60.0).level(torch.linspace(0.01, 0.99, 99))
+    level = sf.Flow(log_snr_max=44.0, log_snr_min=-44.0).level(torch.linspace(0.01, 0.99, 99))
     torch.testing.assert_close(level.sigma, torch.linspace(0.01, 0.99, 99), rtol=0, atol=1e-10)
 
 
@@ -142,3 +142,108 @@ def test_time_outside_is_refused(t):
 def test_bad_schedules_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+NO_SIGNAL = sf.Discrete(torch.cat([torch.linspace(1e-3, 0.1, 99), torch.ones(1)]))
+
+
+CURVES = [sf.Cosine(), sf.LinearVP(), sf.SubVP(), sf.VE(), sf.Flow()]
+
+
+@pytest.mark.parametrize("schedule", CURVES, ids=lambda s: type(s).__name__)
+def test_a_log_snr_beyond_the_ends_is_taken_to_them(schedule):
+    ends = schedule.log_snr(torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(schedule.time(ends + torch.tensor([3.0, -3.0])), torch.tensor([0.0, 1.0]), rtol=0, atol=0)
+
+
+def test_a_log_snr_beyond_a_chain_is_taken_to_its_ends():
+    chain = sf.Discrete.linear(100)
+    last = chain.log_snr(torch.tensor([1.0]))
+    assert chain.time(last - 5).item() == 1
+    assert chain.time(torch.tensor([math.inf])).item() == 0
+
+
+def test_every_level_of_a_zero_terminal_chain_but_its_last_has_signal():
+    """k/T·T is not k in floating point for some (k, T); the level must still be the k-th."""
+    for steps in range(2, 120):
+        chain = sf.Discrete(torch.cat([torch.full((steps - 1,), 0.1), torch.ones(1)]))
+        k = torch.arange(1, steps)
+        torch.testing.assert_close(chain.level(k / steps).alpha ** 2, 0.9**k)
+
+
+def test_a_first_step_that_is_almost_all_noise_keeps_its_signal():
+    chain = sf.Discrete(torch.tensor([1 - 2.0**-53]))
+    assert math.isclose(chain.level(1.0).alpha.item() ** 2, 2.0**-53, rel_tol=1e-9)
+
+
+def test_the_first_step_has_a_variance_that_grows_linearly():
+    chain = sf.Discrete.linear(100)
+    t = torch.linspace(0, 0.01, 11)
+    torch.testing.assert_close(chain.level(t).sigma ** 2, chain.betas[0] * torch.linspace(0, 1, 11))
+
+
+def test_tiny_betas_do_not_cancel():
+    chain, k = sf.Discrete(torch.full((4,), 1e-13)), torch.arange(1, 5)
+    torch.testing.assert_close(chain.level(k / 4).sigma ** 2, k * 1e-13, rtol=1e-9, atol=0)
+
+
+def test_betas_of_curves_are_cut_where_they_are_asked_to():
+    for make in (sf.Discrete.cosine, sf.Discrete.sigmoid):
+        assert make(50).betas.max() == 0.999
+        assert make(50, beta_max=0.9).betas.max() == 0.9
+        assert make(50, beta_max=1.0).level(1.0).alpha < 1e-12
+
+
+def test_the_temperature_of_a_sigmoid_scales_its_ends():
+    one, other = sf.Discrete.sigmoid(80, start=-3.0, end=2.0, tau=0.5), sf.Discrete.sigmoid(80, start=-6.0, end=4.0)
+    torch.testing.assert_close(one.betas, other.betas)
+
+
+def test_the_shortest_linear_chain_ends_in_noise_alone():
+    assert sf.Discrete.linear(20).betas[-1] == 1
+    with pytest.raises(ValueError, match="at least 20 steps"):
+        sf.Discrete.linear(19)
+
+
+def test_a_level_goes_to_the_device_of_its_data():
+    level = sf.Level(torch.tensor(0.6), torch.tensor(0.8)).to(torch.empty(1, dtype=torch.float32, device="meta"))
+    assert {(v.device.type, v.dtype) for v in (level.alpha, level.sigma)} == {("meta", torch.float32)}
+
+
+def test_a_constant_beta_is_a_linear_one():
+    schedule = sf.LinearVP(beta_min=3.0, beta_max=3.0)
+    t = torch.linspace(0.1, 1, 10)
+    log_alpha = schedule.level(t).alpha.log()  # -3u/2 with u affine in t
+    torch.testing.assert_close(log_alpha.diff(), (log_alpha[-1] - log_alpha[0]).expand(9) / 9)
+    torch.testing.assert_close(schedule.curve(torch.tensor([0.5])), -torch.tensor([1.5]).expm1().log())
+
+
+@every_scales
+def test_a_level_at_each_time_is_that_of_the_time_alone(scales):
+    schedule, t = sf.Cosine(scales=scales), torch.linspace(0, 1, 7)
+    rows = schedule.level(t, like=torch.zeros(7, 2, 3))
+    for i in range(7):
+        assert rows.alpha[i].item() == schedule.level(t[i]).alpha.item()
+        assert rows.sigma[i].item() == schedule.level(t[i]).sigma.item()
+
+
+def test_a_level_of_a_chain_is_the_last_of_the_chain_cut_there():
+    """To the last bit, also where k/T·T is not k in floating point."""
+    betas = torch.full((60,), 0.9)
+    for steps in range(2, 61):
+        chain = sf.Discrete(betas[:steps])
+        for k in range(1, steps + 1):
+            assert chain.log_snr(torch.tensor(k / steps)).item() == sf.Discrete(betas[:k]).log_snr(torch.tensor(1.0)).item()
+
+
+def test_between_the_last_levels_of_a_zero_terminal_chain():
+    assert not NO_SIGNAL.log_snr(torch.linspace(0, 1, 1001)).isnan().any()
+
+
+def test_time_of_no_signal_is_one():
+    assert NO_SIGNAL.time(torch.tensor([-math.inf])).item() == 1
+
+
+def test_a_chain_keeps_its_noise_at_high_log_snr():
+    chain = sf.Discrete.linear(1000)
+    assert chain.level(chain.time(torch.tensor([24.0]))).sigma.item() > 0

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import sfumato as sf
 from sfumato.train import checkpoint
 from sfumato.train.checkpoint import CheckpointError
-from sfumato.train.loop import _batches, precision, train
+from sfumato.train.loop import Stopped, _batches, precision, train
 from sfumato.train.recipe import Training, load_recipe
 
 TINY = {
@@ -194,8 +194,72 @@ def test_a_damaged_checkpoint_is_named(recipe_file, tmp_path, damage):
 
 
 def test_a_non_finite_loss_stops_the_run(recipe_file, tmp_path):
-    with pytest.raises(FloatingPointError, match="the loss is nan"):
+    with pytest.raises(FloatingPointError, match="which was not applied"):
         train(load_recipe(recipe_file, ["training.rate=1e30", "training.clip=1e30", "training.steps=60"]), tmp_path / "run")
+
+
+def test_a_non_finite_step_leaves_only_good_checkpoints(recipe_file, tmp_path):
+    changes = ["training.rate=1e30", "training.clip=1e30", "training.checkpoint_every=1", "training.steps=60", "training.log_every=50"]
+    with pytest.raises(FloatingPointError):
+        train(load_recipe(recipe_file, changes), tmp_path / "run")
+    for step in checkpoint.steps_in(tmp_path / "run" / "checkpoints"):
+        assert all(value.isfinite().all() for value in weights(tmp_path / "run", step).values())
+
+
+def test_two_writers_are_refused(recipe_file, tmp_path):
+    seen = []
+
+    def second(step, loss):
+        if step == 2:
+            with pytest.raises(ValueError, match="another process is training"):
+                train(load_recipe(recipe_file), tmp_path / "run", resume=True)
+            seen.append(step)
+
+    train(load_recipe(recipe_file), tmp_path / "run", on_step=second)
+    assert seen == [2]
+
+
+def test_stopping_writes_a_checkpoint_and_resuming_ends_in_the_same_bits(recipe_file, tmp_path):
+    whole, cut = train(load_recipe(recipe_file), tmp_path / "whole"), tmp_path / "cut"
+    asked = iter([False] * 6 + [True])
+    with pytest.raises(Stopped, match="stopped after step 7 of 12"):
+        train(load_recipe(recipe_file), cut, should_stop=lambda: next(asked))
+    assert checkpoint.steps_in(cut / "checkpoints")[-1] == 7
+    train(load_recipe(recipe_file), cut, resume=True)
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(cut).items())
+    assert [line["loss"] for line in lines(cut)] == [line["loss"] for line in lines(whole)]
+
+
+def test_other_data_are_refused_on_resume(tmp_path):
+    path = tmp_path / "images.yaml"
+    path.write_text(yaml.safe_dump(TINY | {"data": {"kind": "array", "path": str(tmp_path / "images.npy")}}))
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    run = train(load_recipe(path, steps=4), tmp_path / "run")
+    np.save(tmp_path / "images.npy", images[::-1])
+    with pytest.raises(ValueError, match="begun with another data"):
+        train(load_recipe(path, steps=4), run, resume=True)
+
+
+def test_resuming_what_is_done_changes_nothing(recipe_file, tmp_path):
+    run = train(load_recipe(recipe_file), tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
+    train(load_recipe(recipe_file), run, resume=True)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"step": 12}', "nonsense"])
+def test_a_damaged_state_is_named(recipe_file, tmp_path, text):
+    run = train(load_recipe(recipe_file), tmp_path / "run")
+    (run / "checkpoints" / "00000012" / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
+        train(load_recipe(recipe_file), run, resume=True)
+
+
+def test_an_average_that_is_not_there_is_named(recipe_file, tmp_path):
+    run = train(load_recipe(recipe_file), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"no average of width 0\.05; it has 0\.1"):
+        sf.load(run, ema=0.05)
 
 
 def test_constant_data_are_refused(tmp_path):

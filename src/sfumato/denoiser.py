@@ -6,13 +6,14 @@ label dropping trains on and what classifier-free guidance compares with.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sfumato.prediction import Prediction, Target, eps_target
+from sfumato.prediction import Prediction, Target, edm_target, eps_target
 from sfumato.schedule import Level
 
 Cond = Mapping[str, Tensor]
@@ -39,7 +40,7 @@ class Denoiser(nn.Module):
 
         Args:
             net: maps [b, c, *x] to [b, c, *x], or to [b, 2c, *x] with variance="learned".
-            target: what the network's output means.
+            target: what the network's output means; `edm_target` is taken at this `data_std`.
             data_std: standard deviation of the data, all entries together.
             variance: "fixed", or "learned" where the second half of the channels is the place of the variance between log β̃ (-1) and
                 log β (+1), as in Nichol & Dhariwal (2021), eq. 15, arXiv:2102.09672.
@@ -53,7 +54,7 @@ class Denoiser(nn.Module):
         if variance not in ("fixed", "learned"):
             raise ValueError(f'variance must be "fixed" or "learned", got "{variance}".')
         self.net = net
-        self.target = target
+        self.target = partial(edm_target, data_std=data_std) if target is edm_target else target
         self.data_std = data_std
         self.learns_variance = variance == "learned"
 
@@ -61,8 +62,13 @@ class Denoiser(nn.Module):
         """The prediction at x_t; solved in the precision of x_t whatever the network computes in.
 
         Raises:
-            ValueError: the network's output does not have the shape that x_t asks for.
+            ValueError: a level, or an output of the network, of a shape that does not fit x_t.
         """
+        if level.alpha.ndim not in (0, x_t.ndim):
+            raise ValueError(
+                f"a level of shape {tuple(level.alpha.shape)} does not fit x_t of shape {tuple(x_t.shape)}; "
+                "take one level for all, or schedule.level(t, like=x_t) for one a row."
+            )
         unit = x_t / torch.hypot(level.alpha * self.data_std, level.sigma)
         log_snr = level.log_snr.to(x_t).reshape(-1).expand(len(x_t))
         weight = next(self.net.parameters(), x_t)

@@ -99,7 +99,10 @@ class Stratified:
 
 @dataclass(frozen=True)
 class LogNormal:
-    """log(sigma/alpha) normal, spread evenly over a batch; cut to the schedule's ends. Karras et al. (2022), table 1, arXiv:2206.00364."""
+    """log(sigma/alpha) normal, spread evenly over a batch; cut to the schedule's ends, or to a chain's levels.
+
+    Karras et al. (2022), table 1, arXiv:2206.00364.
+    """
 
     schedule: Schedule
     mean: float = -1.2
@@ -109,7 +112,13 @@ class LogNormal:
         """n times, their log-SNR normal with mean -2 mean and deviation 2 std."""
         u = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
         log_ratio = self.mean + self.std * math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-12, 1 - 1e-12))
-        return self.schedule.time(-2 * log_ratio[torch.randperm(n, generator=generator)])
+        t = self.schedule.time(-2 * log_ratio[torch.randperm(n, generator=generator)])
+        return _nearest_level(t, self.schedule)
+
+
+def _nearest_level(t: Tensor, schedule: Schedule) -> Tensor:
+    """On a chain, the nearest of its levels 1 … T."""
+    return (t * len(schedule)).round().clamp(min=1) / len(schedule) if isinstance(schedule, Discrete) else t
 
 
 def _to_chain(u: Tensor, schedule: Schedule) -> Tensor:

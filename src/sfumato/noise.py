@@ -15,9 +15,17 @@ Generator = torch.Generator | Sequence[torch.Generator]
 
 
 def seeded(*key: int) -> torch.Generator:
-    """A CPU generator for the given key of non-negative integers; different keys give independent streams."""
-    low, high = np.random.SeedSequence(key).generate_state(2)
-    return torch.Generator().manual_seed(int(high) << 31 ^ int(low))
+    """A CPU generator for the given key of non-negative integers.
+
+    The generator takes no more than 32 bits of a seed, so keys are not merely hashed to one: those that differ in their last entry alone
+    (below 2³²) never share a stream.
+    """
+    *first, last = key
+    words = [len(key), *(word for part in first for word in (part & 0xFFFFFFFF, part >> 32))]
+    mixed = (int(np.random.SeedSequence(words).generate_state(1)[0]) + last) & 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # an invertible mix (Appleby's finaliser), so distinct stays distinct
+        mixed = (mixed ^ (mixed >> shift)) * factor & 0xFFFFFFFF
+    return torch.Generator().manual_seed(mixed ^ (mixed >> 16))
 
 
 def row_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:

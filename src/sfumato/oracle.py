@@ -25,7 +25,7 @@ class GaussianMixture:
     With cond = {"labels": [b]}, row i is conditioned on component labels[i] (-1: on none).
     """
 
-    def __init__(self, weights: Float[Tensor, "k"], means: Float[Tensor, "k d"], covariances: Float[Tensor, "k d d"]) -> None:
+    def __init__(self, weights: Float[Tensor, "k"], means: Float[Tensor, "k d"], covariances: Float[Tensor, "k d1 d2"]) -> None:
         """Builds the mixture.
 
         Args:
@@ -85,21 +85,25 @@ class GaussianMixture:
         if labels is None:
             labels = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = normal_like(torch.empty(n, self.means.shape[1], dtype=torch.float64), generator)
-        spread = torch.einsum("nij,nj->ni", self.axes[labels], self.variances[labels].sqrt() * noise)
-        return self.means[labels] + spread, labels
+        x0 = self.means[labels] + noise * self.variances[labels].sqrt()
+        for j, axes in enumerate(self.axes):
+            mine = labels == j
+            x0[mine] = self.means[j] + (x0[mine] - self.means[j]) @ axes.T
+        return x0, labels
 
     def _flat(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """alpha [b or 1, 1], sigma [b or 1, 1] and x [b, d] in float64."""
-        x = x_t.reshape(len(x_t), -1).double()
+        x = x_t.reshape(len(x_t), -1).to(self.means)
         if x.shape[1] != self.means.shape[1]:
             raise ValueError(f"the mixture has {self.means.shape[1]} dimensions, got x_t of shape {tuple(x_t.shape)}.")
-        return level.alpha.double().reshape(-1, 1), level.sigma.double().reshape(-1, 1), x
+        return level.alpha.to(self.means).reshape(-1, 1), level.sigma.to(self.means).reshape(-1, 1), x
 
     def _components(self, alpha: Tensor, sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """In each component's eigenbasis: x - alpha m [b, k, d], its variance [b, k, d], and log p(x, component) [b, k]."""
         centred = x[:, None] - alpha[:, None] * self.means
         along = torch.einsum("kij,bki->bkj", self.axes, centred)
         variance = alpha[:, None].square() * self.variances + sigma[:, None].square()
+        variance = variance.clamp(min=1e-200)  # a point without noise: x0 is the point
         log_joint = self.weights.log() - 0.5 * (along.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
         return along, variance, log_joint
 
@@ -109,6 +113,8 @@ class GaussianMixture:
     def _restrict(self, log_joint: Tensor, cond: Cond | None) -> Tensor:
         if cond is None:
             return log_joint
-        labels = cond["labels"][:, None]
-        others = (labels >= 0) & (labels != torch.arange(log_joint.shape[1]))
+        labels = cond["labels"].to(log_joint.device)[:, None]
+        if bool((labels >= log_joint.shape[1]).any()):
+            raise ValueError(f"labels must be below {log_joint.shape[1]}, the number of components (or -1 for none), got {labels.max()}.")
+        others = (labels >= 0) & (labels != torch.arange(log_joint.shape[1], device=log_joint.device))
         return log_joint.masked_fill(others, -math.inf)

@@ -1,6 +1,7 @@
 """A trained model as one object: `load` a run folder or `zoo:NAME`, then sample it."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
+from PIL import Image
 from torch import Tensor
 
 from sfumato import guide
@@ -18,8 +20,8 @@ from sfumato.denoiser import Denoiser, Predictor
 from sfumato.noise import normal_like, row_generators
 from sfumato.pictures import cloud, gif, limits_of, picture, sheet
 from sfumato.sample import Step, grid, sample
-from sfumato.schedule import Schedule
-from sfumato.train.checkpoint import CheckpointError, latest, read_tensors
+from sfumato.schedule import Discrete, Level, Schedule
+from sfumato.train.checkpoint import CheckpointError, damaged, latest, read_tensors
 from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, load_recipe
 
 ZOO = Path(__file__).parent / "zoo"
@@ -46,7 +48,13 @@ class Form:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Form":
         """From `to_json`."""
-        return cls(tuple(record["shape"]), tuple(record["classes"]), Scaling.from_json(record["scaling"]), record["data_std"])
+        shape, classes = tuple(map(int, record["shape"])), tuple(map(str, record["classes"]))
+        return cls(shape, classes, Scaling.from_json(record["scaling"]), float(record["data_std"]))
+
+    @property
+    def is_image(self) -> bool:
+        """Whether a sample is an image of bytes."""
+        return len(self.shape) == 3 and self.scaling.dtype == "uint8"
 
 
 @dataclass(frozen=True)
@@ -57,32 +65,51 @@ class Samples:
     labels: Int64[np.ndarray, "n"] | None
 
     def save(self, path: str | Path, *, columns: int | None = None) -> None:
-        """Writes them in the form that the suffix names: .npz, .png, or a folder of PNGs where there is none.
+        """Writes them in the form that the suffix names: .npz, .png, or a new folder of PNGs where there is none.
+
+        A file is written aside and renamed, so that what stood there before is lost only to a whole new one.
 
         Raises:
-            ValueError: another suffix, or a picture of what has none.
+            ValueError: another suffix, a picture of what has none, or a folder that holds something.
         """
         path = Path(path)
+        check_target(path, is_image=self.values.ndim == 4, has_picture=self.values.ndim == 4 or self.values.shape[1:] == (2,))
         path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.partial")
         if path.suffix == ".npz":
-            with path.open("wb") as file:
+            with aside.open("wb") as file:
                 if self.labels is None:
                     np.savez(file, arr_0=self.values)
                 else:
                     np.savez(file, arr_0=self.values, arr_1=self.labels)
+            aside.replace(path)
         elif path.suffix == ".png":
-            picture(self.values, columns=columns).save(path)
-        elif path.suffix == "":
-            if self.values.ndim != 4:
-                raise ValueError(
-                    f"only images can be written as a folder of PNGs, these samples have shape {self.values.shape[1:]}; use .npz."
-                )
+            picture(self.values, columns=columns).save(aside, format="PNG")
+            aside.replace(path)
+        else:
             path.mkdir(exist_ok=True)
             for i, value in enumerate(self.values):
                 name = f"{i:06d}.png" if self.labels is None else f"{i:06d}_{self.labels[i]}.png"
-                sheet(value[None], scale=1).crop((1, 1, 1 + value.shape[1], 1 + value.shape[0])).save(path / name)
-        else:
-            raise ValueError(f'samples are written as .npz, .png, .gif or a folder, got "{path.suffix}" in {path}.')
+                Image.fromarray(value.squeeze(2) if value.shape[2] == 1 else value).save(path / name)
+
+
+def check_target(path: Path, *, is_image: bool, has_picture: bool) -> None:
+    """Whether samples can be written to this path; asked before the work of drawing them.
+
+    Raises:
+        ValueError: an unknown suffix, a picture of what has none, a folder where a file is meant, or the other way round.
+    """
+    if path.suffix not in ("", ".npz", ".png", ".gif"):
+        raise ValueError(f'samples are written as .npz, .png, .gif or a folder, got "{path.suffix}" in {path}.')
+    if path.suffix in (".png", ".gif") and not has_picture:
+        raise ValueError(f"these samples have no picture (images and points in the plane have), so {path} cannot be drawn; use .npz.")
+    if path.suffix and path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file, or a folder without a suffix.")
+    if not path.suffix:
+        if not is_image:
+            raise ValueError(f"only images can be written as a folder of PNGs; end {path} in .npz.")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"{path} exists and is not empty; name a new folder.")
 
 
 @dataclass(frozen=True)
@@ -112,10 +139,12 @@ class Run:
         """
         classes = self.form.classes
         if not classes:
-            if labels:
+            if labels is not None:
                 raise ValueError(f"{self.name} has no classes, so labels cannot be asked for; leave --labels out.")
             return None
-        wanted = list(labels) if labels else list(range(len(classes)))
+        wanted = list(range(len(classes))) if labels is None else [int(label) for label in labels]
+        if not wanted:
+            raise ValueError("labels must name at least one class; leave them out for all.")
         wrong = [label for label in wanted if not 0 <= label < len(classes)]
         if wrong:
             names = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20]))
@@ -154,63 +183,76 @@ class Run:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}.")
-        walk = self.walk(steps=steps, guidance=guidance, sampler=sampler)
-        done, all_labels = [], self.labels(range(count), labels)
+        walk, all_labels = self.walk(steps=steps, guidance=guidance, sampler=sampler), self.labels(range(count), labels)
+        done = []
         for start in range(0, count, batch):
             rows = range(start, min(count, start + batch))
-            done.append(walk(rows, seed, None if all_labels is None else all_labels[start : rows.stop], None))
+            done.append(walk(rows, seed, None if all_labels is None else all_labels[start : rows.stop]))
             if on_batch is not None:
                 on_batch(rows.stop)
-        return self._samples(torch.cat(done), all_labels)
+        return Samples(self.form.scaling.decode(torch.cat(done)), None if all_labels is None else all_labels.numpy())
 
-    def walk(
-        self, *, steps: int | None = None, guidance: float | None = None, sampler: str | Step | None = None
-    ) -> "Callable[[range, int, Tensor | None, Callable[[int, Tensor], None] | None], Tensor]":
-        """The sampler with its options settled: (rows, seed, labels, on_step) to x0 of those rows."""
+    def walk(self, *, steps: int | None = None, guidance: float | None = None, sampler: str | Step | None = None) -> "Walk":
+        """The way from noise to samples with its options settled, as `sample` takes them.
+
+        Raises:
+            ValueError: unknown names, steps below 1, guidance below 0, or a spacing that does not fit the schedule.
+        """
         defaults = self.recipe.sampling
         step = sampler if sampler is not None else defaults.sampler
         if isinstance(step, str):
             if step not in SAMPLERS:
                 raise ValueError(f'there is no sampler "{step}"; the samplers are {", ".join(SAMPLERS)}.')
             step = SAMPLERS[step]
-        levels = grid(self._sampling_schedule, defaults.steps if steps is None else steps, spacing=SPACINGS[defaults.spacing])
         scale = defaults.guidance if guidance is None else guidance
-        if scale < 0:
+        if not 0 <= scale < math.inf:
             raise ValueError(f"guidance must be at least 0 (1 = off), got {scale}.")
         predict: Predictor = guide.classifier_free(self.denoiser, scale) if self.form.classes else self.denoiser
         if defaults.guidance_interval is not None:
             predict = guide.interval(predict, self.denoiser, *defaults.guidance_interval)
         predict = guide.clip(predict) if defaults.clip else predict
+        return Walk(predict, step, self._levels(defaults.steps if steps is None else steps), self.form.shape)
 
-        def walk(rows: range, seed: int, labels: Tensor | None, on_step: Callable[[int, Tensor], None] | None) -> Tensor:
-            generators = row_generators(seed, rows)
-            noise = normal_like(torch.empty(len(rows), *self.form.shape), generators)
-            cond = None if labels is None else {"labels": labels}
-            return sample(predict, levels[0].sigma * noise, levels, step, cond, generator=generators, on_step=on_step)
-
-        return walk
-
-    def reverse_gif(self, path: str | Path, count: int = 64, *, labels: Sequence[int] | None = None, seed: int = 0, **options: Any) -> None:
-        """Writes a GIF of the reverse process: x_t at each step, brought to the data's scale."""
-        frames: list[Tensor] = []
-        rows, levels = range(count), None
-        wanted = self.labels(rows, labels)
-        levels = grid(
-            self._sampling_schedule, options.get("steps") or self.recipe.sampling.steps, spacing=SPACINGS[self.recipe.sampling.spacing]
-        )
-        self.walk(**options)(rows, seed, wanted, lambda i, x: frames.append(x / torch.hypot(levels[i + 1].alpha, levels[i + 1].sigma)))
-        self._gif(frames, Path(path), columns=self.columns(wanted))
+    def reverse_gif(
+        self,
+        path: str | Path,
+        count: int = 64,
+        *,
+        steps: int | None = None,
+        labels: Sequence[int] | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        sampler: str | Step | None = None,
+    ) -> None:
+        """Writes a GIF of the reverse process: the noise, then x_t after each step, brought to unit scale."""
+        walk, wanted = self.walk(steps=steps, guidance=guidance, sampler=sampler), self.labels(range(count), labels)
+        frames = [normal_like(torch.empty(count, *self.form.shape), row_generators(seed, range(count)))]
+        walk(range(count), seed, wanted, lambda i, x: frames.append(_unit(x, walk.levels[i + 1])))
+        self._gif(frames, Path(path), columns=self.columns(labels))
 
     def forward_gif(self, path: str | Path, x0: Float[Tensor, "n *x"], *, frames: int = 40, seed: int = 0) -> None:
         """Writes a GIF of the forward process on x0: the same noise at growing levels."""
         noise = normal_like(x0, row_generators(seed, range(len(x0))))
-        levels = grid(self._sampling_schedule, frames)[::-1]
-        shown = [(level.alpha * x0 + level.sigma * noise) / torch.hypot(level.alpha, level.sigma) for level in levels]
-        self._gif(shown, Path(path), columns=None)
+        levels = self._levels(frames)[::-1]
+        self._gif([_unit(level.alpha * x0 + level.sigma * noise, level) for level in levels], Path(path), columns=None)
 
-    def columns(self, labels: Tensor | None) -> int | None:
-        """One class a column, where labels come in turn."""
-        return None if labels is None else min(len(labels.unique()), len(labels))
+    def columns(self, labels: Sequence[int] | None = None) -> int | None:
+        """How many columns make each column one class: the length of the cycle of labels; None without classes, or where it is too wide."""
+        length = len(self.form.classes) if labels is None else len(labels)
+        return length if 0 < length <= 40 else None
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether its samples are images or points in the plane."""
+        return self.form.is_image or self.form.shape == (2,)
+
+    def _levels(self, steps: int) -> list[Level]:
+        """From noise to the data. A chain ends there; on a curve the last step goes from the curve's last level to it."""
+        spacing = SPACINGS[self.recipe.sampling.spacing]
+        if isinstance(self._sampling_schedule, Discrete) or steps < 2:
+            return grid(self._sampling_schedule, steps, spacing=spacing)
+        one = torch.ones((), dtype=torch.float64)
+        return [*grid(self._sampling_schedule, steps - 1, spacing=spacing), Level(one, 0 * one)]
 
     @cached_property
     def _sampling_schedule(self) -> Schedule:
@@ -218,9 +260,6 @@ class Run:
         options, ends = self.recipe.schedule, self.recipe.sampling
         changes = {name: value for name in ("log_snr_max", "log_snr_min") if (value := getattr(ends, name)) is not None}
         return options.model_copy(update=changes).build() if changes else self.schedule
-
-    def _samples(self, x0: Tensor, labels: Tensor | None) -> Samples:
-        return Samples(self.form.scaling.decode(x0), None if labels is None else labels.numpy())
 
     def _gif(self, frames: Sequence[Tensor], path: Path, *, columns: int | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,6 +270,29 @@ class Run:
             limits = limits_of(np.concatenate([values[0], values[-1]]))
             pictures = [cloud(value, limits=limits) for value in values]
         gif(pictures, path)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The way from noise to samples: a predictor, a method, the levels between."""
+
+    predict: Predictor
+    step: Step
+    levels: list[Level]
+    shape: tuple[int, ...]
+
+    def __call__(
+        self, rows: range, seed: int, labels: Tensor | None = None, on_step: Callable[[int, Tensor], None] | None = None
+    ) -> Float[Tensor, "n *x"]:
+        """x0 of the samples with these numbers; each has a generator of its own for all its noise."""
+        generators = row_generators(seed, rows)
+        noise = normal_like(torch.empty(len(rows), *self.shape), generators)
+        cond = None if labels is None else {"labels": labels}
+        return sample(self.predict, self.levels[0].sigma * noise, self.levels, self.step, cond, generator=generators, on_step=on_step)
+
+
+def _unit(x: Tensor, level: Level) -> Tensor:
+    return x / torch.hypot(level.alpha, level.sigma)
 
 
 def load(model: str | Path, *, ema: float | None = None) -> Run:
@@ -247,22 +309,23 @@ def load(model: str | Path, *, ema: float | None = None) -> Run:
     folder = Path(model)
     if str(model).startswith("zoo:"):
         folder = ZOO / str(model).removeprefix("zoo:")
-        if not (folder / "recipe.yaml").is_file():
-            raise ValueError(f"there is no {model}; the zoo holds {', '.join('zoo:' + name for name in zoo_names())}.")
+        if folder == ZOO or not (folder / "recipe.yaml").is_file():
+            raise ValueError(f"there is no {model}; the zoo holds {', '.join('zoo:' + name for name in zoo_names()) or 'no model'}.")
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(
             f"{model} is no run folder (it has no recipe.yaml) and no zoo:NAME; train one with sfumato train RECIPE --out {model}."
         )
     recipe, form = load_recipe(folder / "recipe.yaml"), read_form(folder)
-    checkpoint, width = latest(folder), ema if ema is not None else recipe.training.ema[0]
+    width = recipe.training.ema[0] if ema is None else ema
+    if width not in recipe.training.ema:
+        raise ValueError(f"{model} has no average of width {width}; it has {', '.join(map(str, recipe.training.ema))}.")
+    checkpoint = latest(folder)
     tensors = read_tensors(checkpoint / f"ema-{width:.3f}.safetensors")
     denoiser = build_denoiser(recipe, form)
     try:
         denoiser.net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{checkpoint} does not fit its recipe.yaml ({str(error).splitlines()[1].strip()}); restore either."
-        ) from None
+        raise damaged(checkpoint / f"ema-{width:.3f}.safetensors", error) from None
     return Run(str(model), recipe, form, denoiser.eval().requires_grad_(False))
 
 
@@ -282,7 +345,7 @@ def read_form(folder: Path) -> Form:
 def build_denoiser(recipe: Recipe, form: Form) -> Denoiser:
     """The untrained denoiser that a recipe asks for on data of this form."""
     net = recipe.net.build(form.shape, len(form.classes))
-    return Denoiser(net, recipe.objective.build_target(form.data_std), data_std=form.data_std)
+    return Denoiser(net, recipe.objective.build_target(), data_std=form.data_std)
 
 
 def zoo_names() -> list[str]:

@@ -109,8 +109,8 @@ class Continuous(Schedule):
 
     def __post_init__(self) -> None:
         """Refuses an empty or infinite range."""
-        if not -math.inf < self.log_snr_min < self.log_snr_max < math.inf:
-            raise ValueError(f"log_snr_min < log_snr_max must be finite, got {self.log_snr_min} and {self.log_snr_max}; try -15 and 15.")
+        if not -45 <= self.log_snr_min < self.log_snr_max <= 45:  # beyond, float64 rounds the curves' ends
+            raise ValueError(f"log_snr_min < log_snr_max must lie in [-45, 45] nats, got {self.log_snr_min} and {self.log_snr_max}.")
 
     @abstractmethod
     def curve(self, u: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
@@ -249,8 +249,8 @@ class Flow(Continuous):
 class Discrete(Schedule):
     """A chain of T steps with variances beta_1 … beta_T; its exact levels sit at t = k/T with alpha_k² = Π_{i<=k} (1 - beta_i).
 
-    Between its levels the log-SNR is interpolated (in the first step, where it is infinite at k = 0, sigma² grows linearly), so a model
-    of the chain can be walked at any level.
+    Between its levels the log-SNR is interpolated, so a model of the chain can be walked at any level. Where it is infinite at one end of a
+    step it cannot be: in the first step sigma² grows linearly, and in the last of a chain with zero terminal SNR alpha² falls linearly.
 
     Reference: Ho et al. (2020), eq. 4, arXiv:2006.11239.
     """
@@ -275,6 +275,8 @@ class Discrete(Schedule):
         log_alpha_squared = torch.log1p(-betas).cumsum(0)
         sigma_squared = -torch.expm1(log_alpha_squared)
         self._log_snr = log_alpha_squared - sigma_squared.log()
+        self._ends_without_signal = bool(betas[-1] == 1) and len(betas) > 1
+        self._signal_before_last = float(log_alpha_squared[-2].exp()) if len(betas) > 1 else 1.0
 
     def __len__(self) -> int:
         """T, the number of steps."""
@@ -313,11 +315,14 @@ class Discrete(Schedule):
         table = self._log_snr.to(t)
         k = t * len(self)
         nearest = k.round()
-        k = torch.where((k - nearest).abs() < 1e-9 * len(self), nearest, k)  # k/T·T need not be k in floating point
+        k = torch.where(((k - nearest).abs() < 1e-9 * len(self)) & (nearest >= 1), nearest, k)  # k/T·T need not be k in floating point
         below = k.floor().clamp(1, len(self)).long()
         above = k.ceil().clamp(1, len(self)).long()
         inside = torch.where(above == below, table[below - 1], torch.lerp(table[below - 1], table[above - 1], k - below))
-        first = torch.log(((1 + table[0].exp()) / k.clamp(max=1) - 1).clamp(min=0))  # sigma² = k sigma_1² for k <= 1
+        if self._ends_without_signal:  # alpha² falls linearly over the last step, as log-SNR cannot
+            last = self._signal_before_last * (len(self) - k)
+            inside = torch.where(k > len(self) - 1, last.log() - torch.log1p(-last), inside)
+        first = torch.log((1 + table[0].exp()) / k.clamp(max=1) - 1)  # sigma² = k sigma_1² for k <= 1
         return torch.where(k >= 1, inside, first)
 
     def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
@@ -325,10 +330,11 @@ class Discrete(Schedule):
         table = self._log_snr.to(log_snr)
         above = torch.searchsorted(-table, -log_snr.contiguous()).clamp(max=len(self) - 1)
         below = (above - 1).clamp(min=0)
-        gap = table[above] - table[below]
-        fraction = torch.where(gap < 0, (log_snr - table[below]) / gap, torch.ones_like(log_snr)).clamp(0, 1)
+        fraction = ((log_snr - table[below]) / (table[above] - table[below])).clamp(0, 1)
+        if self._ends_without_signal:
+            fraction = torch.where(above == len(self) - 1, 1 - log_snr.sigmoid() / self._signal_before_last, fraction)
         first = (-log_snr).sigmoid() / (-table[0]).sigmoid()
-        return torch.where(log_snr >= table[0], first, below + 1 + torch.where(above > below, fraction, 0)).clamp(max=len(self)) / len(self)
+        return torch.where(log_snr >= table[0], first, below + 1 + fraction) / len(self)
 
 
 def _at_least_one(steps: int) -> int:

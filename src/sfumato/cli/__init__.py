@@ -1,6 +1,7 @@
 """The command line: `sfumato COMMAND`. One module a command; each parses, calls the library, writes, reports."""
 
 import sys
+import traceback
 
 import typer
 
@@ -24,31 +25,27 @@ for command in (train, sample, recipes, zoo):
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; an error is one sentence on standard error and an exit code: 2 for bad use, 1 for failure, 130 for Ctrl-C."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    debug, code = "--debug" in arguments, 0
+    arguments, code = sys.argv[1:] if arguments is None else arguments, 0
     try:
         code = app(arguments, standalone_mode=False)
-    except typer.Abort:
-        sys.exit(130)
+    except (typer.Abort, KeyboardInterrupt):
+        code = _say("stopped.", 130)
     except typer.TyperException as error:
-        _fail(error.format_message(), error.exit_code)
-    except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
-        if debug:
-            raise
-        _fail(_sentence(error), 2 if isinstance(error, ValueError) else 1)
-    except KeyboardInterrupt:
-        _fail("stopped.", 130)
+        code = _say(error.format_message(), error.exit_code)
+    except ValueError as error:
+        code = _say(str(error), 2)
+    except OSError as error:
+        code = _say(f"{error.filename}: {(error.strerror or str(error)).lower()}." if error.filename else str(error), 1)
+    except (CheckpointError, FloatingPointError, MemoryError) as error:
+        code = _say(str(error) or "not enough memory; take a smaller batch.", 1)
+    except Exception as error:  # the last resort of a program: what nobody foresaw is a sentence too
+        code = _say(f"failed with {type(error).__name__}: {' '.join(str(error).split())}; run it again with --debug for the place.", 1)
     sys.exit(code or 0)
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return (
-            f"{error.filename}: {error.strerror.lower()}; choose a path that can be read and written." if error.filename else error.strerror
-        )
-    return str(error)
-
-
-def _fail(sentence: str, code: int) -> None:
+def _say(sentence: str, code: int) -> int:
+    """Prints the sentence, after the traceback where --debug asks for it."""
+    if "--debug" in sys.argv:
+        traceback.print_exc()
     print(f"sfumato: {sentence}", file=sys.stderr)
-    sys.exit(code)
+    return code

@@ -5,47 +5,47 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
 class Reporter:
-    """Shows how far a piece of work is."""
+    """Shows how far a piece of work is, how fast it goes, and when it will end, from the rate since its first report."""
 
-    def __init__(self, what: str, total: int, bar: Progress | None) -> None:
-        """For `total` units of work."""
-        self.what, self.total, self.bar = what, total, bar
+    def __init__(self, what: str, total: int, unit: str, per: int, bar: Progress | None) -> None:
+        """For `total` parts of work, each `per` units."""
+        self.what, self.total, self.unit, self.per, self.bar = what, total, unit, per, bar
         self.task = None if bar is None else bar.add_task(what, total=total, note="")
-        self.started = self.spoken = time.monotonic()
+        self.spoken = self.started = time.monotonic()
         self.first: int | None = None
 
     def __call__(self, done: int, note: str = "") -> None:
         """`done` of the total, with a few words on how it goes."""
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=done, note=note)
-            return
         now = time.monotonic()
         if self.first is None:
-            self.first = done
-        if now - self.spoken < 5 and done < self.total:
+            self.first, self.started = done, now
+        if self.bar is None and now - self.spoken < 5 and done < self.total:
             return
-        rate = (done - self.first) / max(now - self.started, 1e-9)
-        left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done < self.total else ""
-        print(f"{self.what} {done}/{self.total}{', ' + note if note else ''}{left}", flush=True)
         self.spoken = now
+        rate = (done - self.first) / max(now - self.started, 1e-9)
+        speed = [f"{rate * self.per:.0f} {self.unit}/s", f"{_clock((self.total - done) / rate)} left"] if rate > 0 else []
+        words = ", ".join(part for part in (note, *speed) if part)
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=done, note=words)
+        else:
+            print(f"{self.what} {done}/{self.total}{', ' + words if words else ''}", flush=True)
 
 
 @contextmanager
-def reporter(what: str, total: int) -> Iterator[Reporter]:
+def reporter(what: str, total: int, *, unit: str, per: int = 1) -> Iterator[Reporter]:
     """A `Reporter` for the time of a with-block."""
     if not sys.stdout.isatty():
-        yield Reporter(what, total, None)
+        yield Reporter(what, total, unit, per, None)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns) as bar:
-        yield Reporter(what, total, bar)
+        yield Reporter(what, total, unit, per, bar)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

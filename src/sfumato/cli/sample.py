@@ -7,14 +7,14 @@ import torch
 import typer
 
 from sfumato.cli.progress import reporter
-from sfumato.run import load
+from sfumato.run import check_target, load
 from sfumato.runtime import keep_memory
 
 
 def sample(
     model: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME (`sfumato zoo` lists them).")],
     out: Annotated[Path, typer.Option(help="s.npz, s.png (a sheet), s.gif (the reverse process), or a folder for PNGs.")],
-    count: Annotated[int, typer.Option(help="How many.")] = 64,
+    count: Annotated[int | None, typer.Option(help="How many; 64 images or 2000 points by default.")] = None,
     sampler: Annotated[
         str | None, typer.Option(help="ancestral, ancestral-large, ddim, heun or multistep; the recipe's by default.")
     ] = None,
@@ -30,28 +30,29 @@ def sample(
 
     Example: sfumato sample zoo:fashion --labels 0,1,2 --count 30 --out sheet.png
     """
-    run = load(model)
-    chosen = _labels(labels)
-    keep_memory()
-    if out.suffix not in ("", ".npz", ".png", ".gif"):
-        raise ValueError(f'samples are written as .npz, .png, .gif or a folder, got "{out.suffix}" in {out}.')
+    run, chosen = load(model), _labels(labels)
+    if count is None:
+        count = 64 if run.form.is_image else 2000
+    for name, number, least in (("--count", count, 1), ("--batch", batch, 1), ("--seed", seed, 0)):
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}.")
     if forward and out.suffix != ".gif":
         raise ValueError(f"--forward draws a moving picture, so --out must end in .gif, got {out}.")
-    if count < 1:
-        raise ValueError(f"--count must be at least 1, got {count}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_target(out, is_image=run.form.is_image, has_picture=run.has_picture)
+    keep_memory()
     if forward:
         dataset = run.recipe.data.load()
         rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
+        out.parent.mkdir(parents=True, exist_ok=True)
         run.forward_gif(out, dataset.batch(rows)[0], seed=seed)
     elif out.suffix == ".gif":
         run.reverse_gif(out, count, labels=chosen, seed=seed, steps=steps, guidance=guidance, sampler=sampler)
     else:
-        with reporter("sampling", count) as report:
+        with reporter("sampling", count, unit="samples") as report:
             samples = run.sample(
                 count, steps=steps, labels=chosen, seed=seed, guidance=guidance, sampler=sampler, batch=batch, on_batch=report
             )
-        samples.save(out, columns=None if samples.labels is None else len(set(samples.labels.tolist())))
+        samples.save(out, columns=run.columns(chosen))
     typer.echo(f"Wrote {out}.")
 
 

@@ -1,12 +1,15 @@
 """`sfumato train`."""
 
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from sfumato.cli.progress import reporter
 from sfumato.runtime import keep_memory
+from sfumato.train.loop import Stopped
 from sfumato.train.loop import train as train_recipe
 from sfumato.train.recipe import load_recipe
 
@@ -19,19 +22,37 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, or begin where there is none.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Train a recipe into a run folder.
+    """Train a recipe into a run folder. Ctrl-C writes a checkpoint first; --resume goes on from it.
 
     Example: sfumato train folder --set data.path=flowers --set data.size=64 --out runs/flowers
     """
     resolved = load_recipe(recipe, changes or [], steps=steps)
+    if out is None and Path(recipe).name == "recipe.yaml":
+        raise ValueError(f"{recipe} is the recipe of a run; name the folder of the new run with --out.")
     out = out or Path("runs") / Path(recipe).stem
     keep_memory()
-    with reporter("training", resolved.training.steps) as report:
-        train_recipe(
-            resolved,
-            out,
-            resume=resume,
-            watch=lambda r: report(int(r["step"]), f"loss {r['loss']:.4f}, {r['images_per_second']:.0f} images/s"),
-            say=typer.echo,
-        )
+    signals: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with reporter("training", resolved.training.steps, unit="images", per=resolved.training.batch) as report:
+            train_recipe(
+                resolved,
+                out,
+                resume=resume,
+                on_step=lambda step, loss: report(step, f"loss {loss:.3f}"),
+                say=typer.echo,
+                should_stop=lambda: bool(signals),
+            )
+    except Stopped as stopped:
+        typer.echo(f"sfumato: {stopped}", err=True)
+        raise typer.Exit(128 + signals[0]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     typer.echo(f"Done: {out}. Sample it with: sfumato sample {out} --out samples.png")

@@ -10,6 +10,12 @@ FASHION_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_SHA256 = {  # of the unpacked files; a .gz differs with the program that packed it
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
 
@@ -35,5 +41,5 @@ def _find(root: Path, stem: str) -> Path:
             return path
     raise ValueError(
         f"{root} must hold {stem}.gz of Fashion-MNIST, got no such file; run `apt install dataset-fashion-mnist`, or fetch "
-        f"{_URL}{stem}.gz (and its three companions) and give their folder."
+        f"{_URL}{stem}.gz (unpacked, sha256 {_SHA256[stem]}) and its three companions, and give their folder."
     )

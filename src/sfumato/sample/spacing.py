@@ -108,8 +108,10 @@ class openai_sections:  # noqa: N801 - a spacing with an option, called like its
             size = whole + (i < extra)
             if count > size:
                 raise ValueError(f"a section of {size} steps cannot keep {count}.")
-            stride = (size - 1) / (count - 1) if count > 1 else 1.0
-            kept += [start + round(stride * j) for j in range(count)]
+            stride, place = (size - 1) / (count - 1) if count > 1 else 1.0, 0.0
+            for _ in range(count):  # summed up, as the public code does: it decides how halves round
+                kept.append(start + round(place))
+                place += stride
             start += size
         return _with_data(torch.tensor(kept) + 1, chain)
 

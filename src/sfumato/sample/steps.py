@@ -72,7 +72,9 @@ class Heun:
     def __call__(
         self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: None, generator: Generator | None
     ) -> tuple[Float[Tensor, "b *x"], None]:
-        """One Heun step; Euler's (which is DDIM's) where s has no noise."""
+        """One Heun step; Euler's (which is DDIM's) where s has no noise or t no signal."""
+        if not bool(t.alpha.any()):
+            return DDIM()(predict, x, t, s, None, generator)
         eps = predict(x, t).eps
         start, length = x / t.alpha, s.sigma / s.alpha - t.sigma / t.alpha
         euler = s.alpha * (start + length * eps)
@@ -81,11 +83,15 @@ class Heun:
         return s.alpha * (start + length * (eps + predict(euler, s).eps) / 2), None
 
 
+_FARTHEST = 4.0  # how many times the last step's length a prediction is extrapolated at most
+
+
 @dataclass(frozen=True)
 class Multistep:
     """DPM-Solver++(2M): x0 extrapolated in log-SNR from two steps. Lu et al. (2022), alg. 2, arXiv:2211.01095.
 
-    order=1 is DDIM. The first step and a step to a level without noise are of first order.
+    order=1 is DDIM. The first step is of first order, and so is one more than four times as long as the step before: there a line through
+    two predictions is no longer a forecast. A step to a level without noise is always such a one, and so is the last of a uniform grid.
     """
 
     order: int = 2
@@ -108,7 +114,7 @@ class Multistep:
         h = (s.log_snr - t.log_snr) / 2
         x0 = predict(x, t).x0
         ahead = x0
-        if self.order == 2 and memory is not None and bool(h.isfinite().all()):
+        if self.order == 2 and memory is not None and bool((h <= _FARTHEST * memory[1]).all()):
             previous, previous_h = memory
             ahead = x0 + h / (2 * previous_h) * (x0 - previous)
         return s.sigma / t.sigma * x - s.alpha * torch.expm1(-h) * ahead, (x0, h)

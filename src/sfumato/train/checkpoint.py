@@ -16,34 +16,41 @@ from torch import Tensor
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing or cannot be read."""
+    """A checkpoint that is missing, cannot be read, or cannot be written."""
 
 
 def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int) -> Path:
     """Writes a checkpoint for `step` and removes all but the last `keep`; returns its folder.
 
     Args:
-        folder: RUN/checkpoints.
+        folder: RUN/checkpoints; one process writes to it.
         step: steps done.
         tensors: file stem to named tensors.
         state: JSON for state.json.
         keep: how many to leave, this one included.
+
+    Raises:
+        CheckpointError: the files cannot be written; those of earlier steps are as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final, aside = folder / f"{step:08d}", folder / f".{step:08d}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for stem, named in tensors.items():
-        save_file({name: value.detach().contiguous() for name, value in named.items()}, aside / f"{stem}.safetensors")
-    (aside / "state.json").write_text(json.dumps(state))
-    for path in [*aside.iterdir(), aside]:
-        _fsync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
-    _fsync(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*"):  # of a process that was killed
+            shutil.rmtree(left)
+        aside.mkdir()
+        for stem, named in tensors.items():
+            save_file({name: value.detach().contiguous() for name, value in named.items()}, aside / f"{stem}.safetensors")
+        (aside / "state.json").write_text(json.dumps(state))
+        for path in [*aside.iterdir(), aside]:
+            fsync(path)
+        _remove(final)
+        aside.rename(final)
+        fsync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(f"cannot write {final} ({error}); make room or mend the permissions, then go on with --resume.") from None
     for old in steps_in(folder)[:-keep]:
-        shutil.rmtree(folder / f"{old:08d}")
+        _remove(folder / f"{old:08d}")
     return final
 
 
@@ -77,7 +84,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; the checkpoint is not whole, remove {path.parent} to use the one before it.") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); remove {path.parent} to use the checkpoint before it.") from None
+        raise damaged(path, error) from None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -88,14 +95,29 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "state.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); remove {checkpoint} to use the checkpoint before it.") from None
+        state = json.loads(path.read_text())
+        return {"step": int(state["step"]), "seconds": float(state["seconds"]), "window": [list(map(float, v)) for v in state["window"]]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, error) from None
 
 
-def _fsync(path: Path) -> None:
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """What is said of a file of a checkpoint that cannot be used."""
+    return CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}); remove {path.parent} to use the checkpoint before it.")
+
+
+def fsync(path: Path) -> None:
+    """Has the system put a file or folder on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Takes a checkpoint away under a name that no reader looks for, then deletes it."""
+    if folder.exists():
+        gone = folder.with_name(f".{folder.name}.gone")
+        folder.rename(gone)
+        shutil.rmtree(gone)

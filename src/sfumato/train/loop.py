@@ -5,37 +5,43 @@ and the flips of step n on (seed, n). So a checkpoint holds weights and averages
 """
 
 import copy
+import fcntl
 import hashlib
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor
 
 from sfumato import loss
 from sfumato.data import Dataset
 from sfumato.denoiser import Denoiser, drop
 from sfumato.noise import seeded
 from sfumato.pictures import picture
-from sfumato.run import Form, Run, build_denoiser
+from sfumato.run import Form, Run, build_denoiser, read_form
 from sfumato.train import checkpoint
 from sfumato.train.ema import Ema
 from sfumato.train.optim import Optimizer, set_gradients
 from sfumato.train.recipe import Recipe, Training, load_recipe
 
-ORDER, STEP = 0, 1  # what a seed is for: the order of an epoch, the randomness of a step
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.partial", ".lock"}  # of a run killed at its very start
+
+ORDER, STEP, DROPOUT = 0, 1, 2  # what a seed is for: the order of an epoch, the randomness of a step, that inside a network
 
 
 @dataclass
@@ -59,10 +65,14 @@ class TrainState:
         """Takes up a checkpoint."""
         state = checkpoint.read_state(folder)
         self.step, self.seconds = state["step"], state["seconds"]
-        self.denoiser.net.load_state_dict(checkpoint.read_tensors(folder / "model.safetensors"))
-        self.optimizer.load(checkpoint.read_tensors(folder / "optimizer.safetensors"))
-        for ema in self.emas:
-            ema.load(checkpoint.read_tensors(folder / f"{ema.name}.safetensors"))
+        takers = {"model": self.denoiser.net.load_state_dict, "optimizer": self.optimizer.load} | {ema.name: ema.load for ema in self.emas}
+        for stem, take in takers.items():
+            path = folder / f"{stem}.safetensors"
+            tensors = checkpoint.read_tensors(path)
+            try:
+                take(tensors)
+            except (RuntimeError, KeyError, ValueError) as error:
+                raise checkpoint.damaged(path, error) from None
         return Window(*state["window"])
 
 
@@ -74,26 +84,36 @@ class Window:
     norms: list[float]
 
 
+class Stopped(RuntimeError):
+    """Training was asked to stop, and has written a checkpoint."""
+
+
 def train(
     recipe: Recipe,
     out: Path,
     *,
     resume: bool = False,
-    watch: Callable[[dict[str, float | int]], None] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    watch: Callable[[Mapping[str, float | int]], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Trains a recipe into the run folder `out` and returns it.
 
     Args:
         recipe: what to train.
-        out: RUN, as the design of the run folder says.
+        out: the run folder; made here.
         resume: go on from the newest checkpoint of `out`, or begin where there is none.
+        on_step: called after each step with its number and loss.
         watch: called with each line of metrics.jsonl.
         say: called with a sentence now and then.
+        should_stop: asked after each step; true writes a checkpoint and raises `Stopped`.
 
     Raises:
-        ValueError: `out` holds a run already, or a run of another recipe; data that cannot be trained on.
-        CheckpointError: a damaged checkpoint.
+        ValueError: `out` holds a run already, or a run of another recipe or of other data; data that cannot be trained on.
+        CheckpointError: a checkpoint that is damaged or cannot be written.
+        FloatingPointError: a loss or gradient that is not finite; the weights and checkpoints are those of before.
+        Stopped: as `should_stop` asked.
     """
     options = recipe.training
     has_run = (out / "recipe.yaml").is_file()
@@ -101,42 +121,43 @@ def train(
         raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
     if has_run:
         _refuse_changes(recipe, out)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(path.name not in OURS for path in out.iterdir())):
         raise ValueError(f"{out} exists and is no run folder; choose another --out.")
     dataset = recipe.data.load()
     if dataset.skipped:
         say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
     examples, _ = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
     form = Form(dataset.shape, dataset.classes, dataset.scaling, _standard_deviation(examples))
+    manifest = _manifest(recipe, dataset, form)
+    if has_run:
+        form = _refuse_other_data(manifest, out)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         denoiser = build_denoiser(recipe, form)
     state = TrainState(denoiser, Optimizer(denoiser.net, options), [Ema(denoiser.net, width) for width in options.ema])
-    window = Window([], [])
-    checkpoints = out / "checkpoints"
+    Run(str(out), recipe, form, denoiser).walk()  # what sampling will refuse is refused before anything is written
+    window, checkpoints = Window([], []), out / "checkpoints"
     if has_run and checkpoint.steps_in(checkpoints):
         window = state.load(checkpoint.latest(out))
         say(f"Resuming {out} after step {state.step} of {options.steps}.")
+    step_once = _Step(recipe, examples, form, state)
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "manifest.json", json.dumps(_manifest(recipe, dataset, form, denoiser.net), indent=2, ensure_ascii=False))
-    _write(out / "recipe.yaml", recipe.to_yaml())
-    _cut_metrics(out / "metrics.jsonl", state.step)
-    with closing(SummaryWriter(str(out / "tensorboard"), purge_step=state.step + 1)) as board, (out / "metrics.jsonl").open("a") as metrics:
-        started = time.perf_counter() - state.seconds
-        step_once = _Step(recipe, examples, form, state)
-        with torch.random.fork_rng():
+    with _only_writer(out):
+        if not has_run:
+            _write(out / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
+            _write(out / "recipe.yaml", recipe.to_yaml())
+        _cut_metrics(out / "metrics.jsonl", state.step)
+        with closing(_board(out, state.step)) as board, (out / "metrics.jsonl").open("a") as metrics, torch.random.fork_rng():
+            started, marked = time.perf_counter() - state.seconds, state.seconds
             while state.step < options.steps:
                 value, norm = step_once()
                 window.losses.append(value)
                 window.norms.append(norm)
+                state.seconds = time.perf_counter() - started
+                if on_step is not None:
+                    on_step(state.step, value)
                 if state.step % options.log_every == 0 or state.step == options.steps:
-                    state.seconds = time.perf_counter() - started
-                    record = _record(state, window, options)
-                    if not np.isfinite(record["loss"]):
-                        raise FloatingPointError(
-                            f"the loss is {record['loss']} at step {state.step}; the last good checkpoint is kept: "
-                            "lower training.rate or take training.precision=float32."
-                        )
+                    record = _record(state, window, options, state.seconds - marked)
                     metrics.write(json.dumps(record) + "\n")
                     metrics.flush()
                     for name, number in record.items():
@@ -144,12 +165,20 @@ def train(
                             board.add_scalar(name, number, state.step)
                     if watch is not None:
                         watch(record)
-                    window = Window([], [])
-                if state.step % options.checkpoint_every == 0 or state.step == options.steps:
-                    state.seconds = time.perf_counter() - started
+                    window, marked = Window([], []), state.seconds
+                stopping = should_stop()
+                if stopping or state.step % options.checkpoint_every == 0 or state.step == options.steps:
+                    checkpoint.fsync(out / "metrics.jsonl")
                     state.save(checkpoints, window, options.keep)
+                if stopping and state.step < options.steps:
+                    raise Stopped(f"stopped after step {state.step} of {options.steps}; go on with --resume.")
+                if state.step % options.checkpoint_every == 0:
                     _draw(Run(str(out), recipe, form, _averaged(state)), out / "samples" / f"{state.step:08d}.png")
-    _write(out / "report.json", json.dumps(_report(state, options), indent=2))
+        sheet = out / "samples" / f"{state.step:08d}.png"
+        if not sheet.exists():
+            _draw(Run(str(out), recipe, form, _averaged(state)), sheet)
+        if not (out / "report.json").exists():
+            _write(out / "report.json", json.dumps(_report(state, options), indent=2))
     return out
 
 
@@ -160,8 +189,8 @@ class _Step:
         self.options = recipe.training
         self.state = state
         self.examples = examples
-        self.times = recipe.objective.times.build(recipe.schedule.build())
         self.schedule = recipe.schedule.build()
+        self.times = recipe.objective.times.build(self.schedule)
         self.weight = recipe.objective.build_weight(form.data_std)
         self.has_labels = bool(form.classes)
         self.can_flip = recipe.training.flip and examples.is_image
@@ -174,7 +203,7 @@ class _Step:
         """Makes the step; returns its loss and gradient norm."""
         number = self.state.step + 1
         generator = seeded(self.options.seed, STEP, number)
-        torch.manual_seed(generator.initial_seed())  # dropout inside a network has no generator of its own
+        torch.manual_seed(seeded(self.options.seed, DROPOUT, number).initial_seed())  # dropout takes no generator
         x0, labels = self.examples.batch(next(self.batches))
         if self.can_flip:
             x0 = torch.where(_coin(len(x0), 0.5, generator).reshape(-1, 1, 1, 1), x0.flip(-1), x0)
@@ -195,9 +224,13 @@ class _Step:
             value = loss.simple(self.worker, x0[part], eps[part], part_level, part_cond, weight=self.weight).sum() / len(x0)
             value.backward()
             total += value.detach()
+        if not bool(total.isfinite()):
+            raise FloatingPointError(_not_finite("loss", float(total), number))
         if self.worker is not self.state.denoiser:
             set_gradients(self.masters, self.workers)
         norm = self.state.optimizer.step(number)
+        if not np.isfinite(norm):
+            raise FloatingPointError(_not_finite("gradient", norm, number))
         for parameter in self.masters:
             parameter.grad = None
         for ema in self.state.emas:
@@ -206,21 +239,20 @@ class _Step:
         return float(total), norm
 
 
+def _not_finite(what: str, value: float, step: int) -> str:
+    return (
+        f"the {what} is {value} at step {step}, which was not applied; lower training.rate, or take training.precision=float32, "
+        "and go on with --resume from the last checkpoint."
+    )
+
+
 def precision(choice: str) -> torch.dtype:
-    """float32 or bfloat16: "auto" takes bfloat16 where the machine multiplies it natively.
-
-    Raises:
-        ValueError: bfloat16 asked for on a GPU that lacks it.
-    """
+    """float32 or bfloat16: "auto" takes bfloat16 where the processor multiplies it natively."""
     if choice == "auto":
-        native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.bfloat16 if native and (torch.cuda.is_available() or _has_bf16_instructions()) else torch.float32
+        path = Path("/proc/cpuinfo")
+        native = path.is_file() and any(flag in path.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+        return torch.bfloat16 if native else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
-
-
-def _has_bf16_instructions() -> bool:
-    path = Path("/proc/cpuinfo")
-    return path.is_file() and any(flag in path.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def _worker(master: Denoiser, choice: str) -> Denoiser:
@@ -253,16 +285,15 @@ def _coin(n: int, chance: float, generator: torch.Generator) -> Tensor:
     return torch.rand(n, generator=generator) < chance
 
 
-def _record(state: TrainState, window: Window, options: Training) -> dict[str, float | int]:
-    images = state.step * options.batch
+def _record(state: TrainState, window: Window, options: Training, seconds: float) -> dict[str, float | int]:
     return {
         "step": state.step,
         "seconds": round(state.seconds, 3),
-        "images": images,
+        "images": state.step * options.batch,
         "loss": float(np.mean(window.losses)),
         "gradient_norm": float(np.mean(window.norms)),
         "learning_rate": options.rate * state.optimizer.rate(state.step),
-        "images_per_second": round(images / state.seconds, 1),
+        "images_per_second": round(len(window.losses) * options.batch / max(seconds, 1e-9), 1),
     }
 
 
@@ -275,13 +306,13 @@ def _averaged(state: TrainState) -> Denoiser:
 
 def _draw(run: Run, path: Path) -> None:
     """The sample sheet: fixed noise, one class a column; nothing for data without a picture."""
-    if len(run.form.shape) != 3 and run.form.shape != (2,):
+    if not run.has_picture:
         return
-    classes = len(run.form.classes)
-    count = 2000 if run.form.shape == (2,) else 8 * min(classes, 20) if classes else 64
-    samples = run.sample(count, batch=64 if len(run.form.shape) == 3 else count)
+    columns = run.columns()
+    count = 2000 if len(run.form.shape) == 1 else 8 * columns if columns else 64
+    samples = run.sample(count, batch=count if len(run.form.shape) == 1 else 64)
     path.parent.mkdir(exist_ok=True)
-    picture(samples.values, columns=min(classes, 20) or None).save(path)
+    picture(samples.values, columns=columns).save(path)
 
 
 def _standard_deviation(examples: Dataset) -> float:
@@ -294,11 +325,46 @@ def _standard_deviation(examples: Dataset) -> float:
 
 
 def _refuse_changes(recipe: Recipe, out: Path) -> None:
-    """The length of a run may change on resuming, nothing else."""
-    found = load_recipe(out / "recipe.yaml").differences(recipe)
-    wrong = [line for line in found if not line.startswith("about:")]
+    """Only what `recipe.MAY_CHANGE` lists may change on resuming."""
+    wrong = load_recipe(out / "recipe.yaml").differences(recipe)
     if wrong:
-        raise ValueError(f"{out} was begun with another recipe ({'; '.join(wrong[:5])}); resume with the old one, or choose another --out.")
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(
+            f"{out} was begun with another recipe ({'; '.join(wrong[:5])}{more}); resume with the old one, or choose another --out."
+        )
+
+
+def _refuse_other_data(manifest: Mapping[str, Any], out: Path) -> Form:
+    """The form of the data as the run began, if they and the number format are still the same."""
+    form, begun = read_form(out), json.loads((out / "manifest.json").read_text())
+    for what, before, now in (
+        ("data", begun.get("data", {}).get("fingerprint"), manifest["data"]["fingerprint"]),
+        ("precision", begun.get("precision"), manifest["precision"]),
+    ):
+        if before != now:
+            raise ValueError(f"{out} was begun with another {what} ({before} → {now}); bring the old one back, or choose another --out.")
+    return form
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Holds the run folder's lock, which the system drops with the process however it ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is training into {out}; wait for it, stop it, or choose another --out.") from None
+        yield
+
+
+def _board(out: Path, step: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+
+    return SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
 
 def _cut_metrics(path: Path, step: int) -> None:
@@ -308,10 +374,10 @@ def _cut_metrics(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text().splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            done = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError, TypeError):
             continue
-        if record["step"] <= step:
+        if done <= step:
             kept.append(line + "\n")
     _write(path, "".join(kept))
 
@@ -320,12 +386,12 @@ def _write(path: Path, text: str) -> None:
     """Writes aside and renames."""
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text)
+    checkpoint.fsync(aside)
     aside.replace(path)
 
 
-def _manifest(recipe: Recipe, dataset: Dataset, form: Form, net: nn.Module) -> dict[str, Any]:
+def _manifest(recipe: Recipe, dataset: Dataset, form: Form) -> dict[str, Any]:
     """What made the run: data, versions, machine, seeds."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     return {
         "form": form.to_json(),
         "data": {
@@ -338,12 +404,20 @@ def _manifest(recipe: Recipe, dataset: Dataset, form: Form, net: nn.Module) -> d
         },
         "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
         "seed": recipe.training.seed,
-        "parameters": sum(p.numel() for p in net.parameters()),
         "precision": str(precision(recipe.training.precision)).removeprefix("torch."),
         "device": {"machine": platform.machine(), "processor": _processor(), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("sfumato", "torch", "numpy", "safetensors")},
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """The commit of sfumato's own checkout; None where it is installed otherwise, or git is not there."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=root)
+    return head.stdout.strip() or None
 
 
 def _processor() -> str:

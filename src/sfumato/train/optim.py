@@ -70,8 +70,10 @@ class Optimizer:
         return warm * fall
 
     def step(self, step: int) -> float:
-        """Clips the gradients, moves the weights, and returns the gradients' norm before clipping."""
+        """Clips the gradients, moves the weights, and returns the gradients' norm before clipping; one that is not finite moves nothing."""
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
+        if not bool(norm.isfinite()):
+            return float(norm)
         for part, peak in zip(self.parts, self.peaks, strict=True):
             for group in part.param_groups:
                 group["lr"] = peak * self.rate(step)

