@@ -184,7 +184,7 @@ def test_karras_spacing_is_their_equation_5():
     torch.testing.assert_close(torch.stack([level.sigma for level in levels]), wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.Flow(), sf.Discrete.linear(1000)], ids=repr)
+@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.Flow(), sf.Discrete.linear(1000)], ids=["Cosine", "Flow", "Discrete"])
 def test_log_snr_spacing_is_uniform(schedule):
     log_snr = torch.stack([level.log_snr for level in sf.grid(schedule, 12)])[:-1]
     torch.testing.assert_close(log_snr.diff(), (log_snr[-1] - log_snr[0]).expand(11) / 11, rtol=1e-9, atol=1e-9)

@@ -26,26 +26,25 @@ for command in (train, sample, recipes, zoo):
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; an error is one sentence on standard error and an exit code: 2 for bad use, 1 for failure, 130 for Ctrl-C."""
     arguments, code = sys.argv[1:] if arguments is None else arguments, 0
+
+    def say(sentence: str, code: int) -> int:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"sfumato: {sentence}", file=sys.stderr)
+        return code
+
     try:
         code = app(arguments, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        code = _say("stopped.", 130)
+        code = say("stopped.", 130)
     except typer.TyperException as error:
-        code = _say(error.format_message(), error.exit_code)
+        code = say(error.format_message(), error.exit_code)
     except ValueError as error:
-        code = _say(str(error), 2)
+        code = say(str(error), 2)
     except OSError as error:
-        code = _say(f"{error.filename}: {(error.strerror or str(error)).lower()}." if error.filename else str(error), 1)
+        code = say(f"{error.filename}: {(error.strerror or str(error)).lower()}." if error.filename else str(error), 1)
     except (CheckpointError, FloatingPointError, MemoryError) as error:
-        code = _say(str(error) or "not enough memory; take a smaller batch.", 1)
+        code = say(str(error) or "not enough memory; take a smaller batch.", 1)
     except Exception as error:  # the last resort of a program: what nobody foresaw is a sentence too
-        code = _say(f"failed with {type(error).__name__}: {' '.join(str(error).split())}; run it again with --debug for the place.", 1)
+        code = say(f"failed with {type(error).__name__}: {' '.join(str(error).split())}; run it again with --debug for the place.", 1)
     sys.exit(code or 0)
-
-
-def _say(sentence: str, code: int) -> int:
-    """Prints the sentence, after the traceback where --debug asks for it."""
-    if "--debug" in sys.argv:
-        traceback.print_exc()
-    print(f"sfumato: {sentence}", file=sys.stderr)
-    return code

@@ -310,7 +310,10 @@ def _draw(run: Run, path: Path) -> None:
         return
     columns = run.columns()
     count = 2000 if len(run.form.shape) == 1 else 8 * columns if columns else 64
-    samples = run.sample(count, batch=count if len(run.form.shape) == 1 else 64)
+    try:
+        samples = run.sample(count, batch=count if len(run.form.shape) == 1 else 64)
+    except ValueError as error:
+        raise FloatingPointError(f"{path} could not be drawn: {error} Lower training.rate and begin anew.") from None
     path.parent.mkdir(exist_ok=True)
     picture(samples.values, columns=columns).save(path)
 

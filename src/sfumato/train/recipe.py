@@ -529,7 +529,8 @@ def _sentence(error: ValidationError, source: str) -> str:
     """The first thing wrong: where, what was got, what to do."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    where = ".".join(part for part in path if part not in _kinds() | {"int", "float"} and "[" not in part) or "it"
+    unions = {*_kinds(), "int", "float", "constrained-int"}  # pydantic names the member of a union that it tried
+    where = ".".join(part for part in path if part not in unions and "[" not in part) or "it"
     more = f" ({error.error_count() - 1} more like it.)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         names = _fields_at(path[:-1])
