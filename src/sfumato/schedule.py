@@ -148,61 +148,57 @@ class Cosine(Continuous):
         return 2 / math.pi * (-log_snr / 2).exp().atan()
 
 
-def _check_beta_range(beta_min: float, beta_max: float) -> None:
-    if not 0 < beta_min <= beta_max < math.inf:
-        raise ValueError(f"a linear beta needs 0 < beta_min <= beta_max, got {beta_min} and {beta_max}; the usual values are 0.1 and 20.")
-
-
 @dataclass(frozen=True, kw_only=True)
-class LinearVP(Continuous):
-    """beta(u) = beta_min + u (beta_max - beta_min), alpha² = exp(-∫ beta). Song et al. (2021), eq. 32, arXiv:2011.13456."""
+class LinearBeta(Continuous):
+    """What `LinearVP` and `SubVP` share: beta(u) = beta_min + u (beta_max - beta_min) and B(u) = ∫_0^u beta."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
         """Refuses rates that are not positive and ordered."""
-        _check_beta_range(self.beta_min, self.beta_max)
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(
+                f"a linear beta needs 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}; the usual values are 0.1 and 20."
+            )
         super().__post_init__()
 
+    def integral(self, u: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """B(u)."""
+        return self.beta_min * u + (self.beta_max - self.beta_min) / 2 * u.square()
+
+    def integral_inverse(self, integral: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """The u >= 0 with this B."""
+        return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral).sqrt())
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearVP(LinearBeta):
+    """alpha² = exp(-B) with a linear beta. Song et al. (2021), eq. 32, arXiv:2011.13456."""
+
     def curve(self, u: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        """-log(exp(B) - 1) with B = ∫_0^u beta."""
-        return -_beta_integral(u, self.beta_min, self.beta_max).expm1().log()
+        """-log(exp(B) - 1)."""
+        return -self.integral(u).expm1().log()
 
     def inverse(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
         """The u with B = log(1 + exp(-log_snr))."""
-        return _beta_integral_inverse(torch.nn.functional.softplus(-log_snr), self.beta_min, self.beta_max)
+        return self.integral_inverse(torch.nn.functional.softplus(-log_snr))
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubVP(Continuous):
-    """The linear beta of `LinearVP` under sigma = 1 - alpha². Song et al. (2021), eq. 29, arXiv:2011.13456."""
+class SubVP(LinearBeta):
+    """The alpha of `LinearVP` under sigma = 1 - alpha². Song et al. (2021), eq. 29, arXiv:2011.13456."""
 
     scales: Scales = sub_vp_scales
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        """Refuses rates that are not positive and ordered."""
-        _check_beta_range(self.beta_min, self.beta_max)
-        super().__post_init__()
 
     def curve(self, u: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        """-B - 2 log(1 - exp(-B)) with B = ∫_0^u beta."""
-        integral = _beta_integral(u, self.beta_min, self.beta_max)
+        """-B - 2 log(1 - exp(-B))."""
+        integral = self.integral(u)
         return -integral - 2 * (-(-integral).expm1()).log()
 
     def inverse(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
         """The u with alpha = exp(-B/2) where alpha/(1 - alpha²) = exp(log_snr/2), so B = 2 asinh(exp(-log_snr/2) / 2)."""
-        return _beta_integral_inverse(2 * ((-log_snr / 2).exp() / 2).asinh(), self.beta_min, self.beta_max)
-
-
-def _beta_integral(u: Tensor, beta_min: float, beta_max: float) -> Tensor:
-    return beta_min * u + (beta_max - beta_min) / 2 * u.square()
-
-
-def _beta_integral_inverse(integral: Tensor, beta_min: float, beta_max: float) -> Tensor:
-    return 2 * integral / (beta_min + (beta_min**2 + 2 * (beta_max - beta_min) * integral).sqrt())
+        return self.integral_inverse(2 * ((-log_snr / 2).exp() / 2).asinh())
 
 
 @dataclass(frozen=True, kw_only=True)
