@@ -81,7 +81,7 @@ def test_moons_lie_on_half_circles():
     outer = (np.abs(np.hypot(*points.T) - 1) < 1e-6) & (points[:, 1] >= -1e-6)
     inner = (np.abs(np.hypot(*(points - [1, 0.5]).T) - 1) < 1e-6) & (points[:, 1] <= 0.5 + 1e-6)
     assert (outer | inner).all()
-    assert outer.sum() == pytest.approx(1000, abs=3)
+    assert outer.sum() == pytest.approx(1000, abs=100)  # either moon equally likely: 4.5 deviations
     noisy = moons(20_000, 0).astype(np.float64)
     residual = np.minimum(np.abs(np.hypot(*noisy.T) - 1), np.abs(np.hypot(*(noisy - [1, 0.5]).T) - 1))
     assert residual.max() < 6 * 0.05

@@ -1,8 +1,8 @@
 """Points in the plane whose distribution is known: each function *is* the distribution, so another seed gives fresh data.
 
 The functions return raw coordinates; `toy` adds a Scaling of fixed constants (mean and standard deviation of the distribution,
-to four digits), which depends neither on n nor on the seed. scikit-learn lays moons and circles at equal angles and draws only
-their noise.
+to four digits), which depends neither on n nor on the seed. scikit-learn's moons and circles lie at equal angles, which no
+independent sample does, so these two are drawn here.
 """
 
 import csv
@@ -42,19 +42,22 @@ def s_curve(n: int, seed: int, *, noise: float = 0.05) -> Float32[np.ndarray, "n
 
 
 def moons(n: int, seed: int, *, noise: float = 0.05) -> Float32[np.ndarray, "n 2"]:
-    """Two interleaved half circles of radius 1, around (0, 0) and (1, 0.5), plus noise."""
-    from sklearn.datasets import make_moons
-
+    """Two interleaved half circles of radius 1, around (0, 0) and (1, 0.5), plus noise; either moon and any angle equally likely."""
     _check(n, seed)
-    return np.asarray(make_moons(n, noise=noise, random_state=seed)[0], dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    lower, angle = rng.integers(0, 2, n), np.pi * rng.random(n)
+    upper = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    points = np.where(lower[:, None], [1.0, 0.5] - upper, upper)
+    return (points + noise * rng.standard_normal((n, 2))).astype(np.float32)
 
 
 def circles(n: int, seed: int, *, noise: float = 0.03) -> Float32[np.ndarray, "n 2"]:
-    """Two circles of radius 1 and 1/2 around the origin, plus noise."""
-    from sklearn.datasets import make_circles
-
+    """Two circles of radius 1 and 1/2 around the origin, plus noise; either circle and any angle equally likely."""
     _check(n, seed)
-    return np.asarray(make_circles(n, noise=noise, factor=0.5, random_state=seed)[0], dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    radius, angle = rng.choice([1.0, 0.5], n), 2 * np.pi * rng.random(n)
+    points = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return (points + noise * rng.standard_normal((n, 2))).astype(np.float32)
 
 
 def checkerboard(n: int, seed: int) -> Float32[np.ndarray, "n 2"]:

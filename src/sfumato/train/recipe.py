@@ -476,10 +476,10 @@ def _read(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         if not path.is_file():
             raise ValueError(f"there is no recipe file {path}; `sfumato recipes` lists those that ship with sfumato.")
         raw = path.read_bytes()
-    elif name in data.TOYS:
-        return _merge(_read("toy"), {"data": {"name": name}, "about": f"Points in the plane: {name}."})
     else:
         file = files("sfumato.recipes") / f"{name}.yaml"
+        if name in data.TOYS and not file.is_file():
+            return _merge(_read("toy"), {"data": {"name": name}, "about": f"Points in the plane: {name}."})
         if not file.is_file():
             raise ValueError(_unknown(name, recipe_names(), "recipe") + " `sfumato recipes` lists them; a file ends in .yaml.")
         raw = file.read_bytes()
