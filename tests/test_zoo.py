@@ -29,7 +29,7 @@ def test_digits_are_read_as_what_they_are():
     images, labels = load_digits(return_X_y=True)
     judge = SVC(gamma=0.001).fit(images, labels)
     samples = sf.load("zoo:digits").sample(200)
-    seen = judge.predict(samples.values.reshape(200, 64) * 16 / 255)
+    seen = judge.predict(samples.values.reshape(200, 64).astype(float) * 16 / 255)
     assert (seen == samples.labels).mean() > 0.93
 
 
