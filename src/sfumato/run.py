@@ -22,7 +22,7 @@ from sfumato.pictures import cloud, gif, limits_of, picture, sheet
 from sfumato.sample import Step, grid, sample
 from sfumato.schedule import Discrete, Level, Schedule
 from sfumato.train.checkpoint import CheckpointError, damaged, latest, read_tensors
-from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, load_recipe
+from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -201,9 +201,7 @@ class Run:
         defaults = self.recipe.sampling
         step = sampler if sampler is not None else defaults.sampler
         if isinstance(step, str):
-            if step not in SAMPLERS:
-                raise ValueError(f'there is no sampler "{step}"; the samplers are {", ".join(SAMPLERS)}.')
-            step = SAMPLERS[step]
+            step = SAMPLERS[known(step, SAMPLERS, "sampler")]
         scale = defaults.guidance if guidance is None else guidance
         if not 0 <= scale < math.inf:
             raise ValueError(f"guidance must be at least 0 (1 = off), got {scale}.")

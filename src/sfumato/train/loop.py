@@ -31,6 +31,7 @@ from sfumato.denoiser import Denoiser, drop
 from sfumato.noise import seeded
 from sfumato.pictures import picture
 from sfumato.run import Form, Run, build_denoiser, read_form
+from sfumato.schedule import Level
 from sfumato.train import checkpoint
 from sfumato.train.ema import Ema
 from sfumato.train.optim import Optimizer, set_gradients
@@ -220,7 +221,7 @@ class _Step:
         for start in range(0, len(x0), size):
             part = slice(start, start + size)
             part_cond = None if cond is None else {name: value[part] for name, value in cond.items()}
-            part_level = type(level)(level.alpha[part], level.sigma[part])
+            part_level = Level(level.alpha[part], level.sigma[part])
             value = loss.simple(self.worker, x0[part], eps[part], part_level, part_cond, weight=self.weight).sum() / len(x0)
             value.backward()
             total += value.detach()

@@ -56,7 +56,7 @@ class ToyData(Options):
     @field_validator("name")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        return _known(name, data.TOYS, "toy")
+        return known(name, data.TOYS, "toy")
 
     def load(self) -> data.Dataset:
         """Draws the points."""
@@ -401,12 +401,12 @@ class Sampling(Options):
     @field_validator("sampler")
     @classmethod
     def _sampler_is_known(cls, name: str) -> str:
-        return _known(name, SAMPLERS, "sampler")
+        return known(name, SAMPLERS, "sampler")
 
     @field_validator("spacing")
     @classmethod
     def _spacing_is_known(cls, name: str) -> str:
-        return _known(name, SPACINGS, "spacing")
+        return known(name, SPACINGS, "spacing")
 
 
 class Recipe(Options):
@@ -573,7 +573,12 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _known(name: str, names: Mapping[str, object], what: str) -> str:
+def known(name: str, names: Mapping[str, object], what: str) -> str:
+    """The name, where it is one of the names.
+
+    Raises:
+        ValueError: it is not; the nearest is named, or all are.
+    """
     if name not in names:
         raise ValueError(_unknown(name, list(names), what))
     return name
