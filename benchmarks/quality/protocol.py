@@ -1,9 +1,7 @@
-"""What every trainer of this benchmark shares: the data, the clock, the options and the files that it leaves behind.
+"""What every trainer of this benchmark shares: the data, the budget, the options and the files that it leaves behind.
 
-The budget is processor time: (CPU seconds of the process and of the children that it waited for) / 2 threads. On an idle machine
-of two cores this is wall time at most; other load on the machine slows a run down without taking training from it. For this to hold
-a thread that waits must sleep: OpenMP's default is to spin, and beside one other busy process the same step was then charged two to
-five times its processor time. Import this module before torch.
+The budget is a number of images: the minutes times the images a second that the trainer does alone on two threads of an idle machine
+(`--measure`, 60 s of wall time). So a training may then run beside other work, on one thread or two, and sees what it would have seen.
 """
 
 import argparse
@@ -11,7 +9,6 @@ import gzip
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,18 +16,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor, nn
 
-IN_TIME = "torch" not in sys.modules or os.environ.get("OMP_WAIT_POLICY") == "PASSIVE"
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # OpenMP reads it once, as torch loads it
 os.environ["TQDM_DISABLE"] = "1"  # draw() prints the progress of all alike
-
-import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from torch import Generator, Tensor, nn  # noqa: E402
 
 THREADS = 2
 CLASSES = 10
+MEASURE_SECONDS = 60
 DATA = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -63,49 +58,36 @@ def batches(x: Tensor, labels: Tensor, size: int, generator: Generator) -> Itera
                 yield x[rows], labels[rows]
 
 
-def cpu_seconds() -> float:
-    """CPU seconds of this process (all threads) and of the children that it waited for, such as a compiler."""
-    times = os.times()
-    return time.process_time() + times.children_user + times.children_system
-
-
-@dataclass
-class Clock:
-    """Counts from its making; `spent` is CPU seconds / 2 threads."""
-
-    minutes: float
-    cpu_start: float = field(default_factory=cpu_seconds)
-    wall_start: float = field(default_factory=time.monotonic)
-
-    @property
-    def spent(self) -> float:
-        return (cpu_seconds() - self.cpu_start) / THREADS
-
-    @property
-    def wall(self) -> float:
-        return time.monotonic() - self.wall_start
-
-    @property
-    def fraction(self) -> float:
-        return self.spent / (60 * self.minutes)
+def allowed(args: argparse.Namespace) -> int | None:
+    """The images that the budget holds; None while the rate is being measured."""
+    return None if args.measure else round(60 * args.minutes * args.rate)
 
 
 @dataclass
 class Progress:
-    """Counts steps and images, keeps the losses and prints a line every ten seconds."""
+    """Counts steps and images against the budget, keeps the losses and prints a line every ten seconds."""
 
-    clock: Clock
+    allowed: int | None
     batch: int
     losses: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    start: float = field(default_factory=time.monotonic)
     printed: float = 0.0
 
     def add(self, loss: float) -> None:
         self.losses.append(loss)
-        if self.clock.wall - self.printed >= 10:
-            self.printed = self.clock.wall
-            recent = np.mean(self.losses[-100:])
-            rate = self.images / self.clock.spent
-            print(f"{self.clock.spent:6.0f} s  {self.steps:6d} steps  {rate:6.0f} images/s  loss {recent:.4f}", flush=True)
+        self.times.append(self.wall)
+        if self.wall - self.printed >= 10:
+            self.printed = self.wall
+            print(f"{self.wall:6.0f} s  {self.steps:6d} steps  {self.rate:6.0f} images/s  loss {np.mean(self.losses[-100:]):.4f}", flush=True)
+
+    @property
+    def wall(self) -> float:
+        return time.monotonic() - self.start
+
+    @property
+    def fraction(self) -> float:
+        return self.wall / MEASURE_SECONDS if self.allowed is None else self.images / self.allowed
 
     @property
     def steps(self) -> int:
@@ -115,14 +97,19 @@ class Progress:
     def images(self) -> int:
         return self.steps * self.batch
 
+    @property
+    def rate(self) -> float:
+        """Images a second after the first five steps, which also warm things up."""
+        seconds = self.times[-1] - self.times[min(5, self.steps) - 1]
+        return (self.steps - 5) * self.batch / seconds if seconds > 0 else float("nan")
+
     def report(self) -> dict[str, object]:
         tenth = max(1, self.steps // 10)
         return {
             "steps": self.steps,
             "images": self.images,
-            "train_seconds": round(self.clock.spent, 2),
-            "train_wall_seconds": round(self.clock.wall, 2),
-            "images_per_second": round(self.images / self.clock.spent, 1),
+            "train_wall_seconds": round(self.wall, 2),
+            "images_per_second_here": round(self.rate, 1),
             "loss_first_tenth": round(float(np.mean(self.losses[:tenth])), 5),
             "loss_last_tenth": round(float(np.mean(self.losses[-tenth:])), 5),
         }
@@ -131,7 +118,10 @@ class Progress:
 def options(description: str, *, batch: int, sampling_batch: int, sampling_steps: int) -> argparse.ArgumentParser:
     """The options of every trainer; a trainer may add its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--minutes", type=float, required=True, help="training budget: CPU seconds / 2 threads, in minutes")
+    parser.add_argument("--minutes", type=float, default=1, help="training budget; times --rate, the images to see")
+    parser.add_argument("--rate", type=float, help="images a second on the idle machine, as --measure prints them")
+    parser.add_argument("--measure", action="store_true", help="train for 60 s of wall time and print the images a second; nothing else")
+    parser.add_argument("--threads", type=int, default=THREADS, help="of this process; moves no result beyond rounding")
     parser.add_argument("--out", type=Path, required=True, help="folder for samples.npz, sheet.png and report.json")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the four Fashion-MNIST idx files (.gz)")
@@ -144,10 +134,10 @@ def options(description: str, *, batch: int, sampling_batch: int, sampling_steps
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Two threads, the seed, and the folder to write into."""
-    if not IN_TIME:
-        raise RuntimeError("torch was imported before protocol, so its threads spin while they wait; import protocol first.")
-    torch.set_num_threads(THREADS)
+    """The threads, the seed, and the folder to write into."""
+    if args.rate is None and not args.measure:
+        raise SystemExit("--rate is missing: run with --measure on an idle machine first, and give the rate that it prints.")
+    torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -167,16 +157,16 @@ def restore(out: Path, net: nn.Module) -> dict[str, object]:
 
 def draw(sampler: Callable[[Tensor], Tensor], count: int, batch: int) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Images uint8 [n, 28, 28, 1], labels int64 [n] and the time it took; `sampler` maps labels [b] to images [b, 1, 28, 28] in [-1, 1]."""
-    labels, clock, done, printed = torch.arange(count) % CLASSES, Clock(0), [], 0.0
+    labels, start, done, printed = torch.arange(count) % CLASSES, time.monotonic(), [], 0.0
     for rows in labels.split(batch):
         with torch.no_grad():
             x = sampler(rows)
         done.append(x.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
-        if clock.wall - printed >= 10:
-            printed, ready = clock.wall, sum(map(len, done))
-            print(f"{ready:6d} of {count} samples, {ready / clock.wall:.1f} a second", flush=True)
-    seconds = {"sample_seconds": round(clock.spent, 2), "sample_wall_seconds": round(clock.wall, 2)}
-    return np.concatenate(done), labels.numpy(), seconds
+        wall = time.monotonic() - start
+        if wall - printed >= 10:
+            printed, ready = wall, sum(map(len, done))
+            print(f"{ready:6d} of {count} samples, {ready / wall:.1f} a second", flush=True)
+    return np.concatenate(done), labels.numpy(), {"sample_wall_seconds": round(time.monotonic() - start, 2)}
 
 
 def sheet(images: np.ndarray, labels: np.ndarray, rows: int = 8) -> Image.Image:
@@ -201,6 +191,6 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray, report: dict[str, o
     np.savez_compressed(out / "samples.npz", arr_0=images, arr_1=labels)
     sheet(images, labels).save(out / "sheet.png")
     versions = {"python": platform.python_version(), "torch": torch.__version__} | {name: version(name) for name in packages}
-    full = report | {"samples": len(images), "threads": THREADS, "processor": processor(), "versions": versions}
+    full = report | {"samples": len(images), "threads": torch.get_num_threads(), "processor": processor(), "versions": versions}
     (out / "report.json").write_text(json.dumps(full, indent=2) + "\n")
     print(json.dumps(full))

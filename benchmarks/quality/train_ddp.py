@@ -34,13 +34,15 @@ class Unguided(Unet):
 def train(args: argparse.Namespace, diffusion: GaussianDiffusion) -> None:
     """Leaves the averaged weights of every stage (the snapshot, if there is one, and the end) in its folder."""
     x, labels = protocol.training_set(args.data)
-    clock = protocol.Clock(args.minutes)
     generator = Generator().manual_seed(args.seed)
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
     ema = EMA(diffusion, beta=0.995, update_every=10)
-    progress, stages = protocol.Progress(clock, args.batch), folders(args)
+    progress, stages = protocol.Progress(protocol.allowed(args), args.batch), folders(args)
     for x0, label in protocol.batches(x, labels, args.batch, generator):
-        if clock.spent >= 60 * min(stages):
+        if progress.fraction * args.minutes >= min(stages):
+            if args.measure:
+                print(progress.report())
+                return
             protocol.keep(stages.pop(min(stages)), ema.ema_model, progress.report())
         if not stages:
             break
@@ -74,6 +76,8 @@ def main() -> None:
     diffusion = GaussianDiffusion(net, image_size=28, sampling_timesteps=args.sampling_steps, ddim_sampling_eta=args.eta)
     if not args.sample_only:
         train(args, diffusion)
+    if args.measure:
+        return
 
     for minutes, folder in sorted(folders(args).items()):
         trained = protocol.restore(folder, diffusion)
@@ -84,6 +88,7 @@ def main() -> None:
             "name": "denoising-diffusion-pytorch",
             "minutes": minutes,
             "seed": args.seed,
+            "images_per_second": args.rate,
             **trained,
             **seconds,
             "parameters": sum(p.numel() for p in net.parameters()),

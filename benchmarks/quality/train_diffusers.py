@@ -46,13 +46,12 @@ def sample(net: UNet2DModel, scheduler: SchedulerMixin, label: Tensor, steps: in
 def train(args: argparse.Namespace, net: UNet2DModel, noising: DDPMScheduler) -> dict[str, object]:
     """Leaves the averaged weights in `net`; returns what the training took."""
     x, labels = protocol.training_set(args.data)
-    clock = protocol.Clock(args.minutes)
     generator = Generator().manual_seed(args.seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8, fused=True)
     ema = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
-    progress, warm = protocol.Progress(clock, args.batch), 0.0
+    progress, warm = protocol.Progress(protocol.allowed(args), args.batch), 0.0
     for x0, label in protocol.batches(x, labels, args.batch, generator):
-        done = clock.fraction
+        done = progress.fraction
         if done >= 1:
             break
         if progress.steps <= WARM_UP:
@@ -84,6 +83,9 @@ def main() -> None:
         trained = protocol.restore(args.out, net)
     else:
         trained = train(args, net, noising)
+        if args.measure:
+            print(trained)
+            return
         protocol.keep(args.out, net, trained)
 
     net.eval()
@@ -97,6 +99,7 @@ def main() -> None:
         "name": "diffusers",
         "minutes": args.minutes,
         "seed": args.seed,
+        "images_per_second": args.rate,
         **trained,
         **seconds,
         "parameters": net.num_parameters(),

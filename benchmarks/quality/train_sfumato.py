@@ -1,18 +1,19 @@
 """sfumato's recipe `fashion`, its number of steps fitted to the budget.
 
-The rate decays to zero over the run, so the length must be known before: a few steps are timed on the machine first, outside the budget.
-The report gives the budget that the run really took. Samples are drawn by the recipe's own sampler, with the guidance asked for.
+Samples are drawn by the recipe's own sampler, with the guidance asked for.
 """
 
+import argparse
+import contextlib
 import json
 import shutil
 
-import protocol  # first: it settles how waiting threads behave
+import protocol
 import torch
 
 import sfumato as sf
 from sfumato.runtime import keep_memory
-from sfumato.train.loop import train
+from sfumato.train.loop import Stopped, train
 from sfumato.train.recipe import load_recipe
 
 
@@ -27,13 +28,14 @@ def main() -> None:
     quiet = ["training.checkpoint_every=10000000", "training.log_every=100"]
     run_folder = args.out / "run"
     if not args.sample_only:
-        steps = round(60 * args.minutes / seconds_a_step(base, args))
+        if args.measure:
+            measure(base, args)
+            return
+        steps = protocol.allowed(args) // args.batch
         shutil.rmtree(run_folder, ignore_errors=True)
         recipe = load_recipe("fashion", [*base, *quiet, f"training.warmup={max(20, steps // 20)}"], steps=steps)
-        clock = protocol.Clock(args.minutes)
         train(recipe, run_folder, watch=lambda record: print(json.dumps(record), flush=True))
-        (args.out / "clock.json").write_text(json.dumps({"train_seconds": clock.spent, "train_wall_seconds": clock.wall}))
-    run, clock = sf.load(run_folder), json.loads((args.out / "clock.json").read_text())
+    run = sf.load(run_folder)
     options = run.recipe.training
 
     def sampler(labels: torch.Tensor) -> torch.Tensor:
@@ -46,10 +48,11 @@ def main() -> None:
     report = {
         "name": "sfumato" if args.guidance == 1 else f"sfumato, guidance {args.guidance:g}",
         "minutes": args.minutes,
-        **clock,
+        "seed": args.seed,
+        "images_per_second": args.rate,
+        "train_wall_seconds": json.loads((run_folder / "report.json").read_text())["seconds"],
         "steps": options.steps,
         "images": options.steps * options.batch,
-        "images_per_second": round(options.steps * options.batch / clock["train_seconds"], 1),
         "parameters": sum(p.numel() for p in run.denoiser.parameters()),
         "sampler": f"DPM-Solver++(2M), {args.sampling_steps}",
         "settings": run.recipe.model_dump(mode="json"),
@@ -58,17 +61,16 @@ def main() -> None:
     protocol.write(args.out, images, labels, report, ["sfumato", "safetensors"])
 
 
-def seconds_a_step(base: list[str], args: object) -> float:
-    """Budget seconds a step, by a short run that is thrown away."""
+def measure(base: list[str], args: argparse.Namespace) -> None:
+    """Prints the images a second of a run of 60 s that is thrown away."""
     folder = args.out / "timing"
     shutil.rmtree(folder, ignore_errors=True)
-    spent = []
-    recipe = load_recipe("fashion", [*base, "training.checkpoint_every=10000000", "training.log_every=20"], steps=81)
-    clock = protocol.Clock(1)
-    train(recipe, folder, watch=lambda record: spent.append((record["step"], clock.spent)))
+    progress = protocol.Progress(None, args.batch)
+    recipe = load_recipe("fashion", [*base, "training.checkpoint_every=10000000"], steps=1_000_000)
+    with contextlib.suppress(Stopped):
+        train(recipe, folder, on_step=lambda step, loss: progress.add(loss), should_stop=lambda: progress.fraction >= 1)
     shutil.rmtree(folder)
-    (first, start), (last, stop) = spent[0], spent[3]
-    return (stop - start) / (last - first)
+    print(json.dumps(progress.report()))
 
 
 if __name__ == "__main__":

@@ -138,16 +138,15 @@ def sample(net: nn.Module, label: Tensor, steps: int, generator: Generator) -> T
 def train(args: argparse.Namespace, net: Transformer) -> tuple[Transformer, dict[str, object]]:
     """The averaged network, and what its training took."""
     x, labels = protocol.training_set(args.data)
-    clock = protocol.Clock(args.minutes)
     generator = Generator().manual_seed(args.seed)
     ema = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    progress = protocol.Progress(clock, args.batch)
+    progress = protocol.Progress(protocol.allowed(args), args.batch)
     for x0, label in protocol.batches(x, labels, args.batch, generator):
-        if clock.fraction >= 1:
+        if progress.fraction >= 1:
             break
         warm_up = min(1.0, (progress.steps + 1) / 100)
-        optimizer.param_groups[0]["lr"] = args.lr * warm_up * 0.5 * (1 + math.cos(math.pi * clock.fraction))
+        optimizer.param_groups[0]["lr"] = args.lr * warm_up * 0.5 * (1 + math.cos(math.pi * progress.fraction))
         value = loss(net, x0, label, generator)
         optimizer.zero_grad()
         value.backward()
@@ -169,6 +168,9 @@ def main() -> None:
         trained = protocol.restore(args.out, net)
     else:
         net, trained = train(args, net)
+        if args.measure:
+            print(trained)
+            return
         protocol.keep(args.out, net, trained)
 
     generator = Generator().manual_seed(args.seed + 1)
@@ -179,6 +181,7 @@ def main() -> None:
         "name": "transformer",
         "minutes": args.minutes,
         "seed": args.seed,
+        "images_per_second": args.rate,
         **trained,
         **seconds,
         "parameters": sum(p.numel() for p in net.parameters()),

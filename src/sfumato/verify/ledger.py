@@ -1,0 +1,127 @@
+"""The ledger: every equation with the function that computes it, the truth it is held against, the error seen, the tolerance.
+
+A row is a function that returns an error, registered by `row`; the modules beside this one hold them by subject. A row never compares a
+function with a copy of itself: the other side is a closed form, a numerical integral, a simulation with its standard error, or an
+independent derivation. Rows run in float64, on one fixed seed, so a ledger repeats to the bit.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+Check = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One equation and its check.
+
+    `error` is what `check` returns, in the unit that the check's first line names: a largest difference, a count of standard errors, a
+    shortfall of a convergence order. It passes where error <= tolerance.
+    """
+
+    id: str
+    equation: str
+    notes: str
+    function: str
+    check: Check
+    tolerance: float
+
+    @property
+    def how(self) -> str:
+        """The check in one line: its docstring's first."""
+        return (self.check.__doc__ or "").strip().splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row and what it gave; an error that is not a number has not passed."""
+
+    row: Row
+    error: float
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return math.isfinite(self.error) and self.error <= self.row.tolerance
+
+
+_ROWS: dict[str, Row] = {}
+
+
+def row(id: str, equation: str, *, notes: str, function: str, tolerance: float) -> Callable[[Check], Check]:
+    """Enters a check into the ledger.
+
+    Args:
+        id: short and unique, words joined by hyphens.
+        equation: in plain Unicode.
+        notes: where the equation stands: the number of a study note and its section, several joined by "; ".
+        function: ours, as a user calls it.
+        tolerance: the largest error that passes.
+    """
+
+    def enter(check: Check) -> Check:
+        if id in _ROWS:
+            raise ValueError(f'the ledger has a row "{id}" already; give this one a name of its own.')
+        if not check.__doc__:
+            raise ValueError(f'the check of row "{id}" needs a docstring that says what it is held against.')
+        _ROWS[id] = Row(id, equation, notes, function, check, tolerance)
+        return check
+
+    return enter
+
+
+def rows() -> list[Row]:
+    """All rows, in the order in which the notes bring them."""
+    from sfumato.verify import chapters  # the rows enter themselves as their modules are read
+
+    del chapters
+    return list(_ROWS.values())
+
+
+def run(which: Iterable[Row] | None = None, *, on_result: Callable[[Result], None] | None = None) -> list[Result]:
+    """Runs rows (all by default), each in float64 with its own seed, and returns what they gave.
+
+    A check that raises a library's own refusal (ValueError, ArithmeticError, a tensor error) counts as failed, with an error of NaN.
+    """
+    results = []
+    for each in rows() if which is None else which:
+        results.append(_run(each))
+        if on_result is not None:
+            on_result(results[-1])
+    return results
+
+
+def _run(each: Row) -> Result:
+    before, started = torch.get_default_dtype(), time.perf_counter()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            error = float(each.check())
+    except (ValueError, ArithmeticError, RuntimeError, AttributeError, TypeError, IndexError, AssertionError):
+        error = math.nan
+    finally:
+        torch.set_default_dtype(before)
+    return Result(each, error, time.perf_counter() - started)
+
+
+def worst(ours: torch.Tensor | float, truth: torch.Tensor | float) -> float:
+    """The largest difference relative to the larger of 1 and |truth|; NaN where either has one."""
+    ours, truth = torch.as_tensor(ours, dtype=torch.float64), torch.as_tensor(truth, dtype=torch.float64)
+    return float(((ours - truth).abs() / truth.abs().clamp(min=1)).max())
+
+
+def standard_errors(draws: torch.Tensor, truth: torch.Tensor | float) -> float:
+    """How many standard errors the mean over the first axis lies from the truth, at the worst entry."""
+    error = draws.std(0) / math.sqrt(len(draws))
+    return float(((draws.mean(0) - truth).abs() / error.clamp(min=1e-300)).max())
+
+
+def order(errors: Sequence[float], factor: float = 2.0) -> float:
+    """The convergence order between the last two errors of runs whose steps grow by `factor`."""
+    return math.log(errors[-2] / errors[-1]) / math.log(factor)
