@@ -1,7 +1,16 @@
-"""What the machine is asked for before heavy work."""
+"""What the machine can do, and what it is asked for before heavy work."""
 
 import ctypes
 import sys
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 natively; where it does not, float32 is far faster."""
+    path = Path("/proc/cpuinfo")
+    return path.is_file() and any(flag in path.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def keep_memory() -> None:

@@ -31,6 +31,7 @@ from sfumato.denoiser import Denoiser, drop
 from sfumato.noise import seeded
 from sfumato.pictures import picture
 from sfumato.run import Form, Run, build_denoiser, read_form
+from sfumato.runtime import multiplies_bfloat16
 from sfumato.schedule import Level
 from sfumato.train import checkpoint
 from sfumato.train.ema import Ema
@@ -250,9 +251,7 @@ def _not_finite(what: str, value: float, step: int) -> str:
 def precision(choice: str) -> torch.dtype:
     """float32 or bfloat16: "auto" takes bfloat16 where the processor multiplies it natively."""
     if choice == "auto":
-        path = Path("/proc/cpuinfo")
-        native = path.is_file() and any(flag in path.read_text() for flag in ("avx512_bf16", "amx_bf16"))
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if multiplies_bfloat16() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from sfumato.runtime import multiplies_bfloat16
 from sfumato.train.recipe import Training
 
 
@@ -56,9 +57,7 @@ class Optimizer:
         self.matrices = [(p, nn.Parameter(_as_matrix(p.data))) for p in hidden]
         if hidden:
             views = [view for _, view in self.matrices]
-            self.parts.append(
-                torch.optim.Muon(views, lr=options.muon_rate, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self.parts.append(Muon(views, rate=options.muon_rate, weight_decay=options.weight_decay))
             self.peaks.append(options.muon_rate)
 
     def rate(self, step: int) -> float:
@@ -100,6 +99,46 @@ class Optimizer:
                 if int(which) == i:
                     state.setdefault(int(index), {})[key] = value
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised; at 0.2 sqrt(max(out, in)) of the rate, the root mean square of AdamW's steps.
+
+    torch.optim.Muon is the same but iterates in bfloat16 everywhere, which a processor without bfloat16 products does 400 times more slowly.
+
+    Reference: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon; Liu et al. (2025), eq. 4, arXiv:2502.16982.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], *, rate: float, weight_decay: float, momentum: float = 0.95) -> None:
+        """Takes matrices [out, in]; the rate is that of AdamW."""
+        super().__init__(matrices, {"lr": rate, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Moves every matrix that has a gradient."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                average = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+                direction = orthogonal_factor(matrix.grad.lerp(average, group["momentum"]).to(self.dtype))
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(direction, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
+
+
+def orthogonal_factor(matrix: Tensor) -> Tensor:
+    """Near U V' of matrix = U S V', by five Newton-Schulz steps: singular values come into about [0.7, 1.2]. Jordan et al. (2024)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
