@@ -13,11 +13,13 @@ The times at which examples are noised come from a `TimeSampler`: (n, generator)
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato import likelihood
 from sfumato.denoiser import Cond, Predictor
 from sfumato.prediction import Prediction
 from sfumato.schedule import Discrete, Level, Schedule
@@ -46,6 +48,18 @@ def min_snr_weight(level: Level, *, gamma: float = 5.0) -> Tensor:
     return (-level.log_snr).sigmoid() * level.log_snr.exp().clamp(max=gamma)
 
 
+def truncated_snr_weight(level: Level) -> Tensor:
+    """The mean square of x0_hat - x0 times max(SNR, 1). Salimans & Ho (2022), section 4, arXiv:2202.00512."""
+    return (-level.log_snr).sigmoid() * level.log_snr.exp().clamp(min=1)
+
+
+def previous_weight(level: Level, *, chain: Discrete) -> Tensor:
+    """The mean square of the error in μ̃, the mean of the step down the chain: c_0² on x0, c_0 that of Ho et al. (2020), eq. 7."""
+    k = (chain.time(level.log_snr.double()) * len(chain)).round()
+    before = chain.level((k - 1) / len(chain)).to(level.alpha)
+    return x0_weight(level) * (before.alpha * torch.expm1(level.log_snr - before.log_snr)).square()
+
+
 def edm_weight(level: Level, *, data_std: float = 0.5) -> Tensor:
     """The mean square of EDM's network output: (σ² + s²)/(σ s)² on x0, σ = sigma/alpha. Karras et al. (2022), eq. 8, arXiv:2206.00364."""
     return eps_weight(level) + x0_weight(level) / data_std**2
@@ -72,6 +86,125 @@ def simple(
     truth = Prediction(x0, eps)
     error = predict(level.alpha * x0 + level.sigma * eps, level, cond).v(level) - truth.v(level)
     return (weight(level) * error.square()).flatten(1).mean(1)
+
+
+def vlb(
+    predict: Predictor,
+    x0: Float[Tensor, "b *x"],
+    eps: Float[Tensor, "b *x"],
+    t: Level,
+    s: Level,
+    cond: Cond | None = None,
+    *,
+    steps: int,
+    variance: str = "small",
+    last_log_variance: Tensor,
+    width: float = 2 / 255,
+) -> Float[Tensor, "b"]:
+    """One random term of the bound times the number of terms, in bits/dim; its mean over uniform t = 1 … steps is Σ L_{t-1} + L_0.
+
+    Args:
+        predict: the model.
+        x0: data on the grid of their values, in [-1, 1].
+        eps: the noise in x_t.
+        t: each example's level.
+        s: the level one step down; the data in rows where the term is the decoder's.
+        cond: conditions.
+        steps: how many steps the chain has.
+        variance: "small", "large" or "learned".
+        last_log_variance: stands for the log variance where s is the data: log β̃ of the chain's second step. See `process.reverse`.
+        width: distance of neighbouring values of the data.
+
+    Reference: Nichol & Dhariwal (2021), eqs. 4-7, arXiv:2102.09672.
+    """
+    x_t = t.alpha * x0 + t.sigma * eps
+    term = likelihood.term_bits(predict(x_t, t, cond), x0, x_t, t, s, variance=variance, last_log_variance=last_log_variance, width=width)
+    return steps * term
+
+
+def hybrid(
+    predict: Predictor,
+    x0: Float[Tensor, "b *x"],
+    eps: Float[Tensor, "b *x"],
+    t: Level,
+    s: Level,
+    cond: Cond | None = None,
+    *,
+    steps: int,
+    weight: Weight = eps_weight,
+    vlb_weight: float = 1e-3,
+    last_log_variance: Tensor,
+    width: float = 2 / 255,
+) -> Float[Tensor, "b"]:
+    """L_simple + vlb_weight · L_vlb (bits/dim), the bound teaching the learned variance alone: the mean is held fixed in it.
+
+    Arguments as for `vlb`. Reference: Nichol & Dhariwal (2021), eq. 16, arXiv:2102.09672.
+    """
+    x_t, truth = t.alpha * x0 + t.sigma * eps, Prediction(x0, eps)
+    prediction = predict(x_t, t, cond)
+    error = prediction.v(t) - truth.v(t)
+    held = Prediction(prediction.x0.detach(), prediction.eps.detach(), prediction.variance_fraction)
+    term = likelihood.term_bits(held, x0, x_t, t, s, variance="learned", last_log_variance=last_log_variance, width=width)
+    return (weight(t) * error.square()).flatten(1).mean(1) + vlb_weight * steps * term
+
+
+def vdm(
+    predict: Predictor,
+    x0: Float[Tensor, "b *x"],
+    eps: Float[Tensor, "b *x"],
+    t: Float[Tensor, "b"],
+    schedule: Schedule,
+    cond: Cond | None = None,
+) -> Float[Tensor, "b"]:
+    """The bound's diffusion part in continuous time, ½ (-d log_snr/dt) |eps_hat - eps|², in bits/dim; t uniform in [0, 1].
+
+    Its mean over t depends on the schedule's ends alone. A schedule with parameters gets gradients through log_snr and through x_t.
+
+    Reference: Kingma et al. (2021), eq. 17, arXiv:2107.00630.
+    """
+    with torch.enable_grad():
+        leaf = t.detach().double().requires_grad_()
+        (fall,) = torch.autograd.grad(schedule.log_snr(leaf).sum(), leaf, create_graph=True)
+    level = schedule.level(t, like=x0)
+    error = predict(level.alpha * x0 + level.sigma * eps, level, cond).eps - eps
+    return -0.5 * fall.to(x0) * error.square().flatten(1).mean(1) / math.log(2)
+
+
+def score_matching(
+    predict: Predictor,
+    x0: Float[Tensor, "b *x"],
+    eps: Float[Tensor, "b *x"],
+    level: Level,
+    cond: Cond | None = None,
+    *,
+    weight: Callable[[Level], Tensor] | None = None,
+) -> Float[Tensor, "b"]:
+    """Denoising score matching: weight · mean over x of (score_hat - ∇ log q(x_t | x0))²; the weight is sigma² by default.
+
+    Reference: Vincent (2011); Song & Ermon (2019), eqs. 5 and 6, arXiv:1907.05600.
+    """
+    score = predict(level.alpha * x0 + level.sigma * eps, level, cond).score(level)
+    scale = level.sigma.square() if weight is None else weight(level)
+    return (scale * (score + eps / level.sigma).square()).flatten(1).mean(1)
+
+
+def sliced_score_matching(
+    predict: Predictor,
+    x_t: Float[Tensor, "b *x"],
+    level: Level,
+    cond: Cond | None = None,
+    *,
+    probe: Float[Tensor, "b *x"],
+) -> Float[Tensor, "b"]:
+    """v'∇(v' score) + ½ |score|², one probe v a row (standard normal or Rademacher), summed over x; needs no clean data.
+
+    Its expectation is ½ E|score_hat - score|² up to a constant of the data. Song et al. (2020), eq. 8 (reduced variance), arXiv:1905.07088.
+    """
+    with torch.enable_grad():
+        x = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
+        score = predict(x, level, cond).score(level)
+        (along,) = torch.autograd.grad((score * probe).sum(), x, create_graph=True)
+    return ((along * probe) + 0.5 * score.square()).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -114,6 +247,137 @@ class LogNormal:
         log_ratio = self.mean + self.std * math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-12, 1 - 1e-12))
         t = self.schedule.time(-2 * log_ratio[torch.randperm(n, generator=generator)])
         return _nearest_level(t, self.schedule)
+
+
+@runtime_checkable
+class AdaptiveTimes(Protocol):
+    """A sampler of times that learns from the losses it has led to; `tensors` and `load` carry what it knows over a restart."""
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        """n times."""
+        ...
+
+    def weight(self, t: Tensor) -> Tensor:
+        """What each loss is multiplied by."""
+        ...
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Takes note of losses."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it knows."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes that up."""
+        ...
+
+
+class Importance:
+    """Times drawn where the loss is large, from its second moments over the last `history` values of each bin; uniform until all are full.
+
+    A bin is a level of a chain, or one of `bins` stretches of t in (0, 1]. `weight(t)` is what keeps the mean loss that of uniform times.
+
+    Reference: Nichol & Dhariwal (2021), eq. 18, arXiv:2102.09672.
+    """
+
+    def __init__(self, schedule: Schedule, *, bins: int = 100, history: int = 10, uniform_share: float = 1e-3) -> None:
+        """Starts uniform; a share of the times stays so."""
+        self.schedule = schedule
+        self.losses = torch.full((len(schedule) if isinstance(schedule, Discrete) else bins, history), math.nan, dtype=torch.float64)
+        self.uniform_share = uniform_share
+
+    @property
+    def chances(self) -> Float[Tensor, "bins"]:
+        """The chance of each bin."""
+        bins = len(self.losses)
+        if bool(self.losses.isnan().any()):
+            return torch.full((bins,), 1 / bins, dtype=torch.float64)
+        size = self.losses.square().mean(1).sqrt()
+        return (1 - self.uniform_share) * size / size.sum() + self.uniform_share / bins
+
+    def __call__(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
+        """n independent times."""
+        bin_ = torch.multinomial(self.chances, n, replacement=True, generator=generator)
+        place = torch.ones(n) if isinstance(self.schedule, Discrete) else 1 - torch.rand(n, generator=generator, dtype=torch.float64)
+        return (bin_ + place.double()) / len(self.losses)
+
+    def weight(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """The density of uniform times over that of these."""
+        return 1 / (len(self.losses) * self.chances[self._bins(t)])
+
+    def update(self, t: Float[Tensor, "n"], losses: Float[Tensor, "n"]) -> None:
+        """Takes note of the losses seen at these times, before their weights."""
+        for bin_, value in zip(self._bins(t).tolist(), losses.detach().double().tolist(), strict=True):
+            self.losses[bin_] = torch.cat([self.losses[bin_, 1:], self.losses.new_tensor([value])])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The losses seen."""
+        return {"losses": self.losses}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes up losses seen."""
+        self.losses = tensors["losses"].clone()
+
+    def _bins(self, t: Tensor) -> Tensor:
+        return ((t * len(self.losses) - 1e-9).ceil().long() - 1).clamp(0, len(self.losses) - 1)
+
+
+class Fitted:
+    """Times whose density over log-SNR is fitted to the loss: each stretch of log-SNR is drawn in proportion to the mean loss seen in it.
+
+    The loss is kept as a running mean over `bins` stretches of equal length. Dieleman et al. (2022), section 4.3 (time warping),
+    arXiv:2211.15089. `weight(t)` is the density of uniform log-SNR over this one.
+    """
+
+    def __init__(self, schedule: Schedule, *, bins: int = 40, decay: float = 0.99, uniform_share: float = 0.05) -> None:
+        """Starts uniform in log-SNR between the schedule's finite ends."""
+        self.schedule, self.decay, self.uniform_share = schedule, decay, uniform_share
+        first = schedule.log_snr(torch.tensor([1 / len(schedule) if isinstance(schedule, Discrete) else 0.0, 1.0], dtype=torch.float64))
+        if not bool(first.isfinite().all()):
+            raise ValueError("loss.Fitted needs a schedule whose ends have finite log-SNR; take one without zero terminal SNR.")
+        self.edges = torch.linspace(float(first[0]), float(first[1]), bins + 1, dtype=torch.float64)
+        self.mean = torch.full((bins,), math.nan, dtype=torch.float64)
+
+    @property
+    def chances(self) -> Float[Tensor, "bins"]:
+        """The chance of each stretch."""
+        bins = len(self.mean)
+        known = self.mean.nan_to_num(nan=float(self.mean.nanmean()) if bool(self.mean.isfinite().any()) else 1.0).clamp(min=0)
+        share = known / known.sum() if bool(known.sum() > 0) else torch.full_like(known, 1 / bins)
+        return (1 - self.uniform_share) * share + self.uniform_share / bins
+
+    def __call__(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
+        """n times, spread evenly over a batch."""
+        u = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
+        cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), self.chances.cumsum(0)])
+        bin_ = (torch.searchsorted(cumulative, u, right=True) - 1).clamp(0, len(self.mean) - 1)
+        place = (u - cumulative[bin_]) / self.chances[bin_]
+        log_snr = torch.lerp(self.edges[bin_], self.edges[bin_ + 1], place)
+        return _nearest_level(self.schedule.time(log_snr[torch.randperm(n, generator=generator)]), self.schedule)
+
+    def weight(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """The density of uniform log-SNR over that of these times."""
+        return 1 / (len(self.mean) * self.chances[self._bins(t)])
+
+    def update(self, t: Float[Tensor, "n"], losses: Float[Tensor, "n"]) -> None:
+        """Takes note of the losses seen at these times."""
+        for bin_, value in zip(self._bins(t).tolist(), losses.detach().double().tolist(), strict=True):
+            old = self.mean[bin_]
+            self.mean[bin_] = value if bool(old.isnan()) else self.decay * old + (1 - self.decay) * value
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The running means."""
+        return {"mean": self.mean}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes up running means."""
+        self.mean = tensors["mean"].clone()
+
+    def _bins(self, t: Tensor) -> Tensor:
+        width = self.edges[1] - self.edges[0]
+        return ((self.schedule.log_snr(t.double()) - self.edges[0]) / width).floor().long().clamp(0, len(self.mean) - 1)
 
 
 def _nearest_level(t: Tensor, schedule: Schedule) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.schedule import Level
+from sfumato.schedule import Discrete, Level
 
 Coefficient = Tensor | float
 Target = Callable[[Level], tuple[Coefficient, Coefficient]]
@@ -41,6 +41,18 @@ def score_target(level: Level) -> tuple[Coefficient, Coefficient]:
 def flow_target(level: Level) -> tuple[Coefficient, Coefficient]:
     """y = eps - x0, the velocity of the straight line from data to noise. Liu et al. (2023), eq. 1, arXiv:2209.03003."""
     return -1.0, 1.0
+
+
+def previous_target(level: Level, *, chain: Discrete) -> tuple[Coefficient, Coefficient]:
+    """y = μ̃, the mean of q(x_s | x_t, x0) one step down the chain. Ho et al. (2020), section 3.2, arXiv:2006.11239.
+
+    With μ̃ = c_t x_t + c_0 x0 (eq. 7) and x_t = alpha x0 + sigma eps, a = c_t alpha + c_0 and b = c_t sigma. The level must be one of the
+    chain's; `partial(previous_target, chain=chain)` is the `Target`.
+    """
+    k = (chain.time(level.log_snr.double()) * len(chain)).round()
+    before = chain.level((k - 1) / len(chain)).to(level.alpha)
+    keep = level.alpha / before.alpha * (before.sigma / level.sigma).square()
+    return keep * level.alpha - before.alpha * torch.expm1(level.log_snr - before.log_snr), keep * level.sigma
 
 
 def edm_target(level: Level, *, data_std: float = 0.5) -> tuple[Coefficient, Coefficient]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.noise import Generator, normal_like
 from sfumato.prediction import Prediction
-from sfumato.schedule import Level
+from sfumato.schedule import Level, Schedule
 
 _LOG_2_PI = math.log(2 * math.pi)
 
@@ -29,6 +29,14 @@ class Normal:
 
     mean: Float[Tensor, "*x"]
     log_variance: Float[Tensor, "*v"]
+
+    def entropy(self) -> Float[Tensor, "*v"]:
+        """½ log(2πe variance) of each entry, in nats."""
+        return 0.5 * (_LOG_2_PI + 1 + self.log_variance)
+
+    def cross_entropy(self, other: "Normal") -> Float[Tensor, "*x"]:
+        """-E log other(x) under self, of each entry, in nats."""
+        return self.kl(other) + self.entropy()
 
     def sample(self, generator: Generator | None = None) -> Float[Tensor, "*x"]:
         """mean + exp(log_variance/2) eps: the reparameterisation. Kingma & Welling (2014), section 2.4, arXiv:1312.6114."""
@@ -66,6 +74,36 @@ def marginal(x0: Float[Tensor, "*x"], level: Level) -> Normal:
     return Normal(level.alpha * x0, 2 * level.sigma.log())
 
 
+def sde(schedule: Schedule, t: Float[Tensor, "*t"]) -> tuple[Float[Tensor, "*t"], Float[Tensor, "*t"]]:
+    """(f, g²) of the process dx = f x dt + g dw whose marginals are the schedule's.
+
+    f = d log alpha/dt and g² = dsigma²/dt - 2 f sigma²; the derivatives are automatic ones of the schedule's curve.
+
+    Reference: Kingma et al. (2021), eq. 2 and appendix A; Song et al. (2021), eq. 5, arXiv:2011.13456.
+    """
+    t = torch.as_tensor(t, dtype=torch.float64).detach()
+    with torch.enable_grad():
+        leaf = t.clone().requires_grad_()
+        level = schedule.level(leaf)
+        (f,) = torch.autograd.grad((level.alpha.log() + 0 * leaf).sum(), leaf, retain_graph=True)
+        (rise,) = torch.autograd.grad((level.sigma.square() + 0 * leaf).sum(), leaf)
+    return f, rise - 2 * f * level.sigma.detach().square()
+
+
+def flow_velocity(
+    prediction: Prediction, x_t: Float[Tensor, "*x"], level: Level, f: Tensor | float, g_squared: Tensor | float
+) -> Float[Tensor, "*x"]:
+    """dx/dt = f x - ½ g² ∇ log p(x): the probability flow, with the marginals of `sde`. Song et al. (2021), eq. 13, arXiv:2011.13456."""
+    return f * x_t - 0.5 * g_squared * prediction.score(level)
+
+
+def reverse_drift(
+    prediction: Prediction, x_t: Float[Tensor, "*x"], level: Level, f: Tensor | float, g_squared: Tensor | float
+) -> Float[Tensor, "*x"]:
+    """f x - g² ∇ log p(x): the drift of the process run backwards in time. Anderson (1982); Song et al. (2021), eq. 6."""
+    return f * x_t - g_squared * prediction.score(level)
+
+
 def transition(x_s: Float[Tensor, "*x"], s: Level, t: Level) -> Normal:
     """q(x_t | x_s) from a cleaner s to a noisier t: N(alpha_ts x_s, sigma_ts²). Kingma et al. (2021), eq. 20, arXiv:2107.00630."""
     return Normal(t.alpha / s.alpha * x_s, transition_log_variance(s, t))
@@ -94,7 +132,7 @@ def reverse(
     t: Level,
     s: Level,
     *,
-    variance: str = "small",
+    variance: str | Tensor = "small",
     last_log_variance: Tensor | None = None,
 ) -> Normal:
     """p(x_s | x_t) of a model: the posterior at its x0, with a variance that the model does not choose, or learns.
@@ -104,8 +142,8 @@ def reverse(
         x_t: the noisy data.
         t: its level.
         s: the cleaner level.
-        variance: "small" (β̃), "large" (β), or "learned" (between the two in their logarithms). Ho et al. (2020), section 3.2; Nichol &
-            Dhariwal (2021), eq. 15, arXiv:2102.09672.
+        variance: "small" (β̃), "large" (β), or "learned" (between the two in their logarithms); or the log variance itself. Ho et al.
+            (2020), section 3.2; Nichol & Dhariwal (2021), eq. 15, arXiv:2102.09672.
         last_log_variance: stands for log β̃, and for the large log β, where s is the data and log β̃ is -inf; the papers take the log β̃ of
             the step before.
 
@@ -117,6 +155,8 @@ def reverse(
     if last_log_variance is not None:
         small = torch.where(is_last, last_log_variance, small)
     mean = posterior(prediction.x0, x_t, t, s).mean
+    if isinstance(variance, Tensor):
+        return Normal(mean, variance)
     if variance == "small":
         return Normal(mean, small)
     if variance == "large":

@@ -342,8 +342,10 @@ def read_form(folder: Path) -> Form:
 
 def build_denoiser(recipe: Recipe, form: Form) -> Denoiser:
     """The untrained denoiser that a recipe asks for on data of this form."""
-    net = recipe.net.build(form.shape, len(form.classes))
-    return Denoiser(net, recipe.objective.build_target(), data_std=form.data_std)
+    variance = recipe.objective.variance
+    channels = 2 * form.shape[0] if variance == "learned" else None
+    net = recipe.net.build(form.shape, len(form.classes), channels)
+    return Denoiser(net, recipe.objective.build_target(), data_std=form.data_std, variance=variance)
 
 
 def zoo_names() -> list[str]:

@@ -11,12 +11,12 @@ has its exact levels at t = k/T, k = 0 … T, with Level(1, 0) at k = 0 as in th
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 Scales = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -306,6 +306,43 @@ class Discrete(Schedule):
         f = (last - ((u * (end - start) + start) / tau).sigmoid()) / (last - first)
         return cls((1 - f[1:] / f[:-1]).clamp(max=beta_max))
 
+    @classmethod
+    def sqrt(cls, steps: int, *, offset: float = 1e-4, beta_max: float = 0.999) -> "Discrete":
+        """alpha_k² = 1 - sqrt(k/T + s): noise comes fast at the data's end. Li et al. (2022), appendix A, arXiv:2205.14217."""
+        k = torch.arange(_at_least_one(steps) + 1, dtype=torch.float64) / steps
+        f = 1 - (k + offset).sqrt()
+        f[0] = 1
+        return cls((1 - f[1:].clamp(min=0) / f[:-1]).clamp(max=beta_max))
+
+    def zero_terminal(self) -> "Discrete":
+        """The chain with alpha shifted and scaled so that the last level has no signal. Lin et al. (2024), alg. 1, arXiv:2305.08891.
+
+        Raises:
+            ValueError: a chain of one step, which would be the noise alone.
+        """
+        if len(self) < 2:
+            raise ValueError("a chain of one step cannot be rescaled to zero terminal SNR; take at least two steps.")
+        alpha = torch.log1p(-self.betas).cumsum(0).div(2).exp()
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+        before = torch.cat([torch.ones(1, dtype=torch.float64), alpha[:-1]])
+        return Discrete(1 - (alpha / before).square())
+
+    @classmethod
+    def through(cls, levels: Sequence[Level]) -> "Discrete":
+        """The chain whose levels these are: variance-preserving, from noise to the data, as `grid` makes them; a respaced chain.
+
+        Raises:
+            ValueError: levels that do not end at the data, are not in order, or have alpha² + sigma² other than 1.
+        """
+        alpha, sigma = torch.stack([x.alpha for x in levels]).double(), torch.stack([x.sigma for x in levels]).double()
+        if alpha.ndim != 1 or len(alpha) < 2 or not bool(sigma[-1] == 0) or not bool((alpha.diff() > 0).all()):
+            raise ValueError(
+                "a chain goes through at least two single levels in falling order of noise, the last being the data (sigma = 0)."
+            )
+        if not torch.allclose(alpha.square() + sigma.square(), torch.ones_like(alpha)):
+            raise ValueError("a chain's levels have alpha² + sigma² = 1; build them from a schedule with vp_scales.")
+        return cls((1 - (alpha[:-1] / alpha[1:]).square()).flip(0))
+
     def log_snr(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
         """log(alpha²/sigma²) at time t, in nats: exact at t = k/T, +inf at 0."""
         table = self._log_snr.to(t)
@@ -331,6 +368,58 @@ class Discrete(Schedule):
             fraction = torch.where(above == len(self) - 1, 1 - log_snr.sigmoid() / self._signal_before_last, fraction)
         first = (-log_snr).sigmoid() / (-table[0]).sigmoid()
         return torch.where(log_snr >= table[0], first, below + 1 + fraction) / len(self)
+
+
+class LearnedSchedule(nn.Module, Schedule):
+    """A log-SNR curve that is learned: a monotone network of t between two endpoints, all of them parameters.
+
+    gamma(t) = -log_snr(t) is normalised to 0 … 1 between the endpoints, so their gradients and the curve's are apart.
+
+    Reference: Kingma et al. (2021), section 3.2 and appendix H, arXiv:2107.00630.
+    """
+
+    def __init__(self, *, log_snr_max: float = 13.3, log_snr_min: float = -5.0, width: int = 64, scales: Scales = vp_scales) -> None:
+        """A curve linear in log-SNR at first.
+
+        Raises:
+            ValueError: endpoints out of order.
+        """
+        super().__init__()
+        if not -45 <= log_snr_min < log_snr_max <= 45:
+            raise ValueError(f"log_snr_min < log_snr_max must lie in [-45, 45] nats, got {log_snr_min} and {log_snr_max}.")
+        self.scales = scales
+        self.log_snr_max = nn.Parameter(torch.tensor(float(log_snr_max), dtype=torch.float64))
+        self.span = nn.Parameter(torch.tensor(math.log(log_snr_max - log_snr_min), dtype=torch.float64))  # kept positive by its exponential
+        generator = torch.Generator().manual_seed(0)
+        self.slope = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.inward = nn.Parameter(torch.randn(width, generator=generator, dtype=torch.float64))
+        self.bias = nn.Parameter(2 * torch.randn(width, generator=generator, dtype=torch.float64))
+        self.outward = nn.Parameter(torch.full((width,), -9.0, dtype=torch.float64))
+
+    @property
+    def log_snr_min(self) -> Tensor:
+        """The log-SNR at t = 1."""
+        return self.log_snr_max - self.span.exp()
+
+    def _rise(self, t: Tensor) -> Tensor:
+        """Increasing in t: every weight enters through its exponential."""
+        bends = (self.inward.exp() * t[..., None] + self.bias).sigmoid() @ self.outward.exp()
+        return self.slope.exp() * t + bends
+
+    def log_snr(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """log(alpha²/sigma²) at time t, in nats; differentiable in t and in the parameters."""
+        start, stop = self._rise(t.new_zeros(())), self._rise(t.new_ones(()))
+        return self.log_snr_max - self.span.exp() * (self._rise(t) - start) / (stop - start)
+
+    @torch.no_grad()
+    def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """The time with this log-SNR, by bisection; what lies beyond the ends is taken to them."""
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        for _ in range(60):
+            middle = (low + high) / 2
+            is_early = self.log_snr(middle) > log_snr
+            low, high = torch.where(is_early, middle, low), torch.where(is_early, high, middle)
+        return (low + high) / 2
 
 
 def _at_least_one(steps: int) -> int:

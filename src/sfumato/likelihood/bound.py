@@ -8,7 +8,6 @@ over the chain that the given levels make: the whole one, or any respaced one. H
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -23,21 +22,30 @@ from sfumato.schedule import Level
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The bound of each example in bits/dim: one draw of x_t a level."""
+    """The bound of each example in bits/dim: one draw of x_t a level, at every level or at some that stand for all.
+
+    `steps` has one column a term evaluated, `weights` says how many terms of the chain each stands for.
+    """
 
     prior: Float[Tensor, "b"]
     steps: Float[Tensor, "b t"]
     decoder: Float[Tensor, "b"]
+    weights: Float[Tensor, "t"]
 
     @property
     def total(self) -> Float[Tensor, "b"]:
-        """prior + Σ steps + decoder."""
-        return self.prior + self.steps.sum(1) + self.decoder
+        """prior + Σ weights · steps + decoder."""
+        return self.prior + self.steps @ self.weights + self.decoder
 
     @property
     def standard_error(self) -> float:
         """Of the mean of `total` over the examples."""
         return float(self.total.std() / math.sqrt(len(self.total)))
+
+    @property
+    def standard_errors(self) -> dict[str, Tensor]:
+        """Of the mean over the examples of each part: prior [], steps [t], decoder []."""
+        return {name: getattr(self, name).std(0) / math.sqrt(len(self.prior)) for name in ("prior", "steps", "decoder")}
 
 
 def prior_bits(x0: Float[Tensor, "b *x"], level: Level) -> Float[Tensor, "b"]:
@@ -53,14 +61,19 @@ def term_bits(
     t: Level,
     s: Level,
     *,
-    variance: str = "small",
+    variance: str | Tensor = "small",
     last_log_variance: Tensor | None = None,
+    width: float = 2 / 255,
 ) -> Float[Tensor, "b"]:
-    """L_{t-1} = KL(q(x_s | x_t, x0) ‖ p(x_s | x_t)), or the decoder's -log p(x0 | x_t) where s is the data, in bits/dim."""
+    """L_{t-1} = KL(q(x_s | x_t, x0) ‖ p(x_s | x_t)), or the decoder's -log p(x0 | x_t) in rows where s is the data, in bits/dim."""
     model = reverse(prediction, x_t, t, s, variance=variance, last_log_variance=last_log_variance)
-    if bool((s.sigma == 0).all()):
-        return -_bits(model.binned_log_prob(x0))
-    return _bits(posterior(x0, x_t, t, s).kl(model))
+    is_last = s.sigma == 0
+    if bool(is_last.all()):
+        return -_bits(model.binned_log_prob(x0, width=width))
+    divergence = posterior(x0, x_t, t, s).kl(model)
+    if not bool(is_last.any()):
+        return _bits(divergence)
+    return _bits(torch.where(is_last, -model.binned_log_prob(x0, width=width), divergence))
 
 
 @torch.no_grad()
@@ -71,29 +84,52 @@ def vlb(
     cond: Cond | None = None,
     *,
     variance: str = "small",
+    width: float = 2 / 255,
+    terms: int | None = None,
     generator: Generator | None = None,
+    choice: torch.Generator | None = None,
 ) -> Bound:
-    """The variational bound on 8-bit data in [-1, 1], along a chain of levels that ends at the data.
+    """The variational bound on data of evenly spaced values in [-1, 1], along a chain of levels that ends at the data.
 
     Args:
         predict: the model.
-        x0: data on the 8-bit grid, scaled to [-1, 1].
-        levels: from noise to Level(1, 0), as `grid` makes them of a `Discrete`.
+        x0: data on the grid of their values, scaled to [-1, 1].
+        levels: from noise to Level(1, 0): a `Discrete`'s by `grid`, the whole chain or any respaced one.
         cond: conditions, one row an example.
         variance: of the reverse steps: "small", "large" or "learned".
+        width: distance of neighbouring values: 2/255 for bytes, 2/16 for seventeen grey levels.
+        terms: how many of the KL terms to evaluate, one drawn from each of so many equal stretches of the chain; all of them by default.
+            The total stays unbiased; prior and decoder are always there.
         generator: of the noise in x_t.
+        choice: of the terms drawn.
 
     Raises:
-        ValueError: fewer than three levels, or a last one that is not the data.
+        ValueError: fewer than three levels, a last one that is not the data, or more terms than the chain has.
     """
     if len(levels) < 3 or bool((levels[-1].sigma != 0).any()):
         raise ValueError(f"the bound needs at least two steps that end at the data (sigma = 0), got {len(levels)} levels; use a Discrete.")
     last = posterior_log_variance(levels[-3], levels[-2])
-    terms = []
-    for t, s in pairwise(levels):
+    kept, weights = _drawn(len(levels) - 2, terms, choice)
+
+    def term(i: int) -> Tensor:
+        t, s = levels[i], levels[i + 1]
         x_t = t.alpha * x0 + t.sigma * normal_like(x0, generator)
-        terms.append(term_bits(predict(x_t, t, cond), x0, x_t, t, s, variance=variance, last_log_variance=last))
-    return Bound(prior_bits(x0, levels[0]), torch.stack(terms[:-1], dim=1), terms[-1])
+        return term_bits(predict(x_t, t, cond), x0, x_t, t, s, variance=variance, last_log_variance=last, width=width)
+
+    steps = torch.stack([term(i) for i in kept], dim=1)
+    return Bound(prior_bits(x0, levels[0]), steps, term(len(levels) - 2), weights.to(steps))
+
+
+def _drawn(count: int, terms: int | None, choice: torch.Generator | None) -> tuple[list[int], Float[Tensor, "t"]]:
+    """The terms to evaluate, one a stretch of the chain, and how many each stands for."""
+    if terms is None:
+        return list(range(count)), torch.ones(count, dtype=torch.float64)
+    if not 1 <= terms <= count:
+        raise ValueError(f"terms must lie in 1 … {count}, the KL terms of this chain, got {terms}.")
+    edges = torch.linspace(0, count, terms + 1, dtype=torch.float64).round().long()
+    sizes = edges.diff()
+    place = (torch.rand(terms, generator=choice, dtype=torch.float64) * sizes).floor().long()
+    return (edges[:-1] + place).tolist(), sizes.double()
 
 
 def _bits(nats: Float[Tensor, "b *x"]) -> Float[Tensor, "b"]:

@@ -17,7 +17,16 @@ class MLP(nn.Module):
     The projections (Tancik et al. 2020, arXiv:2006.10739) let a small network draw the sharp edges that point sets have.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, width: int = 256, depth: int = 4, classes: int = 0, waves: int = 64) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        width: int = 256,
+        depth: int = 4,
+        classes: int = 0,
+        waves: int = 64,
+        out_channels: int | None = None,
+    ) -> None:
         """Builds the network.
 
         Args:
@@ -26,9 +35,11 @@ class MLP(nn.Module):
             depth: residual layers.
             classes: 0 for no labels.
             waves: how many random projections; 0 for none.
+            out_channels: shape[0] where not given; twice that for a learned variance.
         """
         super().__init__()
         size = math.prod(shape)
+        self.out_shape = (out_channels or shape[0], *shape[1:])
         self.condition = Condition(width, classes)
         self.projection = nn.Buffer(torch.randn(size, waves))
         self.inward = nn.Linear(size + 2 * waves, width)
@@ -36,7 +47,7 @@ class MLP(nn.Module):
         self.modulations = nn.ModuleList(zeroed(nn.Linear(width, 2 * width)) for _ in range(depth))
         self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.second = nn.ModuleList(zeroed(nn.Linear(width, width)) for _ in range(depth))
-        self.outward = zeroed(nn.Linear(width, size))
+        self.outward = zeroed(nn.Linear(width, math.prod(self.out_shape)))
 
     def hidden(self) -> Iterator[nn.Parameter]:
         """The matrices between the first layer and the last, for optimisers that treat them apart."""
@@ -44,12 +55,12 @@ class MLP(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b *shape"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
-    ) -> Float[Tensor, "b *shape"]:
-        """Maps x to its size."""
+    ) -> Float[Tensor, "b *out"]:
+        """Maps x to its size, or to out_channels of it."""
         condition, flat = self.condition(log_snr, cond), x.flatten(1)
         angles = flat.to(self.projection.dtype) @ self.projection
         h = self.inward(torch.cat([flat, angles.sin().to(flat.dtype), angles.cos().to(flat.dtype)], dim=1))
         for norm, modulation, first, second in zip(self.norms, self.modulations, self.first, self.second, strict=True):
             scale, shift = modulation(condition).chunk(2, dim=1)
             h = h + second(nn.functional.silu(first(torch.addcmul(shift, norm(h), 1 + scale))))
-        return self.outward(h).reshape(x.shape)
+        return self.outward(h).reshape(len(x), *self.out_shape)

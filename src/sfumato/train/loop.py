@@ -32,7 +32,6 @@ from sfumato.noise import seeded
 from sfumato.pictures import picture
 from sfumato.run import Form, Run, build_denoiser, read_form
 from sfumato.runtime import multiplies_bfloat16
-from sfumato.schedule import Level
 from sfumato.train import checkpoint
 from sfumato.train.ema import Ema
 from sfumato.train.optim import Optimizer, set_gradients
@@ -48,11 +47,12 @@ ORDER, STEP, DROPOUT = 0, 1, 2  # what a seed is for: the order of an epoch, the
 
 @dataclass
 class TrainState:
-    """What training changes: the master weights, the optimiser, the averages, and how many steps are done."""
+    """What training changes: the master weights, the optimiser, the averages, what the times have learned, how many steps are done."""
 
     denoiser: Denoiser
     optimizer: Optimizer
     emas: list[Ema]
+    times: loss.TimeSampler
     step: int = 0
     seconds: float = 0.0
 
@@ -60,6 +60,8 @@ class TrainState:
         """Writes a checkpoint."""
         tensors = {"model": self.denoiser.net.state_dict(), "optimizer": self.optimizer.tensors()}
         tensors |= {ema.name: ema.tensors for ema in self.emas}
+        if isinstance(self.times, loss.AdaptiveTimes):
+            tensors["times"] = self.times.tensors()
         state = {"step": self.step, "seconds": self.seconds, "window": [window.losses, window.norms]}
         checkpoint.write(folder, self.step, tensors, state, keep=keep)
 
@@ -68,6 +70,8 @@ class TrainState:
         state = checkpoint.read_state(folder)
         self.step, self.seconds = state["step"], state["seconds"]
         takers = {"model": self.denoiser.net.load_state_dict, "optimizer": self.optimizer.load} | {ema.name: ema.load for ema in self.emas}
+        if isinstance(self.times, loss.AdaptiveTimes):
+            takers["times"] = self.times.load
         for stem, take in takers.items():
             path = folder / f"{stem}.safetensors"
             tensors = checkpoint.read_tensors(path)
@@ -136,7 +140,8 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         denoiser = build_denoiser(recipe, form)
-    state = TrainState(denoiser, Optimizer(denoiser.net, options), [Ema(denoiser.net, width) for width in options.ema])
+    emas = [Ema(denoiser.net, width) for width in options.ema]
+    state = TrainState(denoiser, Optimizer(denoiser.net, options), emas, recipe.objective.times.build(recipe.schedule.build()))
     Run(str(out), recipe, form, denoiser).walk()  # what sampling will refuse is refused before anything is written
     window, checkpoints = Window([], []), out / "checkpoints"
     if has_run and checkpoint.steps_in(checkpoints):
@@ -192,8 +197,8 @@ class _Step:
         self.state = state
         self.examples = examples
         self.schedule = recipe.schedule.build()
-        self.times = recipe.objective.times.build(self.schedule)
-        self.weight = recipe.objective.build_weight(form.data_std)
+        self.times = state.times
+        self.objective = recipe.objective.build_loss(self.schedule, form.data_std)
         self.has_labels = bool(form.classes)
         self.can_flip = recipe.training.flip and examples.is_image
         self.worker = _worker(state.denoiser, recipe.training.precision)
@@ -213,19 +218,22 @@ class _Step:
         if self.has_labels and labels is not None:
             cond = drop({"labels": labels}, _coin(len(x0), self.options.label_drop, generator))
         eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
-        level = self.schedule.level(self.times(len(x0), generator), like=x0)
+        t = self.times(len(x0), generator)
         if self.worker is not self.state.denoiser:
             for worker, master in zip(self.workers, self.masters, strict=True):
                 worker.data.copy_(master.data)
-        total = torch.zeros(())
+        total, seen, weights = torch.zeros(()), [], None
+        if isinstance(self.times, loss.AdaptiveTimes):
+            weights = self.times.weight(t).to(x0)
         size = self.options.micro_batch or len(x0)
         for start in range(0, len(x0), size):
             part = slice(start, start + size)
             part_cond = None if cond is None else {name: value[part] for name, value in cond.items()}
-            part_level = Level(level.alpha[part], level.sigma[part])
-            value = loss.simple(self.worker, x0[part], eps[part], part_level, part_cond, weight=self.weight).sum() / len(x0)
+            losses = self.objective(self.worker, x0[part], eps[part], t[part], part_cond)
+            value = (losses if weights is None else losses * weights[part]).sum() / len(x0)
             value.backward()
             total += value.detach()
+            seen.append(losses.detach())
         if not bool(total.isfinite()):
             raise FloatingPointError(_not_finite("loss", float(total), number))
         if self.worker is not self.state.denoiser:
@@ -237,6 +245,8 @@ class _Step:
             parameter.grad = None
         for ema in self.state.emas:
             ema.update(self.state.denoiser.net, number)
+        if isinstance(self.times, loss.AdaptiveTimes):
+            self.times.update(t, torch.cat(seen))
         self.state.step = number
         return float(total), norm
 

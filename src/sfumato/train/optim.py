@@ -5,7 +5,7 @@ A convolution counts as the matrix [out, in · kernel].
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -104,7 +104,7 @@ class Optimizer:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; at 0.2 sqrt(max(out, in)) of the rate, the root mean square of AdamW's steps.
 
-    torch.optim.Muon is the same but iterates in bfloat16 everywhere, which a processor without bfloat16 products does 400 times more slowly.
+    torch.optim.Muon iterates in bfloat16 everywhere, which a processor without bfloat16 products does 400 times more slowly.
 
     Reference: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon; Liu et al. (2025), eq. 4, arXiv:2502.16982.
     """
@@ -115,7 +115,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Moves every matrix that has a gradient."""
         for group in self.param_groups:
             for matrix in group["params"]:

@@ -3,7 +3,7 @@
 A recipe is YAML. `base: NAME` starts from another recipe; `--set path=value` changes one option. What a run keeps is resolved and complete.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib.resources import files
@@ -14,8 +14,10 @@ import torch
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sfumato import data, loss, nets, prediction
+from sfumato import data, loss, nets, prediction, process
 from sfumato import schedule as schedules
+from sfumato.denoiser import Cond, Predictor
+from sfumato.loss import TimeSampler, Weight
 from sfumato.sample import Spacing, Step, spacing, steps
 
 
@@ -40,6 +42,7 @@ def _to_path(value: Any) -> Path:
     return Path(str(value)).expanduser()
 
 
+BatchLoss = Callable[[Predictor, torch.Tensor, torch.Tensor, torch.Tensor, Cond | None], torch.Tensor]
 DataPath = Annotated[Path, BeforeValidator(_to_path)]
 Size = Annotated[int, Field(ge=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -171,9 +174,9 @@ class MLPNet(Options):
     depth: int = Field(default=4, ge=1)
     waves: int = Field(default=64, ge=0)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+    def build(self, shape: tuple[int, ...], classes: int, out_channels: int | None = None) -> torch.nn.Module:
         """The network for data of this shape."""
-        return nets.MLP(shape, width=self.width, depth=self.depth, classes=classes, waves=self.waves)
+        return nets.MLP(shape, width=self.width, depth=self.depth, classes=classes, waves=self.waves, out_channels=out_channels)
 
 
 class UNetNet(Options):
@@ -186,7 +189,7 @@ class UNetNet(Options):
     heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+    def build(self, shape: tuple[int, ...], classes: int, out_channels: int | None = None) -> torch.nn.Module:
         """The network for data of this shape."""
         return nets.UNet(
             shape,
@@ -196,6 +199,7 @@ class UNetNet(Options):
             heads=self.heads,
             classes=classes,
             dropout=self.dropout,
+            out_channels=out_channels,
         )
 
 
@@ -208,9 +212,11 @@ class DiTNet(Options):
     depth: int = Field(default=8, ge=1)
     heads: int = Field(default=6, ge=1)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+    def build(self, shape: tuple[int, ...], classes: int, out_channels: int | None = None) -> torch.nn.Module:
         """The network for data of this shape."""
-        return nets.DiT(shape, patch=self.patch, width=self.width, depth=self.depth, heads=self.heads, classes=classes)
+        return nets.DiT(
+            shape, patch=self.patch, width=self.width, depth=self.depth, heads=self.heads, classes=classes, out_channels=out_channels
+        )
 
 
 class PatchUNetNet(Options):
@@ -223,10 +229,17 @@ class PatchUNetNet(Options):
     middle: str = "cac"
     heads: int = Field(default=6, ge=1)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+    def build(self, shape: tuple[int, ...], classes: int, out_channels: int | None = None) -> torch.nn.Module:
         """The network for data of this shape."""
         return nets.PatchUNet(
-            shape, patch=self.patch, widths=self.widths, depth=self.depth, middle=self.middle, heads=self.heads, classes=classes
+            shape,
+            patch=self.patch,
+            widths=self.widths,
+            depth=self.depth,
+            middle=self.middle,
+            heads=self.heads,
+            classes=classes,
+            out_channels=out_channels,
         )
 
 
@@ -267,12 +280,14 @@ class ChainSchedule(Options):
     """A discrete chain."""
 
     kind: Literal["discrete"] = "discrete"
-    betas: Literal["linear", "cosine", "sigmoid"] = "linear"
+    betas: Literal["linear", "cosine", "sigmoid", "sqrt"] = "linear"
     steps: int = Field(default=1000, ge=1)
+    zero_terminal: bool = False
 
-    def build(self) -> schedules.Schedule:
+    def build(self) -> schedules.Discrete:
         """The schedule."""
-        return getattr(schedules.Discrete, self.betas)(self.steps)
+        chain = getattr(schedules.Discrete, self.betas)(self.steps)
+        return chain.zero_terminal() if self.zero_terminal else chain
 
 
 ScheduleOptions = Annotated[CurveSchedule | VESchedule | ChainSchedule, Field(discriminator="kind")]
@@ -284,7 +299,7 @@ class UniformTimes(Options):
     kind: Literal["uniform"] = "uniform"
     stratified: bool = True
 
-    def build(self, schedule: schedules.Schedule) -> loss.TimeSampler:
+    def build(self, schedule: schedules.Schedule) -> TimeSampler:
         """The sampler of times."""
         return loss.Stratified(schedule) if self.stratified else loss.Uniform(schedule)
 
@@ -296,30 +311,91 @@ class LogNormalTimes(Options):
     mean: float = -1.2
     std: float = Field(default=1.2, gt=0)
 
-    def build(self, schedule: schedules.Schedule) -> loss.TimeSampler:
+    def build(self, schedule: schedules.Schedule) -> TimeSampler:
         """The sampler of times."""
         return loss.LogNormal(schedule, self.mean, self.std)
 
 
-Times = Annotated[UniformTimes | LogNormalTimes, Field(discriminator="kind")]
+class ImportanceTimes(Options):
+    """Training times drawn where the loss is large, by its second moments over the last `history` values a bin."""
+
+    kind: Literal["importance"] = "importance"
+    bins: int = Field(default=100, ge=1)
+    history: int = Field(default=10, ge=1)
+
+    def build(self, schedule: schedules.Schedule) -> TimeSampler:
+        """The sampler of times."""
+        return loss.Importance(schedule, bins=self.bins, history=self.history)
+
+
+class FittedTimes(Options):
+    """Training times whose density over log-SNR follows the loss seen there."""
+
+    kind: Literal["fitted"] = "fitted"
+    bins: int = Field(default=40, ge=1)
+
+    def build(self, schedule: schedules.Schedule) -> TimeSampler:
+        """The sampler of times."""
+        return loss.Fitted(schedule, bins=self.bins)
+
+
+Times = Annotated[UniformTimes | LogNormalTimes | ImportanceTimes | FittedTimes, Field(discriminator="kind")]
 
 
 class Objective(Options):
-    """What the network is asked to say, and how its errors are weighed."""
+    """What the network is asked to say, and how its errors are weighed.
+
+    `loss` is "simple" (the weighted square error), "vlb" (one random term of the bound) or "hybrid" (simple, and the bound for a learned
+    variance); the latter two need a discrete schedule and data of evenly spaced values. `values` is how many values those are.
+    """
 
     target: Literal["x0", "eps", "v", "score", "flow", "edm"] = "v"
-    weight: Literal["eps", "x0", "v", "min-snr", "edm", "sigmoid"] = "v"
+    weight: Literal["eps", "x0", "v", "min-snr", "truncated-snr", "edm", "sigmoid"] = "v"
     times: Times = LogNormalTimes()
+    loss: Literal["simple", "vlb", "hybrid"] = "simple"
+    variance: Literal["fixed", "learned"] = "fixed"
+    values: int = Field(default=256, ge=2)
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> "Objective":
+        if self.loss == "hybrid" and self.variance != "learned":
+            raise ValueError("the hybrid loss teaches a learned variance; set objective.variance=learned, or take loss=simple")
+        if self.loss == "simple" and self.variance == "learned":
+            raise ValueError("the simple loss does not see a variance; take objective.loss=hybrid to learn one")
+        return self
+
+    @property
+    def width(self) -> float:
+        """Distance of neighbouring values of the data in [-1, 1]."""
+        return 2 / (self.values - 1)
 
     def build_target(self) -> prediction.Target:
         """The target function."""
         return getattr(prediction, f"{self.target}_target")
 
-    def build_weight(self, data_std: float) -> loss.Weight:
+    def build_weight(self, data_std: float) -> Weight:
         """The weight function."""
         if self.weight == "edm":
             return partial(loss.edm_weight, data_std=data_std)
         return getattr(loss, f"{self.weight.replace('-', '_')}_weight")
+
+    def build_loss(self, schedule: schedules.Schedule, data_std: float) -> BatchLoss:
+        """The loss of a batch at times t."""
+        weight = self.build_weight(data_std)
+        if self.loss == "simple":
+            return lambda predict, x0, eps, t, cond: loss.simple(predict, x0, eps, schedule.level(t, like=x0), cond, weight=weight)
+        assert isinstance(schedule, schedules.Discrete)
+        chain, options = schedule, {"steps": len(schedule), "width": self.width}
+        last = process.posterior_log_variance(chain.level(2 / len(chain)), chain.level(1 / len(chain)))
+
+        def bound(predict: Predictor, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, cond: Cond | None) -> torch.Tensor:
+            now, below = chain.level(t, like=x0), chain.level((t - 1 / len(chain)).clamp(min=0), like=x0)
+            if self.loss == "hybrid":
+                return loss.hybrid(predict, x0, eps, now, below, cond, weight=weight, last_log_variance=last.to(x0), **options)
+            variance = "learned" if self.variance == "learned" else "small"
+            return loss.vlb(predict, x0, eps, now, below, cond, variance=variance, last_log_variance=last.to(x0), **options)
+
+        return bound
 
 
 class Training(Options):
@@ -359,6 +435,7 @@ class Training(Options):
 SAMPLERS: Mapping[str, Step] = {
     "ancestral": steps.Ancestral(),
     "ancestral-large": steps.Ancestral("large"),
+    "ancestral-learned": steps.Ancestral("learned"),
     "ddim": steps.DDIM(),
     "heun": steps.Heun(),
     "multistep": steps.Multistep(),
@@ -424,6 +501,8 @@ class Recipe(Options):
     def _parts_agree(self) -> "Recipe":
         if self.sampling.guidance != 1 and not self.training.label_drop:
             raise ValueError("sampling.guidance needs a model that has seen dropped labels; set training.label_drop above 0")
+        if self.objective.loss != "simple" and not isinstance(self.schedule, ChainSchedule):
+            raise ValueError(f"objective.loss={self.objective.loss} is a sum over a chain's steps; set schedule.kind=discrete")
         if not isinstance(self.schedule, CurveSchedule) and (
             self.sampling.log_snr_max is not None or self.sampling.log_snr_min is not None
         ):
