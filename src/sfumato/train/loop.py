@@ -19,15 +19,15 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato import loss
 from sfumato.data import Dataset
-from sfumato.denoiser import Denoiser, drop
+from sfumato.denoiser import Cond, drop
 from sfumato.noise import seeded
 from sfumato.pictures import picture
 from sfumato.run import Form, Run, build_denoiser, read_form
@@ -35,7 +35,7 @@ from sfumato.runtime import multiplies_bfloat16
 from sfumato.train import checkpoint
 from sfumato.train.ema import Ema
 from sfumato.train.optim import Optimizer, set_gradients
-from sfumato.train.recipe import Recipe, Training, load_recipe
+from sfumato.train.recipe import Options, Recipe, Training, load_recipe
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -45,20 +45,43 @@ OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.
 ORDER, STEP, DROPOUT = 0, 1, 2  # what a seed is for: the order of an epoch, the randomness of a step, that inside a network
 
 
+@runtime_checkable
+class HasNet(Protocol):
+    """A model around a network whose weights are trained."""
+
+    net: nn.Module
+
+
+M = TypeVar("M", bound=HasNet)
+Objective = Callable[[M, Tensor, Tensor, Tensor, Cond | None], Tensor]  # (model, x0, eps, t, cond) to one loss an example
+
+
 @dataclass
-class TrainState:
+class TrainState(Generic[M]):
     """What training changes: the master weights, the optimiser, the averages, what the times have learned, how many steps are done."""
 
-    denoiser: Denoiser
+    model: M
     optimizer: Optimizer
     emas: list[Ema]
     times: loss.TimeSampler
     step: int = 0
     seconds: float = 0.0
 
+    @classmethod
+    def begin(cls, model: M, options: Training, times: loss.TimeSampler) -> "TrainState[M]":
+        """Before the first step."""
+        return cls(model, Optimizer(model.net, options), [Ema(model.net, width) for width in options.ema], times)
+
+    def averaged(self) -> M:
+        """A copy of the model with the first average's weights."""
+        model = copy.deepcopy(self.model)
+        model.net.load_state_dict(self.emas[0].tensors)
+        model.net.eval().requires_grad_(False)
+        return model
+
     def save(self, folder: Path, window: "Window", keep: int) -> None:
         """Writes a checkpoint."""
-        tensors = {"model": self.denoiser.net.state_dict(), "optimizer": self.optimizer.tensors()}
+        tensors = {"model": self.model.net.state_dict(), "optimizer": self.optimizer.tensors()}
         tensors |= {ema.name: ema.tensors for ema in self.emas}
         if isinstance(self.times, loss.AdaptiveTimes):
             tensors["times"] = self.times.tensors()
@@ -69,7 +92,7 @@ class TrainState:
         """Takes up a checkpoint."""
         state = checkpoint.read_state(folder)
         self.step, self.seconds = state["step"], state["seconds"]
-        takers = {"model": self.denoiser.net.load_state_dict, "optimizer": self.optimizer.load} | {ema.name: ema.load for ema in self.emas}
+        takers = {"model": self.model.net.load_state_dict, "optimizer": self.optimizer.load} | {ema.name: ema.load for ema in self.emas}
         if isinstance(self.times, loss.AdaptiveTimes):
             takers["times"] = self.times.load
         for stem, take in takers.items():
@@ -122,37 +145,99 @@ def train(
         Stopped: as `should_stop` asked.
     """
     options = recipe.training
-    has_run = (out / "recipe.yaml").is_file()
-    if has_run and not resume:
-        raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
-    if has_run:
-        _refuse_changes(recipe, out)
-    elif out.exists() and (not out.is_dir() or any(path.name not in OURS for path in out.iterdir())):
-        raise ValueError(f"{out} exists and is no run folder; choose another --out.")
+    has_run = begin(recipe, out, resume=resume, read=load_recipe)
     dataset = recipe.data.load()
     if dataset.skipped:
         say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
     examples, _ = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
     form = Form(dataset.shape, dataset.classes, dataset.scaling, _standard_deviation(examples))
-    manifest = _manifest(recipe, dataset, form)
+    manifest = manifest_of(recipe, options, dataset, form)
     if has_run:
-        form = _refuse_other_data(manifest, out)
+        form = refuse_other_data(manifest, out)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         denoiser = build_denoiser(recipe, form)
-    emas = [Ema(denoiser.net, width) for width in options.ema]
-    state = TrainState(denoiser, Optimizer(denoiser.net, options), emas, recipe.objective.times.build(recipe.schedule.build()))
+    schedule = recipe.schedule.build()
+    state = TrainState.begin(denoiser, options, recipe.objective.times.build(schedule))
     Run(str(out), recipe, form, denoiser).walk()  # what sampling will refuse is refused before anything is written
+    fit(
+        state,
+        recipe.objective.build_loss(schedule, form.data_std),
+        examples,
+        options,
+        out,
+        papers={} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()},
+        draw=lambda path: _draw(Run(str(out), recipe, form, state.averaged()), path),
+        on_step=on_step,
+        watch=watch,
+        say=say,
+        should_stop=should_stop,
+    )
+    return out
+
+
+def begin(recipe: Options, out: Path, *, resume: bool, read: Callable[[Path], Options]) -> bool:
+    """Whether `out` holds a run to go on with.
+
+    Raises:
+        ValueError: it holds one already, or one of another recipe, or something else.
+    """
+    has_run = (out / "recipe.yaml").is_file()
+    if has_run and not resume:
+        raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
+    if has_run:
+        _refuse_changes(read(out / "recipe.yaml"), recipe, out)
+    elif out.exists() and (not out.is_dir() or any(path.name not in OURS for path in out.iterdir())):
+        raise ValueError(f"{out} exists and is no run folder; choose another --out.")
+    return has_run
+
+
+def fit(
+    state: TrainState[M],
+    objective: Objective[M],
+    examples: Dataset,
+    options: Training,
+    out: Path,
+    *,
+    papers: Mapping[str, str],
+    measure: Callable[[], Mapping[str, float]] = dict,
+    draw: Callable[[Path], None] = lambda path: None,
+    on_step: Callable[[int, float], None] | None = None,
+    watch: Callable[[Mapping[str, float | int]], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """The loop itself, for any model and objective, into the folder `out`; goes on from its newest checkpoint where there is one.
+
+    Args:
+        state: at the beginning.
+        objective: the loss of each example.
+        examples: to train on.
+        options: how long, how fast, how often.
+        out: the folder; made here.
+        papers: files to write before the first step of a new run, name to text.
+        measure: what else goes into each line of metrics.jsonl.
+        draw: draws the sample sheet into a file.
+        on_step: as `train` takes it, like the rest.
+        watch: as above.
+        say: as above.
+        should_stop: as above.
+
+    Raises:
+        ValueError: another process trains into `out`.
+        CheckpointError: a checkpoint that is damaged or cannot be written.
+        FloatingPointError: a loss or gradient that is not finite.
+        Stopped: as `should_stop` asked.
+    """
     window, checkpoints = Window([], []), out / "checkpoints"
-    if has_run and checkpoint.steps_in(checkpoints):
+    if not papers and checkpoint.steps_in(checkpoints):
         window = state.load(checkpoint.latest(out))
         say(f"Resuming {out} after step {state.step} of {options.steps}.")
-    step_once = _Step(recipe, examples, form, state)
+    step_once = _Step(state, objective, examples, options)
     out.mkdir(parents=True, exist_ok=True)
     with _only_writer(out):
-        if not has_run:
-            _write(out / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
-            _write(out / "recipe.yaml", recipe.to_yaml())
+        for name, text in papers.items():
+            _write(out / name, text)
         _cut_metrics(out / "metrics.jsonl", state.step)
         with closing(_board(out, state.step)) as board, (out / "metrics.jsonl").open("a") as metrics, torch.random.fork_rng():
             started, marked = time.perf_counter() - state.seconds, state.seconds
@@ -164,7 +249,7 @@ def train(
                 if on_step is not None:
                     on_step(state.step, value)
                 if state.step % options.log_every == 0 or state.step == options.steps:
-                    record = _record(state, window, options, state.seconds - marked)
+                    record = {**_record(state, window, options, state.seconds - marked), **measure()}
                     metrics.write(json.dumps(record) + "\n")
                     metrics.flush()
                     for name, number in record.items():
@@ -180,31 +265,25 @@ def train(
                 if stopping and state.step < options.steps:
                     raise Stopped(f"stopped after step {state.step} of {options.steps}; go on with --resume.")
                 if state.step % options.checkpoint_every == 0:
-                    _draw(Run(str(out), recipe, form, _averaged(state)), out / "samples" / f"{state.step:08d}.png")
+                    draw(out / "samples" / f"{state.step:08d}.png")
         sheet = out / "samples" / f"{state.step:08d}.png"
         if not sheet.exists():
-            _draw(Run(str(out), recipe, form, _averaged(state)), sheet)
+            draw(sheet)
         if not (out / "report.json").exists():
             _write(out / "report.json", json.dumps(_report(state, options), indent=2))
-    return out
 
 
-class _Step:
+class _Step(Generic[M]):
     """One optimiser step: a batch, its levels and noise, the loss in slices, the update, the averages."""
 
-    def __init__(self, recipe: Recipe, examples: Dataset, form: Form, state: TrainState) -> None:
-        self.options = recipe.training
-        self.state = state
-        self.examples = examples
-        self.schedule = recipe.schedule.build()
+    def __init__(self, state: TrainState[M], objective: Objective[M], examples: Dataset, options: Training) -> None:
+        self.state, self.objective, self.examples, self.options = state, objective, examples, options
         self.times = state.times
-        self.objective = recipe.objective.build_loss(self.schedule, form.data_std)
-        self.has_labels = bool(form.classes)
-        self.can_flip = recipe.training.flip and examples.is_image
-        self.worker = _worker(state.denoiser, recipe.training.precision)
-        self.masters = list(state.denoiser.net.parameters())
+        self.can_flip = options.flip and examples.is_image
+        self.worker = _worker(state.model, options.precision)
+        self.masters = list(state.model.net.parameters())
         self.workers = list(self.worker.net.parameters())
-        self.batches = _batches(len(examples), recipe.training, state.step)
+        self.batches = _batches(len(examples), options, state.step)
 
     def __call__(self) -> tuple[float, float]:
         """Makes the step; returns its loss and gradient norm."""
@@ -215,11 +294,11 @@ class _Step:
         if self.can_flip:
             x0 = torch.where(_coin(len(x0), 0.5, generator).reshape(-1, 1, 1, 1), x0.flip(-1), x0)
         cond = None
-        if self.has_labels and labels is not None:
+        if labels is not None:
             cond = drop({"labels": labels}, _coin(len(x0), self.options.label_drop, generator))
         eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
         t = self.times(len(x0), generator)
-        if self.worker is not self.state.denoiser:
+        if self.worker is not self.state.model:
             for worker, master in zip(self.workers, self.masters, strict=True):
                 worker.data.copy_(master.data)
         total, seen, weights = torch.zeros(()), [], None
@@ -236,7 +315,7 @@ class _Step:
             seen.append(losses.detach())
         if not bool(total.isfinite()):
             raise FloatingPointError(_not_finite("loss", float(total), number))
-        if self.worker is not self.state.denoiser:
+        if self.worker is not self.state.model:
             set_gradients(self.masters, self.workers)
         norm = self.state.optimizer.step(number)
         if not np.isfinite(norm):
@@ -244,7 +323,7 @@ class _Step:
         for parameter in self.masters:
             parameter.grad = None
         for ema in self.state.emas:
-            ema.update(self.state.denoiser.net, number)
+            ema.update(self.state.model.net, number)
         if isinstance(self.times, loss.AdaptiveTimes):
             self.times.update(t, torch.cat(seen))
         self.state.step = number
@@ -265,13 +344,13 @@ def precision(choice: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
 
 
-def _worker(master: Denoiser, choice: str) -> Denoiser:
-    """The denoiser that computes gradients: the master itself, or a copy whose parameters are bfloat16 (buffers stay as they are)."""
+def _worker(master: M, choice: str) -> M:
+    """The model that computes gradients: the master itself, or a copy whose parameters are bfloat16 (buffers stay as they are)."""
     dtype = precision(choice)
     if dtype == torch.float32:
         return master
     worker = copy.deepcopy(master)
-    for parameter in worker.parameters():
+    for parameter in worker.net.parameters():
         parameter.data = parameter.data.to(dtype)
     return worker
 
@@ -295,7 +374,7 @@ def _coin(n: int, chance: float, generator: torch.Generator) -> Tensor:
     return torch.rand(n, generator=generator) < chance
 
 
-def _record(state: TrainState, window: Window, options: Training, seconds: float) -> dict[str, float | int]:
+def _record(state: TrainState[M], window: Window, options: Training, seconds: float) -> dict[str, float | int]:
     return {
         "step": state.step,
         "seconds": round(state.seconds, 3),
@@ -305,13 +384,6 @@ def _record(state: TrainState, window: Window, options: Training, seconds: float
         "learning_rate": options.rate * state.optimizer.rate(state.step),
         "images_per_second": round(len(window.losses) * options.batch / max(seconds, 1e-9), 1),
     }
-
-
-def _averaged(state: TrainState) -> Denoiser:
-    """A copy of the denoiser with the first average's weights."""
-    denoiser = copy.deepcopy(state.denoiser)
-    denoiser.net.load_state_dict(state.emas[0].tensors)
-    return denoiser.eval().requires_grad_(False)
 
 
 def _draw(run: Run, path: Path) -> None:
@@ -337,9 +409,9 @@ def _standard_deviation(examples: Dataset) -> float:
     return deviation
 
 
-def _refuse_changes(recipe: Recipe, out: Path) -> None:
+def _refuse_changes(begun: Options, recipe: Options, out: Path) -> None:
     """Only what `recipe.MAY_CHANGE` lists may change on resuming."""
-    wrong = load_recipe(out / "recipe.yaml").differences(recipe)
+    wrong = begun.differences(recipe)
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(
@@ -347,7 +419,7 @@ def _refuse_changes(recipe: Recipe, out: Path) -> None:
         )
 
 
-def _refuse_other_data(manifest: Mapping[str, Any], out: Path) -> Form:
+def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> Form:
     """The form of the data as the run began, if they and the number format are still the same."""
     form, begun = read_form(out), json.loads((out / "manifest.json").read_text())
     for what, before, now in (
@@ -403,7 +475,7 @@ def _write(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def _manifest(recipe: Recipe, dataset: Dataset, form: Form) -> dict[str, Any]:
+def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: Form) -> dict[str, Any]:
     """What made the run: data, versions, machine, seeds."""
     return {
         "form": form.to_json(),
@@ -411,13 +483,13 @@ def _manifest(recipe: Recipe, dataset: Dataset, form: Form) -> dict[str, Any]:
             "name": dataset.name,
             "examples": len(dataset),
             "fingerprint": dataset.fingerprint(),
-            "held_out": recipe.training.held_out,
-            "split_seed": recipe.training.seed,
+            "held_out": training.held_out,
+            "split_seed": training.seed,
             "skipped": list(dataset.skipped),
         },
         "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
-        "seed": recipe.training.seed,
-        "precision": str(precision(recipe.training.precision)).removeprefix("torch."),
+        "seed": training.seed,
+        "precision": str(precision(training.precision)).removeprefix("torch."),
         "device": {"machine": platform.machine(), "processor": _processor(), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("sfumato", "torch", "numpy", "safetensors")},
         "git_commit": _commit(),
@@ -439,13 +511,13 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def _report(state: TrainState, options: Training) -> dict[str, Any]:
+def _report(state: TrainState[M], options: Training) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "steps": state.step,
         "images": state.step * options.batch,
         "seconds": round(state.seconds, 1),
         "images_per_second": round(state.step * options.batch / state.seconds, 1),
-        "parameters": sum(p.numel() for p in state.denoiser.net.parameters()),
+        "parameters": sum(p.numel() for p in state.model.net.parameters()),
         "peak_memory_bytes": peak,
     }

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 import yaml
@@ -35,6 +35,16 @@ class Options(BaseModel):
                 raise ValueError(f"{name} takes no true or false")
         return values
 
+    def to_yaml(self) -> str:
+        """All options, complete, as YAML that reads back as the same."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+
+    def differences(self, other: "Options") -> list[str]:
+        """What differs, one "path: ours → theirs" each, but for what MAY_CHANGE in a run."""
+        ours, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        paths = sorted(path for path in ours.keys() | theirs.keys() if not path.startswith(MAY_CHANGE))
+        return [f"{path}: {ours.get(path)} → {theirs.get(path)}" for path in paths if ours.get(path) != theirs.get(path)]
+
 
 def _to_path(value: Any) -> Path:
     if value is None or value == "":
@@ -43,6 +53,7 @@ def _to_path(value: Any) -> Path:
 
 
 BatchLoss = Callable[[Predictor, torch.Tensor, torch.Tensor, torch.Tensor, Cond | None], torch.Tensor]
+Model = TypeVar("Model", bound=Options)
 DataPath = Annotated[Path, BeforeValidator(_to_path)]
 Size = Annotated[int, Field(ge=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -509,16 +520,6 @@ class Recipe(Options):
             raise ValueError(f"sampling.log_snr_max and log_snr_min cut a continuous curve, the schedule is {self.schedule.kind}")
         return self
 
-    def to_yaml(self) -> str:
-        """The recipe, complete, as YAML that `load_recipe` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
-
-    def differences(self, other: "Recipe") -> list[str]:
-        """What differs, one "path: ours → theirs" each, but for what MAY_CHANGE in a run."""
-        ours, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-        paths = sorted(path for path in ours.keys() | theirs.keys() if not path.startswith(MAY_CHANGE))
-        return [f"{path}: {ours.get(path)} → {theirs.get(path)}" for path in paths if ours.get(path) != theirs.get(path)]
-
 
 MAY_CHANGE = ("about", "data.path", "data.labels", "training.keep", "training.log_every", "training.checkpoint_every", "sampling.")
 
@@ -535,15 +536,23 @@ def load_recipe(source: str | Path, changes: Sequence[str] = (), *, steps: int |
     Raises:
         ValueError: an unknown name (the nearest is named), a file that is no recipe, a change that does not fit.
     """
-    tree = _read(source)
+    return resolve(Recipe, _read(source), changes, steps=steps, source=str(source))
+
+
+def resolve(model: type[Model], tree: dict[str, Any], changes: Sequence[str] = (), *, steps: int | None = None, source: str) -> Model:
+    """A tree of options with `path=value` changes laid on it, checked against their model.
+
+    Raises:
+        ValueError: a change or an option that does not fit, as one sentence that begins with `source`.
+    """
     for change in [*changes, *([] if steps is None else [f"training.steps={steps}"])]:
         _apply(tree, change)
     if isinstance(tree.get("schedule"), dict):
         tree["schedule"].setdefault("kind", "cosine")
     try:
-        return Recipe.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(_sentence(error, str(source))) from None
+        raise ValueError(_sentence(error, source, model)) from None
 
 
 def _read(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -604,15 +613,15 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     tree.update(merged)
 
 
-def _sentence(error: ValidationError, source: str) -> str:
+def _sentence(error: ValidationError, source: str, model: type[Options]) -> str:
     """The first thing wrong: where, what was got, what to do."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    unions = {*_kinds(), "int", "float", "constrained-int"}  # pydantic names the member of a union that it tried
+    unions = {*_kinds(model), "int", "float", "constrained-int"}  # pydantic names the member of a union that it tried
     where = ".".join(part for part in path if part not in unions and "[" not in part) or "it"
     more = f" ({error.error_count() - 1} more like it.)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        names = _fields_at(path[:-1])
+        names = _fields_at(path[:-1], model)
         near = get_close_matches(path[-1], names, 1)
         hint = f"did you mean {'.'.join([*where.split('.')[:-1], near[0]])}?" if near else f"the names there are {', '.join(names)}."
         return f"{source}: there is no option {where}; {hint}{more}"
@@ -626,9 +635,8 @@ def _sentence(error: ValidationError, source: str) -> str:
     return f"{source}: {where} got {first['input']!r}, but {message}.{more}"
 
 
-def _fields_at(path: Sequence[str]) -> list[str]:
+def _fields_at(path: Sequence[str], model: Any) -> list[str]:  # pydantic's unions are no types
     """The option names of the group at a pydantic location."""
-    model: Any = Recipe
     for part in path:
         if part in getattr(model, "model_fields", {}):
             model = model.model_fields[part].annotation
@@ -639,10 +647,12 @@ def _fields_at(path: Sequence[str]) -> list[str]:
     return list(model.model_fields) if isinstance(model, type) else []
 
 
-def _kinds() -> set[str]:
-    groups = (Data, Net, ScheduleOptions, Times)
-    choices = [choice for group in groups for choice in get_args(get_args(group)[0])]
-    return {kind for choice in choices for kind in get_args(choice.model_fields["kind"].annotation)}
+def _kinds(model: Any) -> set[str]:
+    """Every value that a field `kind` may have, anywhere below a model or a union of models."""
+    found: set[str] = set()
+    for name, field in getattr(model, "model_fields", {}).items():
+        found |= set(get_args(field.annotation)) if name == "kind" else _kinds(field.annotation)
+    return found.union(*(_kinds(choice) for choice in get_args(model)))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
