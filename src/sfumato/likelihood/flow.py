@@ -1,0 +1,343 @@
+"""How probable the probability flow makes data: an exact density, by the change of variables along the flow.
+
+At unit scale (alpha² + sigma² = 1, to which any scales are brought by a division) the flow is du/dφ = v with alpha = cos φ, sigma = sin φ,
+so over the half log-SNR λ = log(alpha/sigma)
+
+    du/dλ = -alpha sigma v(u, λ)      log p(u_0) = log N(u_1; 0, I) + ∫ div(du/dλ) dλ  from λ_0 (data) to λ_1 (noise).
+
+Song et al. (2021), eq. 39, arXiv:2011.13456; Salimans & Ho (2022), eq. 8, arXiv:2202.00512. The schedule gives the two ends, nothing else.
+Every example has steps of its own, so its density does not depend on its batch.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sfumato.denoiser import Cond, Predictor
+from sfumato.noise import Generator, normal_like
+from sfumato.ode import State, dormand_prince, per_row
+from sfumato.schedule import Discrete, Level, Schedule, vp_scales
+
+_LONGEST_STEP = 1.0  # a factor e of alpha/sigma: no scale of the data is stepped over
+
+
+@runtime_checkable
+class Divergence(Protocol):
+    """How the trace of a Jacobian J is had from products e·J e with some probes e."""
+
+    def probes(self, x: Float[Tensor, "b *x"], generator: Generator | None) -> Float[Tensor, "p b *x"]:
+        """The probes e, drawn once and kept along the flow."""
+        ...
+
+    def trace(self, products: Float[Tensor, "p b"]) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """The trace from the products e·J e, and its standard error."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Every axis is a probe: d backward passes an evaluation."""
+
+    def probes(self, x: Float[Tensor, "b *x"], generator: Generator | None) -> Float[Tensor, "p b *x"]:
+        """The d basis vectors."""
+        d = x[0].numel()
+        return torch.eye(d).to(x).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
+
+    def trace(self, products: Float[Tensor, "p b"]) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """Their sum, without error."""
+        return products.sum(0), torch.zeros_like(products[0])
+
+
+@dataclass(frozen=True)
+class Hutchinson:
+    """A mean over random probes with E[e eᵀ] = I: unbiased, one backward pass a probe. Grathwohl et al. (2019), eq. 8, arXiv:1810.01367.
+
+    Args:
+        count: how many probes an example; the standard error needs two.
+        gaussian: normal probes rather than signs (Rademacher), whose variance is the least.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+
+    count: int = 2
+    gaussian: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses to estimate from nothing."""
+        if self.count < 1:
+            raise ValueError(f"Hutchinson needs at least one probe, got {self.count}.")
+
+    def probes(self, x: Float[Tensor, "b *x"], generator: Generator | None) -> Float[Tensor, "p b *x"]:
+        """Normal noise, or its signs."""
+        noise = torch.stack([normal_like(x, generator) for _ in range(self.count)])
+        return noise if self.gaussian else noise.sign()
+
+    def trace(self, products: Float[Tensor, "p b"]) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """Their mean and its standard error, NaN for one probe."""
+        mean = products.mean(0)
+        return mean, (products - mean).square().sum(0).div(self.count * (self.count - 1) or math.nan).sqrt()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowDensity:
+    """log p(x) of each example in nats, and what is uncertain in it.
+
+    Args:
+        log_prob: the log-density.
+        probe_error: standard error of the divergence's probes; 0 where it is exact, NaN where one probe tells nothing.
+        step_error: what the fourth order misses of the fifth, which is what was taken: Σ over the steps, carried to log p by the score.
+        evaluations: calls of the predictor.
+    """
+
+    log_prob: Float[Tensor, "b"]
+    probe_error: Float[Tensor, "b"]
+    step_error: Float[Tensor, "b"]
+    evaluations: Int[Tensor, "b"]
+
+
+def flow_density(
+    predict: Predictor,
+    x: Float[Tensor, "b *x"],
+    schedule: Schedule,
+    cond: Cond | None = None,
+    *,
+    divergence: Divergence | None = None,
+    tolerance: float = 1e-5,
+    generator: Generator | None = None,
+) -> FlowDensity:
+    """log p(x) of x = x_t/alpha at the schedule's first level with noise, under the flow that ends in N(0, alpha² + sigma²) at its last.
+
+    For an exact predictor that is the density of the data blurred by noise of standard deviation sigma/alpha at the first level (5.5e-4 for
+    a schedule that starts at 15 nats). The prior at the last level is that of `prior_bits`. Computed in the dtype of x: a float64 x keeps
+    the integration exact whatever the network computes in.
+
+    Args:
+        predict: any predictor that can be differentiated, each row on its own.
+        x: data at the scale of x0, not noised.
+        schedule: whose ends the flow joins; of a chain, its first level and its last with signal.
+        cond: conditions, one row an example.
+        divergence: `Exact()` or `Hutchinson(count)`; exact up to 32 dimensions where not given, two probes beyond.
+        tolerance: what a step may miss: of u, root mean square in units of its noise; of the log-determinant, in nats a dimension.
+        generator: of the probes.
+
+    Raises:
+        ValueError: a tolerance that is not positive or cannot be met, or a predictor without a gradient.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance}.")
+    if divergence is None:
+        divergence = Exact() if x[0].numel() <= 32 else Hutchinson()
+    start, stop = half_log_snr_ends(schedule)
+    alpha = vp_scales(2 * start)[0]
+    flow = _Flow(predict, cond, divergence.probes(x, generator))
+    u, products, missed, evaluations = flow.integrate(alpha * x.detach(), start, stop, divergence, tolerance)
+    volume, probe_error = divergence.trace(products)
+    prior = -0.5 * (u.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+    return FlowDensity(prior + volume + x[0].numel() * alpha.log(), probe_error, missed, evaluations)
+
+
+def flow_log_prob(
+    predict: Predictor,
+    x: Float[Tensor, "b *x"],
+    schedule: Schedule,
+    cond: Cond | None = None,
+    *,
+    divergence: Divergence | None = None,
+    tolerance: float = 1e-5,
+    generator: Generator | None = None,
+) -> Float[Tensor, "b"]:
+    """log p(x) in nats by the probability-flow ODE: `flow_density(…).log_prob`, which says how sure it is."""
+    return flow_density(predict, x, schedule, cond, divergence=divergence, tolerance=tolerance, generator=generator).log_prob
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """u and the products e·(∂u̇/∂u)e along the flow; every row has steps of its own."""
+
+    predict: Predictor
+    cond: Cond | None
+    probes: Float[Tensor, "p b *x"]
+
+    def slope(self, rows: Tensor, half: Tensor, state: State) -> State:
+        """du/dλ and the products [rows, p] at the half log-SNR of each row."""
+        cond = None if self.cond is None else {name: value[rows] for name, value in self.cond.items()}
+        alpha, sigma = (per_row(scale, state[0]) for scale in vp_scales(2 * half))
+        level = Level(alpha, sigma)
+        with torch.enable_grad():
+            u = state[0].detach().requires_grad_()
+            velocity = -(alpha * sigma) * self.predict(u, level, cond).v(level)
+            if not velocity.requires_grad:
+                raise ValueError(
+                    "the flow's likelihood differentiates the predictor, but its output carries no gradient; leave no_grad out."
+                )
+            products = [_product(velocity, u, e) for e in self.probes[:, rows]]
+        return velocity.detach(), torch.stack(products, 1)
+
+    def integrate(
+        self, u: Float[Tensor, "b *x"], start: Tensor, stop: Tensor, divergence: Divergence, tolerance: float
+    ) -> tuple[Float[Tensor, "b *x"], Float[Tensor, "p b"], Float[Tensor, "b"], Int[Tensor, "b"]]:
+        """u at stop, the products' integrals, what the steps missed, and the evaluations they took."""
+        b, d, span = len(u), u[0].numel(), float(start - stop)
+        results = [torch.empty_like(u), u.new_empty(b, len(self.probes)), u.new_empty(b), torch.empty(b, dtype=torch.long)]
+        rows, half, step = torch.arange(b), start.expand(b), -torch.full((b,), min(span / 16, _LONGEST_STEP), dtype=torch.float64)
+        state: State = (u, u.new_zeros(b, len(self.probes)))
+        slopes = self.slope(rows, half, state)
+        missed, calls = u.new_zeros(b), torch.ones(b, dtype=torch.long)
+        while len(rows):
+            step = torch.maximum(step, stop - half)
+            new, error, last = dormand_prince(partial(self.slope, rows), half, state, slopes, step)
+            after = torch.where(step == stop - half, stop, half + step)
+            sigma = per_row(vp_scales(2 * after)[1], u)
+            volume = divergence.trace(error[1].T)[0]
+            size = torch.maximum((error[0] / sigma).flatten(1).square().mean(1).sqrt(), volume.abs() / d).double().cpu() / tolerance
+            score = last[0] / sigma.square() - new[0]
+            keep = size <= 1
+            missed = missed + torch.where(keep.to(u.device), ((score * error[0]).flatten(1).sum(1) + volume).abs(), 0.0)
+            calls, half = calls + 6, torch.where(keep, after, half)
+            state, slopes = (
+                tuple(torch.where(per_row(keep, a).bool(), a, c) for a, c in zip(*pair, strict=True))
+                for pair in ((new, state), (last, slopes))
+            )
+            step = (step * (0.9 * size.pow(-0.2)).nan_to_num(0.2, posinf=5.0).clamp(0.2, 5.0)).clamp(min=-_LONGEST_STEP)
+            if bool((~keep & (step > -1e-5 * span)).any()):
+                raise ValueError(
+                    f"the flow cannot be followed to a tolerance of {tolerance:g}: take a larger one, or a predictor without NaN."
+                )
+            done = half == stop
+            for result, value in zip(results, (*state, missed, calls), strict=True):
+                result[rows[done]] = value[done]
+            rows, half, step, missed, calls = (value[~done] for value in (rows, half, step, missed, calls))
+            state, slopes = tuple(part[~done] for part in state), tuple(part[~done] for part in slopes)
+        return results[0], results[1].T, results[2], results[3]
+
+
+def _product(velocity: Tensor, u: Tensor, e: Tensor) -> Float[Tensor, "b"]:
+    """e·J e of each row."""
+    return (torch.autograd.grad(velocity, u, e, retain_graph=True)[0] * e).flatten(1).sum(1)
+
+
+@runtime_checkable
+class Dequantisation(Protocol):
+    """How a value on a grid of some width becomes one of its bin, and with which density."""
+
+    def __call__(
+        self, x0: Float[Tensor, "b *x"], width: float, blur: float, generator: Generator | None
+    ) -> tuple[Float[Tensor, "b *x"], Float[Tensor, "b"]]:
+        """x in the bins around x0, and log q(x | x0) in nats; `blur` is sigma/alpha of the level where the flow starts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """x anywhere in the bin. Theis et al. (2016), section 3.1, arXiv:1511.01844."""
+
+    def __call__(
+        self, x0: Float[Tensor, "b *x"], width: float, blur: float, generator: Generator | None
+    ) -> tuple[Float[Tensor, "b *x"], Float[Tensor, "b"]]:
+        """x0 + width (u - 1/2), log q = -d log width."""
+        place = torch.special.ndtr(normal_like(x0, generator)) - 0.5
+        return x0 + width * place, torch.full_like(x0.flatten(1)[:, 0], -x0[0].numel() * math.log(width))
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """Normal noise cut at the bin's ends, by default that which the flow's first level would add, which the model knows.
+
+    Zheng et al. (2023), eq. 15, arXiv:2305.03935.
+
+    Args:
+        std: of the noise before it is cut; sigma/alpha of the flow's first level where not given.
+    """
+
+    std: float | None = None
+
+    def __call__(
+        self, x0: Float[Tensor, "b *x"], width: float, blur: float, generator: Generator | None
+    ) -> tuple[Float[Tensor, "b *x"], Float[Tensor, "b"]]:
+        """x0 + std ε with |ε| < width / (2 std)."""
+        std = blur if self.std is None else self.std
+        edge = width / (2 * std)
+        inside = math.erf(edge / math.sqrt(2))
+        quantile = 0.5 + inside * (torch.special.ndtr(normal_like(x0, generator).double()) - 0.5)
+        eps = torch.special.ndtri(quantile).clamp(-edge, edge).to(x0)
+        log_q = -0.5 * (eps.square() + math.log(2 * math.pi)) - math.log(std) - math.log(inside)
+        return x0 + std * eps, log_q.flatten(1).sum(1)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowBound:
+    """An upper bound on the bits/dim of each example on a grid, by dequantisation."""
+
+    total: Float[Tensor, "b"]
+    probe_error: Float[Tensor, "b"]
+    step_error: Float[Tensor, "b"]
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean of `total` over the examples; it holds the draws of the bins and of the probes, too."""
+        return float(self.total.std() / math.sqrt(len(self.total)))
+
+
+def bits_per_dim(
+    predict: Predictor,
+    x0: Float[Tensor, "b *x"],
+    schedule: Schedule,
+    cond: Cond | None = None,
+    *,
+    width: float = 2 / 255,
+    dequantise: Dequantisation = Uniform(),
+    draws: int = 1,
+    divergence: Divergence | None = None,
+    tolerance: float = 1e-5,
+    generator: Generator | None = None,
+) -> FlowBound:
+    """-log2 P(x0) / d <= -log2 (1/K Σ_k p(x_k) / q(x_k | x0)) / d, x_k drawn from the bins of x0, by the probability-flow ODE.
+
+    A bound in the mean over the draws: E log of the mean is at most log of E. More draws tighten it (Burda et al. 2016, theorem 1,
+    arXiv:1509.00519); with K > 1 that needs an exact divergence, as the noise of probes would be averaged inside the logarithm.
+
+    Args:
+        predict: the model.
+        x0: data on a grid.
+        schedule: whose ends the flow joins, as `flow_density` takes it. Its first level should be about as noisy as a bin is wide.
+        cond: conditions, one row an example.
+        width: of a bin, in units of x0: 2/255 for bytes in [-1, 1]; wider where the data use fewer grey levels.
+        dequantise: `Uniform()` or `TruncatedNormal()`.
+        draws: K.
+        divergence: as `flow_density` takes it.
+        tolerance: as `flow_density` takes it.
+        generator: of the bins and the probes.
+
+    Raises:
+        ValueError: draws below 1, a width that is not positive, and what `flow_density` refuses.
+    """
+    if draws < 1 or not width > 0:
+        raise ValueError(f"draws must be at least 1 and width positive, got {draws} and {width}.")
+    blur, d = math.exp(-float(half_log_snr_ends(schedule)[0])), x0[0].numel()
+    log_ratios, densities = [], []
+    for _ in range(draws):
+        x, log_q = dequantise(x0, width, blur, generator)
+        densities.append(flow_density(predict, x, schedule, cond, divergence=divergence, tolerance=tolerance, generator=generator))
+        log_ratios.append(densities[-1].log_prob - log_q)
+    shares = torch.stack(log_ratios).softmax(0)
+    bits = lambda nats: nats / (d * math.log(2))  # noqa: E731
+    return FlowBound(
+        bits(math.log(draws) - torch.stack(log_ratios).logsumexp(0)),
+        bits((shares * torch.stack([density.probe_error for density in densities])).square().sum(0).sqrt()),
+        bits((shares * torch.stack([density.step_error for density in densities])).sum(0)),
+    )
+
+
+def half_log_snr_ends(schedule: Schedule) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """log(alpha/sigma) of the schedule's first level with noise and of its last with signal."""
+    n = len(schedule) if isinstance(schedule, Discrete) else None
+    first, last, before = (
+        schedule.log_snr(torch.tensor(t, dtype=torch.float64)) for t in (1 / n if n else 0.0, 1.0, 1 - 1 / n if n else 1.0)
+    )
+    return first / 2, (last if bool(last.isfinite()) else before) / 2
