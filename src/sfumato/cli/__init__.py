@@ -8,6 +8,7 @@ import typer
 from sfumato.cli.recipes import recipes
 from sfumato.cli.sample import sample
 from sfumato.cli.train import train
+from sfumato.cli.verify import verify
 from sfumato.cli.zoo import zoo
 from sfumato.train.checkpoint import CheckpointError
 
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (train, sample, recipes, zoo):
+for command in (train, sample, recipes, zoo, verify):
     app.command()(command)
 
 

@@ -111,9 +111,10 @@ def _run(each: Row) -> Result:
 
 
 def worst(ours: torch.Tensor | float, truth: torch.Tensor | float) -> float:
-    """The largest difference relative to the larger of 1 and |truth|; NaN where either has one."""
-    ours, truth = torch.as_tensor(ours, dtype=torch.float64), torch.as_tensor(truth, dtype=torch.float64)
-    return float(((ours - truth).abs() / truth.abs().clamp(min=1)).max())
+    """The largest difference, relative to the largest |truth| (absolute where all of it is zero); NaN where either has one."""
+    ours, truth = (torch.as_tensor(value, dtype=torch.float64).detach() for value in (ours, truth))
+    scale = float(truth.abs().max())
+    return float((ours - truth).abs().max()) / (scale or 1.0)
 
 
 def standard_errors(draws: torch.Tensor, truth: torch.Tensor | float) -> float:
