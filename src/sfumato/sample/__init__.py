@@ -1,7 +1,21 @@
 """Sampling: the loop, the spacings of levels, the methods. `sfumato.sample(...)` is the loop itself."""
 
 from sfumato.sample import spacing, steps
-from sfumato.sample.loop import Step, sample
+from sfumato.sample.loop import Moment, Step, progressive, sample
+from sfumato.sample.path import encode_decode, interpolate, invert, slerp
 from sfumato.sample.spacing import Spacing, grid
 
-__all__ = ["Spacing", "Step", "grid", "sample", "spacing", "steps"]
+__all__ = [
+    "Moment",
+    "Spacing",
+    "Step",
+    "encode_decode",
+    "grid",
+    "interpolate",
+    "invert",
+    "progressive",
+    "sample",
+    "slerp",
+    "spacing",
+    "steps",
+]

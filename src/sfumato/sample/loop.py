@@ -1,7 +1,8 @@
-"""The sampling loop: once, for every method."""
+"""The sampling loop: once, for every method, downwards (`sample`, `progressive`) and upwards (`path.invert`)."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sfumato.denoiser import Cond, Predictor
 from sfumato.noise import Generator
+from sfumato.prediction import Prediction
 from sfumato.schedule import Level
 
 
@@ -23,6 +25,15 @@ class Step(Protocol):
     ) -> tuple[Tensor, Any]:  # a method's memory is its own: None at first, then whatever it returned
         """Returns x at level s, and what the method wants to remember of this step."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a walk stands: the level, x there, and the x0 that was predicted from it (x itself at the end, where nothing is predicted)."""
+
+    level: Level
+    x: Float[Tensor, "b *x"]
+    x0: Float[Tensor, "b *x"]
 
 
 @torch.no_grad()
@@ -48,13 +59,99 @@ def sample(
         on_step: called after each step with its index and x.
 
     Raises:
-        ValueError: fewer than two levels.
+        ValueError: fewer than two levels, levels that do not fall from noise to data, a predictor that returns another shape than x has,
+            or an x that is not finite.
     """
-    if len(levels) < 2:
-        raise ValueError(f"sample needs at least two levels, got {len(levels)}; build them with grid(schedule, steps).")
-    conditioned, memory = partial(predict, cond=cond), None
-    for i, (t, s) in enumerate(pairwise(levels)):
-        x, memory = step(conditioned, x, t, s, memory, generator)
+    refuse_levels(levels)
+    for i, (_, x) in enumerate(walk(predict, x, levels, step, cond, generator)):  # noqa: B020
         if on_step is not None:
             on_step(i, x)
     return x
+
+
+@torch.no_grad()
+def progressive(
+    predict: Predictor,
+    x: Float[Tensor, "b *x"],
+    levels: Sequence[Level],
+    step: Step,
+    cond: Cond | None = None,
+    *,
+    generator: Generator | None = None,
+) -> Iterator[Moment]:
+    """`sample`, told moment by moment: what x is at each level, and which data it foretells.
+
+    Reference: Ho et al. (2020), section 4.3, arXiv:2006.11239.
+    """
+    refuse_levels(levels)
+    for level, (first, x_s) in zip(levels, walk(predict, x, levels, step, cond, generator), strict=False):
+        yield Moment(level, x, first.x0)
+        x = x_s
+    yield Moment(levels[-1], x, x)
+
+
+def walk(
+    predict: Predictor, x: Tensor, levels: Sequence[Level], step: Step, cond: Cond | None, generator: Generator | None
+) -> Iterator[tuple[Prediction, Tensor]]:
+    """After each step: the first prediction that it asked for, and the x that it led to. Gradients are as the caller set them.
+
+    Raises:
+        ValueError: a predictor that returns another shape than x has, or an x that is not finite.
+    """
+    asked, memory = _Asked(predict, cond), None
+    for i, (t, s) in enumerate(pairwise(levels)):
+        asked.place, asked.first = (i, len(levels) - 1, t), None
+        x, memory = step(asked, x, t, s, memory, generator)
+        if not math.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32))):
+            raise ValueError(
+                f"x is not finite after {asked.where}: the predictor returned NaN or infinity there, or the step is unstable; "
+                "look at what it predicts at that level, or take more steps."
+            )
+        assert asked.first is not None
+        yield asked.first, x
+
+
+def refuse_levels(levels: Sequence[Level]) -> None:
+    """Refuses levels that do not go from noise to data, each cleaner than the one before."""
+    if len(levels) < 2:
+        raise ValueError(f"sample needs at least two levels, got {len(levels)}; build them with grid(schedule, steps).")
+    alpha = torch.stack(torch.broadcast_tensors(*(level.alpha for level in levels)))
+    sigma = torch.stack(torch.broadcast_tensors(*(level.sigma for level in levels)))
+    falls = (sigma[1:] * alpha[:-1] < sigma[:-1] * alpha[1:]).reshape(len(levels) - 1, -1).all(1)
+    if not bool(falls.all()):
+        i = int(falls.logical_not().nonzero()[0])
+        raise ValueError(
+            f"each level must be cleaner than the one before, but level {i + 1} is not (log-SNR {_nats(levels[i])}, then "
+            f"{_nats(levels[i + 1])}); build them with grid(schedule, steps), and walk from data to noise with invert."
+        )
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A predictor with its condition, for one walk: it knows where the walk is, and keeps what a step asked first."""
+
+    predict: Predictor
+    cond: Cond | None
+    place: tuple[int, int, Level] | None = None
+    first: Prediction | None = None
+
+    def __call__(self, x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
+        prediction = self.predict(x_t, level, self.cond)
+        if prediction.x0.shape != x_t.shape or prediction.eps.shape != x_t.shape:
+            raise ValueError(
+                f"the predictor returned x0 of shape {tuple(prediction.x0.shape)} and eps of shape {tuple(prediction.eps.shape)} for x_t of "
+                f"shape {tuple(x_t.shape)} in {self.where}; both must have the shape of x_t."
+            )
+        if self.first is None:
+            self.first = prediction
+        return prediction
+
+    @property
+    def where(self) -> str:
+        assert self.place is not None
+        i, steps, level = self.place
+        return f"step {i + 1} of {steps}, from log-SNR {_nats(level)}"
+
+
+def _nats(level: Level) -> str:
+    return f"{level.log_snr.mean().item():.4g}"

@@ -1,0 +1,24 @@
+"""The methods that move x from a level t to a cleaner level s; each is one frozen dataclass.
+
+All are written in (alpha, sigma) and log-SNR, so they hold under every scaling, and they are safe at both ends: a step to a level without
+noise returns x0, a step from a level without signal is of first order, whatever the method. `chain` has the reverse chains and Euler's
+rule, `ode` the multistep and Runge-Kutta solvers of the probability flow, `langevin` what walks at one level.
+"""
+
+from sfumato.sample.steps.chain import DDIM, Ancestral, EulerMaruyama
+from sfumato.sample.steps.langevin import Corrector, Langevin, PredictorCorrector, langevin
+from sfumato.sample.steps.ode import AdamsBashforth, Heun, Multistep, UniPC
+
+__all__ = [
+    "DDIM",
+    "AdamsBashforth",
+    "Ancestral",
+    "Corrector",
+    "EulerMaruyama",
+    "Heun",
+    "Langevin",
+    "Multistep",
+    "PredictorCorrector",
+    "UniPC",
+    "langevin",
+]

@@ -1,0 +1,203 @@
+"""Higher-order solvers of the probability flow, and of the reverse SDE where `Multistep` has an eta.
+
+With λ = log(alpha/sigma), half the log-SNR, the flow is linear but for what is predicted:
+
+    d(x/sigma)/dλ =  exp(λ) x0      so  x_s = sigma_s/sigma_t x_t + alpha_s ∫_0^1 h exp(h (u - 1)) x0(u) du
+    d(x/alpha)/dλ = -exp(-λ) eps    so  x_s = alpha_s/alpha_t x_t + sigma_s ∫_0^1 g exp(g (u - 1)) eps(u) du,  g = -h
+
+with h = λ_s - λ_t and u from 0 at t to 1 at s: the second is the first with alpha and sigma exchanged. The methods differ in which of the
+two they take and through which levels they lay a polynomial. Lu et al. (2022), eqs. 8 and 9, arXiv:2211.01095.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.denoiser import Predictor
+from sfumato.noise import Generator, normal_like
+from sfumato.sample.steps.chain import DDIM, refuse_eta
+from sfumato.schedule import Level
+
+Known = tuple[Tensor, float]  # what was predicted, and at which half log-SNR
+
+_FARTHEST = 4.0  # how many times the last step's length a prediction is extrapolated at most
+
+
+@dataclass(frozen=True)
+class Heun:
+    """The trapezoidal rule on d(x/alpha)/d(sigma/alpha) = eps; two evaluations a step. Karras et al. (2022), alg. 1, arXiv:2206.00364."""
+
+    def __call__(
+        self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: None, generator: Generator | None
+    ) -> tuple[Float[Tensor, "b *x"], None]:
+        """One Heun step; Euler's (which is DDIM's) where s has no noise, or either no signal."""
+        if math.isinf(_half_log_snr(t)) or math.isinf(_half_log_snr(s)):
+            return DDIM()(predict, x, t, s, None, generator)
+        ratio = float(s.alpha) / float(t.alpha)
+        length = float(s.sigma) - float(t.sigma) * ratio
+        eps, start = predict(x, t).eps, ratio * x
+        return start + length / 2 * (eps + predict(start + length * eps, s).eps), None
+
+
+@dataclass(frozen=True)
+class Multistep:
+    """DPM-Solver++: x0 laid through the last `order` levels. Lu et al. (2022), alg. 2 and eq. 18, arXiv:2211.01095.
+
+    order=1 is DDIM(eta); order=2 is 2M, with half of 1 - exp(-h) for the slope's integral; order=3 integrates the parabola exactly (the
+    authors' code takes half of its last term, and has order 2). eta is DDIM's: at 1 it solves the reverse SDE (SDE-DPM-Solver++).
+
+    The first steps are of lower order, and so is one more than four times as long as the step before: there a curve through the last
+    predictions is no longer a forecast. A step to a level without noise is always such a one, and so is the last of a uniform grid.
+    """
+
+    order: int = 2
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses orders that are not there, and an eta outside [0, 1]."""
+        _refuse_order(self.order, 3)
+        refuse_eta(self.eta)
+
+    def __call__(
+        self,
+        predict: Predictor,
+        x: Float[Tensor, "b *x"],
+        t: Level,
+        s: Level,
+        memory: tuple[Known, ...] | None,
+        generator: Generator | None,
+    ) -> tuple[Float[Tensor, "b *x"], tuple[Known, ...]]:
+        """One multistep update; remembers the last x0."""
+        now, then = _half_log_snr(t), _half_log_snr(s)
+        known = ((predict(x, t).x0, now), *(memory or ()))[: self.order]
+        x_s = _move(x, t, s, _forecast(known, then), self.eta)
+        if self.eta > 0:
+            fresh = float(s.sigma) * self.eta * math.sqrt(-math.expm1(2 * (now - then)))
+            x_s = x_s + fresh * normal_like(x, generator)
+        return x_s, known
+
+
+@dataclass(frozen=True)
+class UniPC:
+    """`Multistep(order)`, and each x corrected once its prediction is there: x0 is laid through that one too; one evaluation a step.
+
+    UniPC-p with B(h) = exp(h) - 1, which shows in the first correction and in the predictor of order 2 alone: all else is exact. The
+    last x of a walk is not corrected, as nothing is predicted there. Zhao et al. (2023), alg. 1 and 2, arXiv:2302.04867.
+    """
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuses orders that are not there."""
+        _refuse_order(self.order, 3)
+
+    def __call__(
+        self,
+        predict: Predictor,
+        x: Float[Tensor, "b *x"],
+        t: Level,
+        s: Level,
+        memory: tuple[Tensor, Level, tuple[Known, ...]] | None,
+        generator: Generator | None,
+    ) -> tuple[Float[Tensor, "b *x"], tuple[Tensor, Level, tuple[Known, ...]]]:
+        """Corrects x, then one multistep update; remembers the corrected x, its level and the last x0."""
+        now, past = (predict(x, t).x0, _half_log_snr(t)), ()
+        if memory is not None:
+            before, level, past = memory
+            if math.isfinite(past[0][1]):
+                x = _move(before, level, t, (*past, now))
+        known = (now, *past)[: self.order]
+        return _move(x, t, s, _forecast(known, _half_log_snr(s))), (x, t, known)
+
+
+@dataclass(frozen=True)
+class AdamsBashforth:
+    """eps laid through the last `order` levels in log-SNR, integrated exactly: the exponential Adams-Bashforth method.
+
+    The counterpart of `Multistep` for eps, of orders 1 (DDIM) to 4. Its first steps, and those that are long beside the step before, are
+    of lower order as there. Zhang & Chen (2023), eqs. 14 and 15 in λ, arXiv:2204.13902.
+    """
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuses orders that are not there."""
+        _refuse_order(self.order, 4)
+
+    def __call__(
+        self,
+        predict: Predictor,
+        x: Float[Tensor, "b *x"],
+        t: Level,
+        s: Level,
+        memory: tuple[Known, ...] | None,
+        generator: Generator | None,
+    ) -> tuple[Float[Tensor, "b *x"], tuple[Known, ...]]:
+        """One Adams-Bashforth update; remembers the last eps."""
+        p, now, then = predict(x, t), _half_log_snr(t), _half_log_snr(s)
+        known = ((p.eps, now), *(memory or ()))[: self.order]
+        near = _forecast(known, then)
+        if len(near) == 1:
+            return s.alpha * p.x0 + s.sigma * p.eps, known
+        weights = _weights(now - then, [(at - now) / (then - now) for _, at in near])
+        return _combine(float(s.alpha) / float(t.alpha) * x, float(s.sigma), weights, near), known
+
+
+def _half_log_snr(level: Level) -> float:
+    """λ = log(alpha/sigma): infinite at the ends, as a number, since many small tensors cost more than the large one.
+
+    Raises:
+        ValueError: a level with one value a row: these methods lay one polynomial for the whole batch.
+    """
+    if level.alpha.numel() != 1:
+        raise ValueError(f"this method takes one level for all rows, got one of shape {tuple(level.alpha.shape)}; take grid's, or DDIM.")
+    alpha, sigma = float(level.alpha), float(level.sigma)
+    return math.inf if sigma == 0 else -math.inf if alpha == 0 else math.log(alpha / sigma)
+
+
+def _forecast(known: tuple[Known, ...], then: float) -> tuple[Known, ...]:
+    """Those of the predictions, latest first, that foretell what comes until then."""
+    now, before = known[0][1], known[-1 if len(known) == 1 else 1][1]
+    if len(known) == 1 or math.isinf(now) or (then - now) / (now - before) > _FARTHEST:
+        return known[:1]
+    return tuple(each for each in known if math.isfinite(each[1]))
+
+
+def _move(x: Tensor, t: Level, s: Level, known: Sequence[Known], eta: float = 0.0) -> Tensor:
+    """x at s from x at t with x0 laid through what is known of it; the mean, where eta makes the step random."""
+    now, then = _half_log_snr(t), _half_log_snr(s)
+    h = then - now
+    kept = math.sqrt(1 + eta**2 * math.expm1(-2 * h)) if eta > 0 else 1.0  # DDIM's sqrt(1 - v / sigma_s²)
+    ratio = float(s.sigma) / float(t.sigma) * kept
+    if len(known) == 1:
+        return _combine(ratio * x, float(s.alpha) - float(t.alpha) * ratio, [1.0], known)
+    nodes, stretched = [(at - now) / h for _, at in known], h - math.log(max(kept, 1e-300))
+    if len(known) > 2:
+        return _combine(ratio * x, float(s.alpha), _weights(stretched, nodes), known)
+    total = -math.expm1(-stretched)
+    slope = total / (2 * (nodes[1] - nodes[0]))
+    return _combine(ratio * x, float(s.alpha), [total - slope, slope], known)
+
+
+def _weights(h: float, nodes: Sequence[float]) -> list[float]:
+    """The w with Σ w_i p(nodes_i) = ∫_0^1 h exp(h (u - 1)) p(u) du for every polynomial p that the nodes determine."""
+    moments = [-math.expm1(-h)]
+    for k in range(1, len(nodes)):
+        moments.append(1 - k / h * moments[-1])
+    return np.linalg.solve(np.vander(nodes, increasing=True).T, moments).tolist()
+
+
+def _combine(x: Tensor, scale: float, weights: Sequence[float], known: Sequence[Known]) -> Tensor:
+    for weight, (value, _) in zip(weights, known, strict=True):
+        x = torch.add(x, value, alpha=scale * weight)
+    return x
+
+
+def _refuse_order(order: int, most: int) -> None:
+    if order not in range(1, most + 1):
+        raise ValueError(f"order must be 1 to {most}, got {order}.")
