@@ -12,7 +12,10 @@ from sfumato.likelihood import Exact, Hutchinson, TruncatedNormal, Uniform
 from sfumato.ode import dormand_prince
 from sfumato.oracle import Gaussian, Points
 
-DEEP = {"log_snr_max": 12.0, "log_snr_min": -36.0}  # the last level is N(0, I) to 1e-8
+
+def deep(scales=sf.vp_scales):
+    """A schedule whose last level is N(0, I) to 1e-8."""
+    return sf.Cosine(scales=scales, log_snr_max=12.0, log_snr_min=-36.0)
 
 
 def blurred(schedule):
@@ -28,7 +31,7 @@ def seeded(seed=0):
 @every_scales
 @pytest.mark.parametrize("exact", [gaussian, mixture], ids=["gaussian", "mixture"])
 def test_the_flow_has_the_density_of_the_data(exact, scales):
-    schedule = sf.Cosine(scales=scales, **DEEP)
+    schedule = deep(scales)
     x, _ = exact.sample(16, seeded())
     density = likelihood.flow_density(exact, x, schedule, tolerance=1e-6)
     wanted = exact.log_prob(x, blurred(schedule))
@@ -62,14 +65,14 @@ def test_the_ends_come_from_the_schedule(schedule):
 
 def test_a_smaller_tolerance_brings_the_error_down():
     x, _ = mixture.sample(32, seeded())
-    schedule = sf.Cosine(**DEEP)
+    schedule = deep()
     wanted = mixture.log_prob(x, blurred(schedule))
     errors, calls = [], []
-    for tolerance in (1e-2, 1e-4, 1e-6):
+    for tolerance in (1e-4, 1e-5, 1e-6):
         density = likelihood.flow_density(mixture, x, schedule, tolerance=tolerance)
         errors.append((density.log_prob - wanted).abs().median().item())
         calls.append(density.evaluations.double().mean().item())
-    assert errors[0] > 10 * errors[1] > 100 * errors[2]
+    assert errors[0] > 5 * errors[1] > 25 * errors[2]
     assert calls[0] < calls[1] < calls[2] < 500
 
 
@@ -98,8 +101,8 @@ def test_signs_trace_a_diagonal_jacobian_exactly():
     """e·J e = tr J for every vector of signs, and for one probe the error is not known."""
     diagonal = Gaussian(torch.zeros(40), torch.linspace(0.1, 2.0, 40))
     x, _ = diagonal.sample(3, seeded())
-    density = likelihood.flow_density(diagonal, x, sf.Cosine(**DEEP), divergence=Hutchinson(1), tolerance=1e-6, generator=seeded())
-    torch.testing.assert_close(density.log_prob, diagonal.log_prob(x, blurred(sf.Cosine(**DEEP))), rtol=0, atol=1e-4)
+    density = likelihood.flow_density(diagonal, x, deep(), divergence=Hutchinson(1), tolerance=1e-6, generator=seeded())
+    torch.testing.assert_close(density.log_prob, diagonal.log_prob(x, blurred(deep())), rtol=0, atol=1e-4)
     assert density.probe_error.isnan().all()
 
 
@@ -113,7 +116,7 @@ def test_beyond_32_dimensions_the_divergence_is_drawn():
 
 def test_labels_condition_the_flow_row_by_row():
     x, labels = mixture.sample(12, seeded())
-    schedule = sf.Cosine(**DEEP)
+    schedule = deep()
     nats = likelihood.flow_log_prob(mixture, x, schedule, {"labels": labels}, tolerance=1e-7)
     torch.testing.assert_close(nats, mixture.log_prob(x, blurred(schedule), {"labels": labels}), rtol=0, atol=1e-5)
 

@@ -31,8 +31,8 @@ class Affine:
     """
 
     matrix: Float[Tensor, "m n"]
-    offset: Float[Tensor, "m"]
-    covariance: Float[Tensor, "m m2"]
+    offset: Float[Tensor, "k"]
+    covariance: Float[Tensor, "d d2"]
 
     def __post_init__(self) -> None:
         """Checks the law and brings it to float64."""

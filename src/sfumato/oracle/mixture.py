@@ -51,11 +51,11 @@ class GaussianMixture:
         self.log_weights = weights.log()
         self.means = means
         if covariances.ndim == 2:
-            self.variances, self.axes = covariances, None
+            self.variances, self._axes = covariances, None
         else:
             if not torch.allclose(covariances, covariances.mT):
                 raise ValueError("covariances must be symmetric; symmetrise them with (c + c.mT) / 2.")
-            self.variances, self.axes = torch.linalg.eigh(covariances)
+            self.variances, self._axes = torch.linalg.eigh(covariances)
         if self.variances.min() < -1e-9 * self.variances.max().clamp(min=1):
             raise ValueError(f"covariances must be positive semi-definite, the least eigenvalue is {self.variances.min().item():.3g}.")
         self.variances = self.variances.clamp(min=0)
@@ -66,10 +66,15 @@ class GaussianMixture:
         return self.log_weights.exp()
 
     @property
+    def axes(self) -> Float[Tensor, "k d d"]:
+        """The eigenbasis of each covariance, one axis a column; `variances` [k, d] are those along them."""
+        k, d = self.means.shape
+        return torch.eye(d).to(self.means).expand(k, d, d) if self._axes is None else self._axes
+
+    @property
     def covariances(self) -> Float[Tensor, "k d d"]:
         """The full covariance of each component."""
-        spread = torch.diag_embed(self.variances)
-        return spread if self.axes is None else self.axes @ spread @ self.axes.mT
+        return self.axes @ torch.diag_embed(self.variances) @ self.axes.mT
 
     @property
     def mean(self) -> Float[Tensor, "d"]:
@@ -113,7 +118,7 @@ class GaussianMixture:
             labels = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = normal_like(torch.empty(n, self.means.shape[1], dtype=torch.float64), generator)
         spread = noise * self.variances[labels].sqrt()
-        for j, axes in enumerate([] if self.axes is None else self.axes):
+        for j, axes in enumerate([] if self._axes is None else self._axes):
             mine = labels == j
             spread[mine] = spread[mine] @ axes.T
         return self.means[labels] + spread, labels
@@ -159,13 +164,13 @@ class GaussianMixture:
     def _components(self, alpha: Tensor, sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """In each component's eigenbasis: x - alpha m [b, k, d], its variance [b, k, d], and log p(x, component) [b, k]."""
         centred = x[:, None] - alpha[:, None] * self.means
-        along = centred if self.axes is None else torch.einsum("kij,bki->bkj", self.axes, centred)
+        along = centred if self._axes is None else torch.einsum("kij,bki->bkj", self._axes, centred)
         variance = (alpha[:, None].square() * self.variances + sigma[:, None].square()).clamp(min=LEAST_VARIANCE)
         log_joint = self.log_weights - 0.5 * (along.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
         return along, variance, log_joint
 
     def _rotate(self, along: Tensor) -> Tensor:
-        return along if self.axes is None else torch.einsum("kij,bkj->bki", self.axes, along)
+        return along if self._axes is None else torch.einsum("kij,bkj->bki", self._axes, along)
 
     def _restrict(self, log_joint: Tensor, cond: Cond | None) -> Tensor:
         if cond is None:
@@ -177,7 +182,7 @@ class GaussianMixture:
         return log_joint.masked_fill(others, -math.inf)
 
 
-def Gaussian(mean: Float[Tensor, "d"], covariance: Float[Tensor, "d d"] | Float[Tensor, "d"] | float) -> GaussianMixture:  # noqa: N802
+def Gaussian(mean: Float[Tensor, "*d"], covariance: Float[Tensor, "*c"] | float) -> GaussianMixture:  # noqa: N802
     """N(mean, covariance) as a mixture of one; the covariance is a matrix, a diagonal, or one variance for all dimensions."""
     mean, covariance = torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(covariance, dtype=torch.float64)
     if mean.ndim != 1:

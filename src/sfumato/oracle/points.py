@@ -26,7 +26,7 @@ class Points:
     """
 
     def __init__(
-        self, x: Float[Tensor, "n *x"], labels: Int[Tensor, "n"] | None = None, *, weights: Float[Tensor, "n"] | None = None
+        self, x: Float[Tensor, "n *x"], labels: Int[Tensor, "m"] | None = None, *, weights: Float[Tensor, "k"] | None = None
     ) -> None:
         """Keeps the points.
 
