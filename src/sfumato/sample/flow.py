@@ -4,25 +4,27 @@ At unit scale (alpha² + sigma² = 1) the flow turns: with alpha = cos φ and si
 range of at most a quarter turn and with a slope that is bounded at both ends. Salimans & Ho (2022), appendix D, arXiv:2202.00512.
 """
 
+import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.denoiser import Cond, Predictor
-from sfumato.ode import State, dormand_prince
+from sfumato.ode import State, dormand_prince, per_row
 from sfumato.schedule import Level
+
+_FEWEST = 8  # steps of any row: a longer one can pass over a bend without a sign of it in the error
 
 
 @dataclass(frozen=True, slots=True)
 class Flowed:
-    """Where the flow led to, and what it cost: evaluations of the predictor, steps taken and steps refused."""
+    """Where the flow led to, and how many evaluations of the predictor each row took."""
 
     x: Float[Tensor, "b *x"]
-    nfe: int
-    taken: int
-    refused: int
+    nfe: Int[Tensor, "b"]
 
 
 @torch.no_grad()
@@ -39,54 +41,61 @@ def flow(
 ) -> Flowed:
     """x at `end`, carried along the probability flow from x at `start`: to data where `end` is the cleaner, to noise where it is not.
 
-    A step is taken where its estimated error, as a root mean square over atol + rtol · |u|, is at most 1 in every row.
+    Every row has steps of its own, so it does not depend on its batch: one is taken where its estimated error, as a root mean square over
+    atol + rtol · |u|, is at most 1.
 
     Args:
-        predict: a denoiser, an oracle, or either wrapped by `guide`; it is asked at unit scale.
+        predict: a denoiser, an oracle, or either wrapped by `guide`; it is asked at unit scale, with one level a row.
         x: data at the level `start`.
         start: one level for all rows, with signal and with noise.
         end: another such.
         cond: conditions with one row an example.
         rtol: relative tolerance of one step.
         atol: absolute tolerance of one step, at unit scale.
-        max_steps: taken and refused together.
+        max_steps: of one row, taken and refused together.
 
     Raises:
-        ValueError: a level without signal or without noise (go to the last with noise, and take the x0 that is predicted there), tolerances
-            that are not positive, or more than max_steps.
+        ValueError: a level without signal or without noise, tolerances that are not positive, or more than max_steps.
 
-    Reference: Song et al. (2021), section 4.3, arXiv:2011.13456; Dormand & Prince (1980); Hairer, Nørsett & Wanner (1993), section II.4.
+    Reference: Song et al. (2021), section 4.3, arXiv:2011.13456; Hairer, Nørsett & Wanner (1993), section II.4, for the choice of steps.
     """
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"tolerances must be positive, got rtol = {rtol} and atol = {atol}.")
     (here, scale), (there, scale_end) = _turn(start), _turn(end)
-    nfe = taken = refused = 0
-
-    def slope(phi: Tensor, state: State) -> State:
-        nonlocal nfe
-        nfe += 1
-        level = Level(phi.cos(), phi.sin())
-        return (predict(state[0], level, cond).v(level),)
-
-    u = (x / scale,)
-    first, length = slope(here, u), (there - here) / 20
-    while here != there:
-        if taken + refused == max_steps:
+    out, nfe = torch.empty_like(x), torch.empty(len(x), dtype=torch.long)
+    rows, phi, length = torch.arange(len(x)), here.expand(len(x)), ((there - here) / 20).expand(len(x))
+    longest = (there - here).abs() / _FEWEST
+    u: State = (x / scale,)
+    slopes, steps = _slope(predict, cond, rows, phi, u), 0
+    while len(rows):
+        if steps == max_steps:
             raise ValueError(
-                f"the flow is not through after {max_steps} steps ({nfe} evaluations), at log-SNR {-2 * float(here.tan().log()):.4g}; "
-                "raise rtol and atol, or max_steps."
+                f"the flow of {len(rows)} of {len(x)} rows is not through after {max_steps} steps, row {int(rows[0])} stands at log-SNR "
+                f"{-2 * math.log(math.tan(float(phi[0]))):.4g}; raise rtol and atol, or max_steps."
             )
-        last = bool((there - here).abs() <= length.abs() * (1 + 1e-9))
-        length = there - here if last else length
-        ahead, difference, slope_ahead = dormand_prince(slope, here, u, first, length)
+        last = (there - phi).abs() <= length.abs()
+        length = torch.where(last, there - phi, length)
+        ahead, missed, slopes_ahead = dormand_prince(partial(_slope, predict, cond, rows), phi, u, slopes, length)
         allowed = atol + rtol * torch.maximum(u[0].abs(), ahead[0].abs())
-        error = float((difference[0] / allowed).flatten(1).square().mean(1).max().sqrt())
-        if error <= 1:
-            here, u, first, taken = there if last else here + length, ahead, slope_ahead, taken + 1
-        else:  # an error that is not a number counts as one that is too large
-            refused += 1
-        length = length * (min(5.0, max(0.2, 0.9 * error**-0.2)) if error > 0 else 5.0 if error == 0 else 0.2)
-    return Flowed(scale_end * u[0], nfe, taken, refused)
+        error = (missed[0] / allowed).flatten(1).square().mean(1).sqrt().double().cpu()
+        good, steps = error <= 1, steps + 1  # an error that is not a number is not good
+        phi = torch.where(good, torch.where(last, there, phi + length), phi)
+        u, slopes = (_where(good, *pair) for pair in ((ahead, u), (slopes_ahead, slopes)))
+        length = (length * (0.9 * error**-0.2).nan_to_num(0.2, posinf=5.0).clamp(0.2, 5.0)).clamp(-longest, longest)
+        done = good & last
+        out[rows[done]], nfe[rows[done]] = scale_end * u[0][done], 1 + 6 * steps
+        rows, phi, length, u, slopes = rows[~done], phi[~done], length[~done], (u[0][~done],), (slopes[0][~done],)
+    return Flowed(out, nfe)
+
+
+def _slope(predict: Predictor, cond: Cond | None, rows: Tensor, phi: Tensor, u: State) -> State:
+    """v of these rows, each at its own level."""
+    level = Level(per_row(phi.cos(), u[0]), per_row(phi.sin(), u[0]))
+    return (predict(u[0], level, None if cond is None else {name: value[rows] for name, value in cond.items()}).v(level),)
+
+
+def _where(good: Tensor, new: State, old: State) -> State:
+    return (torch.where(per_row(good, new[0]).bool(), new[0], old[0]),)
 
 
 def _turn(level: Level) -> tuple[Tensor, Tensor]:
@@ -96,5 +105,5 @@ def _turn(level: Level) -> tuple[Tensor, Tensor]:
             f"the flow needs one level for all rows, with signal and with noise, got alpha = {level.alpha.tolist()} and "
             f"sigma = {level.sigma.tolist()}; take the nearest level that has both, and the x0 that is predicted there."
         )
-    alpha, sigma = level.alpha.double().reshape(()), level.sigma.double().reshape(())
+    alpha, sigma = (scale.detach().double().cpu().reshape(()) for scale in (level.alpha, level.sigma))
     return torch.atan2(sigma, alpha), torch.hypot(alpha, sigma)

@@ -63,10 +63,11 @@ def sample(
             or an x that is not finite.
     """
     refuse_levels(levels)
-    for i, (_, x) in enumerate(walk(predict, x, levels, step, cond, generator)):  # noqa: B020
+    x_s = x
+    for i, (_, x_s) in enumerate(walk(predict, x, levels, step, cond, generator)):
         if on_step is not None:
-            on_step(i, x)
-    return x
+            on_step(i, x_s)
+    return x_s
 
 
 @torch.no_grad()
@@ -139,8 +140,8 @@ class _Asked:
         prediction = self.predict(x_t, level, self.cond)
         if prediction.x0.shape != x_t.shape or prediction.eps.shape != x_t.shape:
             raise ValueError(
-                f"the predictor returned x0 of shape {tuple(prediction.x0.shape)} and eps of shape {tuple(prediction.eps.shape)} for x_t of "
-                f"shape {tuple(x_t.shape)} in {self.where}; both must have the shape of x_t."
+                f"the predictor returned x0 of shape {tuple(prediction.x0.shape)} and eps of shape {tuple(prediction.eps.shape)} "
+                f"in {self.where}; both must have the shape of x_t, {tuple(x_t.shape)}."
             )
         if self.first is None:
             self.first = prediction

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.denoiser import Cond, Predictor
-from sfumato.noise import Generator, normal_like
+from sfumato.noise import Generator
 from sfumato.process import marginal
 from sfumato.sample.loop import Step, refuse_levels, sample, walk
 from sfumato.sample.steps import DDIM
@@ -18,9 +18,9 @@ def invert(
 ) -> Float[Tensor, "b *x"]:
     """The noise from which `sample` comes back to x: carries x from levels[-1] (data) up to levels[0].
 
-    Each step asks the predictor where it stands, as the step down did where it came from, so a round trip ends near x rather than at it; the
-    distance falls with the number of steps, at the step's order. Where levels[-1] has no noise, the flow stands still in x / alpha (eps
-    vanishes with sigma), so its step is a change of scale and asks nothing.
+    A step up asks the predictor at its cleaner end, the step down asked at the noisier one, so a round trip ends near x rather than at it;
+    the distance falls with the number of steps, at the step's order. Where levels[-1] has no noise, the flow stands still in x / alpha
+    (eps vanishes with sigma), so the first step is a change of scale and asks nothing.
 
     Args:
         predict: a denoiser, an oracle, or either wrapped by `guide`.
@@ -40,9 +40,10 @@ def invert(
         x = upper[-1].alpha / last.alpha * x
     else:
         upper.append(last)
-    for _, x in walk(predict, x, upper[::-1], step or DDIM(), cond, None):  # noqa: B020
+    noise = x
+    for _, noise in walk(predict, x, upper[::-1], step or DDIM(), cond, None):  # noqa: B007
         pass
-    return x
+    return noise
 
 
 def slerp(a: Float[Tensor, "b *x"], b: Float[Tensor, "b *x"], weight: float | Float[Tensor, "b"]) -> Float[Tensor, "b *x"]:
@@ -71,8 +72,8 @@ def interpolate(
     step: Step | None = None,
 ) -> Float[Tensor, "b *x"]:
     """Data between data: both inverted, their noises joined by `slerp`, and back. Song et al. (2021), section 5.3, arXiv:2010.02502."""
-    noises = (invert(predict, x, levels, cond, step=step) for x in (a, b))
-    return sample(predict, slerp(*noises, weight), levels, step or DDIM(), cond)
+    start, stop = (invert(predict, x, levels, cond, step=step) for x in (a, b))
+    return sample(predict, slerp(start, stop, weight), levels, step or DDIM(), cond)
 
 
 def encode_decode(
