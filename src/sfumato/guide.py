@@ -1,12 +1,33 @@
-"""Guidance as wrappers: each takes a `Predictor` and returns one, so every step, likelihood and inversion takes them unchanged."""
+"""Guidance as wrappers: each takes a `Predictor` and returns one, so every step, likelihood and inversion takes them unchanged.
+
+All tilt one score. With p(y | x_t) ∝ p(x_t | y) / p(x_t), Bayes' rule at each level says
+
+    ∇ log p(x_t) + γ ∇ log p(y | x_t)  =  (1 - γ) ∇ log p(x_t) + γ ∇ log p(x_t | y),
+
+the left side with a classifier of noisy data (`classifier`), the right side with a model that knows the condition (`classifier_free`): the
+same prediction at every γ. γ = 0 forgets the condition, γ = 1 is p(x | y), more sharpens it. A score moves by d when eps moves by -sigma d
+and x0 by sigma²/alpha d.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.denoiser import Cond, Predictor, drop
-from sfumato.prediction import Prediction
+from sfumato.prediction import Prediction, v_target
 from sfumato.schedule import Level
+
+
+@runtime_checkable
+class LogProb(Protocol):
+    """Any differentiable log p(condition | x_t), one number a row, up to a constant of x_t."""
+
+    def __call__(self, x_t: Tensor, level: Level, cond: Cond | None) -> Tensor:
+        """In nats."""
+        ...
 
 
 def classifier_free(predict: Predictor, scale: float) -> Predictor:
@@ -29,12 +50,135 @@ def classifier_free(predict: Predictor, scale: float) -> Predictor:
     return guided
 
 
+def classifier(predict: Predictor, log_prob: LogProb, scale: float) -> Predictor:
+    """eps - scale · sigma ∇ log p(y | x_t), and the x0 that goes with it; scale 1 is Bayes' rule, 0 is `predict`.
+
+    The condition reaches both functions; `unconditional(predict)` is the base that the papers have, a conditional one is guided on top.
+    Where x_t holds no signal (alpha = 0) it says nothing of y, and nothing is added.
+
+    Args:
+        predict: the model to guide.
+        log_prob: `train.classifier.load` gives a trained one, `label_log_prob` makes one of class probabilities.
+        scale: γ.
+
+    Raises:
+        ValueError: when called, a log_prob that is not one number a row or cannot be differentiated.
+
+    Reference: Dhariwal & Nichol (2021), alg. 2, arXiv:2105.05233; Song et al. (2021), section 5, arXiv:2011.13456.
+    """
+
+    def guided(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+        p = predict(x_t, level, cond)
+        if scale == 0:
+            return p
+        has_signal = level.alpha != 0
+        pull = scale * level.sigma * torch.where(has_signal, _gradient(log_prob, x_t, level, cond), 0)
+        return Prediction(p.x0 + level.sigma / level.alpha.where(has_signal, 1) * pull, p.eps - pull, p.variance_fraction)
+
+    return guided
+
+
+def label_log_prob(log_class: Callable[[Tensor, Level], Tensor]) -> LogProb:
+    """log p(cond["labels"] | x_t) of a classifier with log-probabilities [b, k], as `GaussianMixture.log_class`; 0 for a label of -1."""
+
+    def log_prob(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None) -> Float[Tensor, "b"]:
+        if cond is None or "labels" not in cond:
+            raise ValueError('a classifier needs to know which class to guide to; pass cond={"labels": …}, -1 for none.')
+        every, labels = log_class(x_t, level), cond["labels"]
+        if bool((labels >= every.shape[1]).any()):
+            raise ValueError(f"labels must be below {every.shape[1]}, the number of classes (or -1 for none), got {labels.max()}.")
+        return every.gather(1, labels.clamp(min=0)[:, None])[:, 0] * (labels >= 0)
+
+    return log_prob
+
+
+def unconditional(predict: Predictor) -> Predictor:
+    """The predictor with every condition marked as not given."""
+
+    def free(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+        return predict(x_t, level, drop(cond))
+
+    return free
+
+
+def given(predict: Predictor, own: Cond) -> Predictor:
+    """The predictor under a condition of its own, one row for all or one an example, whatever else it is called with."""
+
+    def fixed(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+        rows = {name: value.expand(len(x_t), *value.shape[1:]) for name, value in own.items()}
+        return predict(x_t, level, {**(cond or {}), **rows})
+
+    return fixed
+
+
+def compose(base: Predictor, parts: Sequence[tuple[Predictor, float]]) -> Predictor:
+    """base + Σ w_i (part_i - base): conditions joined (w > 0) or ruled out (w < 0). Liu et al. (2022), eq. 11, arXiv:2206.01714.
+
+    With weights of 1 the score of p(x_t | y_1, y_2, …), for conditions that are independent given x_t.
+    `compose(unconditional(p), [(given(p, {"labels": torch.tensor([3])}), 1.0), …])` joins labels of one model.
+    """
+
+    def composed(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+        start = predicted = base(x_t, level, cond)
+        for part, weight in parts:
+            p = part(x_t, level, cond)
+            x0, eps = predicted.x0 + weight * (p.x0 - start.x0), predicted.eps + weight * (p.eps - start.eps)
+            predicted = Prediction(x0, eps, start.variance_fraction)
+        return predicted
+
+    return composed
+
+
+def rescale(guided: Predictor, conditional: Predictor, phi: float = 0.7) -> Predictor:
+    """The guided v, brought a share phi of the way to the standard deviation of the conditional one: strong guidance without glare.
+
+    Lin et al. (2024), eqs. 15 and 16, arXiv:2305.08891, whose networks predict v; in v it is sound at both ends of every schedule. The
+    deviation is that of all entries of one example. Costs a call of `conditional`.
+
+    Raises:
+        ValueError: phi outside [0, 1]; when called, examples of a single entry, which has no deviation.
+    """
+    if not 0 <= phi <= 1:
+        raise ValueError(f"phi must lie in [0, 1] (0 = leave as it is, 1 = the conditional's deviation), got {phi}; the paper has 0.7.")
+
+    def rescaled(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+        if x_t[:1].numel() < 2:
+            raise ValueError(f"guide.rescale compares deviations over the entries of an example, got x_t of shape {tuple(x_t.shape)}.")
+        p = guided(x_t, level, cond)
+        v, wanted = p.v(level), conditional(x_t, level, cond).v(level)
+        factor = wanted.flatten(1).std(1) / v.flatten(1).std(1)
+        v = v * (1 + phi * (factor - 1)).reshape(-1, *(1,) * (v.ndim - 1))
+        return Prediction.solve(v, x_t, level, v_target, p.variance_fraction)
+
+    return rescaled
+
+
 def clip(predict: Predictor, low: float = -1.0, high: float = 1.0) -> Predictor:
     """x0 in [low, high] and the eps it implies: static thresholding. Saharia et al. (2022), section 2.3, arXiv:2205.11487."""
 
     def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
         p = predict(x_t, level, cond)
-        return Prediction.from_x0(p.x0.clamp(low, high), x_t, level, p.variance_fraction)
+        return _with_x0(p, p.x0.clamp(low, high), level)
+
+    return clipped
+
+
+def dynamic_clip(predict: Predictor, quantile: float = 0.995) -> Predictor:
+    """x0 clamped to [-s, s] and divided by s, the given quantile of its |entries|, where s > 1; and the eps it implies.
+
+    Dynamic thresholding for data in [-1, 1]: Saharia et al. (2022), section 2.3, arXiv:2205.11487.
+
+    Raises:
+        ValueError: a quantile outside (0, 1].
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"the quantile must lie in (0, 1], got {quantile}; the paper has 0.995.")
+
+    def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+        p = predict(x_t, level, cond)
+        sizes = torch.stack([row.abs().flatten().quantile(quantile) for row in p.x0])  # a batch at once has too many entries for torch
+        s = sizes.clamp(min=1).reshape(-1, *(1,) * (p.x0.ndim - 1))
+        return _with_x0(p, p.x0.clamp(-s, s) / s, level)
 
     return clipped
 
@@ -42,17 +186,44 @@ def clip(predict: Predictor, low: float = -1.0, high: float = 1.0) -> Predictor:
 def interval(inside: Predictor, outside: Predictor, log_snr_min: float, log_snr_max: float) -> Predictor:
     """`inside` where log_snr_min <= log-SNR <= log_snr_max, `outside` elsewhere. Kynkäänniemi et al. (2024), eq. 5, arXiv:2404.07724.
 
-    All rows must be at one level, as in sampling.
+    Rows may be at different levels: each has its own answer, and both predictors are called only where both are needed.
     """
 
     def limited(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
-        log_snr = level.log_snr
-        if not bool((log_snr == log_snr.reshape(-1)[0]).all()):
-            raise ValueError("guide.interval needs all rows at one level; guide rows at different levels one by one.")
-        chosen = inside if log_snr_min <= float(log_snr.reshape(-1)[0]) <= log_snr_max else outside
-        return chosen(x_t, level, cond)
+        is_inside = (level.log_snr >= log_snr_min) & (level.log_snr <= log_snr_max)
+        if bool(is_inside.all()):
+            return inside(x_t, level, cond)
+        if not bool(is_inside.any()):
+            return outside(x_t, level, cond)
+        a, b = inside(x_t, level, cond), outside(x_t, level, cond)
+        fraction = None
+        if a.variance_fraction is not None and b.variance_fraction is not None:
+            fraction = torch.where(is_inside, a.variance_fraction, b.variance_fraction)
+        return Prediction(torch.where(is_inside, a.x0, b.x0), torch.where(is_inside, a.eps, b.eps), fraction)
 
     return limited
+
+
+def _gradient(log_prob: LogProb, x_t: Tensor, level: Level, cond: Cond | None) -> Tensor:
+    """∇ log_prob with respect to x_t, also inside `no_grad`; itself differentiable where x_t is, as likelihoods need it."""
+    is_part_of_graph = torch.is_grad_enabled() and x_t.requires_grad
+    with torch.enable_grad():
+        x = x_t if is_part_of_graph else x_t.detach().requires_grad_()
+        value = log_prob(x, level, cond)
+        if value.shape != x_t.shape[:1]:
+            raise ValueError(f"log_prob must return one number a row, [{len(x_t)}], got shape {tuple(value.shape)}.")
+        if not value.requires_grad:
+            raise ValueError(
+                "log_prob cannot be differentiated in x_t; compute it from x_t with torch functions, without detach or no_grad."
+            )
+        return torch.autograd.grad(value.sum(), x, create_graph=is_part_of_graph)[0]
+
+
+def _with_x0(p: Prediction, x0: Tensor, level: Level) -> Prediction:
+    """The prediction with another x0 and the eps that explains the same x_t; without noise (sigma = 0) nothing else can explain it."""
+    has_noise = level.sigma != 0
+    ratio = torch.where(has_noise, level.alpha / level.sigma.where(has_noise, 1), 0)
+    return Prediction(x0, p.eps + ratio * (p.x0 - x0), p.variance_fraction)
 
 
 def _twice(x: Tensor) -> Tensor:

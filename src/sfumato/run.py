@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato import guide
-from sfumato.data import Scaling
+from sfumato.classifier import Classifier
 from sfumato.denoiser import Denoiser, Predictor
+from sfumato.form import Form
 from sfumato.noise import normal_like, row_generators
 from sfumato.pictures import cloud, gif, limits_of, picture, sheet
 from sfumato.sample import Step, grid, sample
@@ -25,36 +25,6 @@ from sfumato.train.checkpoint import CheckpointError, damaged, latest, read_tens
 from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe
 
 ZOO = Path(__file__).parent / "zoo"
-
-
-@dataclass(frozen=True)
-class Form:
-    """What the data of a run look like: all that a model needs to know of them, kept in its manifest."""
-
-    shape: tuple[int, ...]
-    classes: tuple[str, ...]
-    scaling: Scaling
-    data_std: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
-        return {
-            "shape": list(self.shape),
-            "classes": list(self.classes),
-            "scaling": self.scaling.to_json(),
-            "data_std": self.data_std,
-        }
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "Form":
-        """From `to_json`."""
-        shape, classes = tuple(map(int, record["shape"])), tuple(map(str, record["classes"]))
-        return cls(shape, classes, Scaling.from_json(record["scaling"]), float(record["data_std"]))
-
-    @property
-    def is_image(self) -> bool:
-        """Whether a sample is an image of bytes."""
-        return len(self.shape) == 3 and self.scaling.dtype == "uint8"
 
 
 @dataclass(frozen=True)
@@ -160,6 +130,7 @@ class Run:
         seed: int = 0,
         guidance: float | None = None,
         sampler: str | Step | None = None,
+        classifier: guide.LogProb | None = None,
         batch: int = 64,
         on_batch: Callable[[int], None] | None = None,
     ) -> Samples:
@@ -170,8 +141,10 @@ class Run:
             steps: of the sampler; the recipe's where not given.
             labels: classes, taken in turn; every class in turn where not given.
             seed: of the noise.
-            guidance: classifier-free scale, 1 = off; the recipe's where not given.
+            guidance: γ, the scale of guidance, 1 = off; the recipe's where not given. Classifier-free without a `classifier`; with one it
+                scales the classifier, and the model's labels are dropped, so that 1 is Bayes' rule.
             sampler: a name (`ancestral`, `ddim`, `heun`, `multistep`, …) or a step; the recipe's where not given.
+            classifier: log p(label | x_t), as `train.classifier.load` gives it.
             batch: how many at a time.
             on_batch: called with the number done after each batch.
 
@@ -183,7 +156,8 @@ class Run:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}.")
-        walk, all_labels = self.walk(steps=steps, guidance=guidance, sampler=sampler), self.labels(range(count), labels)
+        walk = self.walk(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
+        all_labels = self.labels(range(count), labels)
         done = []
         for start in range(0, count, batch):
             rows = range(start, min(count, start + batch))
@@ -192,11 +166,19 @@ class Run:
                 on_batch(rows.stop)
         return Samples(self.form.scaling.decode(torch.cat(done)), None if all_labels is None else all_labels.numpy())
 
-    def walk(self, *, steps: int | None = None, guidance: float | None = None, sampler: str | Step | None = None) -> "Walk":
+    def walk(
+        self,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | Step | None = None,
+        classifier: guide.LogProb | None = None,
+    ) -> "Walk":
         """The way from noise to samples with its options settled, as `sample` takes them.
 
         Raises:
-            ValueError: unknown names, steps below 1, guidance below 0, or a spacing that does not fit the schedule.
+            ValueError: unknown names, steps below 1, guidance below 0, a spacing that does not fit the schedule, or a classifier that does
+                not fit the model.
         """
         defaults = self.recipe.sampling
         step = sampler if sampler is not None else defaults.sampler
@@ -205,11 +187,34 @@ class Run:
         scale = defaults.guidance if guidance is None else guidance
         if not 0 <= scale < math.inf:
             raise ValueError(f"guidance must be at least 0 (1 = off), got {scale}.")
-        predict: Predictor = guide.classifier_free(self.denoiser, scale) if self.form.classes else self.denoiser
+        predict = self._guided(scale, classifier)
         if defaults.guidance_interval is not None:
-            predict = guide.interval(predict, self.denoiser, *defaults.guidance_interval)
+            predict = guide.interval(predict, self._guided(1.0, classifier), *defaults.guidance_interval)
         predict = guide.clip(predict) if defaults.clip else predict
         return Walk(predict, step, self._levels(defaults.steps if steps is None else steps), self.form.shape)
+
+    def _guided(self, scale: float, classifier: guide.LogProb | None) -> Predictor:
+        """The model guided by a classifier on its unconditional branch, or by its own labels."""
+        if classifier is None:
+            return guide.classifier_free(self.denoiser, scale) if self.form.classes else self.denoiser
+        if not self.form.classes:
+            raise ValueError(f"{self.name} has no classes, so a classifier cannot guide it; take a model of labelled data.")
+        if not self.recipe.training.label_drop:
+            raise ValueError(
+                f"{self.name} has never seen a dropped label, so a classifier has no unconditional model to guide; "
+                "train it with training.label_drop above 0 (1 = without labels)."
+            )
+        if isinstance(classifier, Classifier):
+            self._refuse_stranger(classifier.form)
+        return guide.classifier(guide.unconditional(self.denoiser), classifier, scale)
+
+    def _refuse_stranger(self, theirs: Form) -> None:
+        for what in ("shape", "classes", "scaling"):
+            if getattr(theirs, what) != getattr(self.form, what):
+                raise ValueError(
+                    f"the classifier is of other data than {self.name}: its {what} is {getattr(theirs, what)}, "
+                    f"not {getattr(self.form, what)}; take one trained with sfumato train-classifier {self.name}."
+                )
 
     def reverse_gif(
         self,
@@ -221,9 +226,11 @@ class Run:
         seed: int = 0,
         guidance: float | None = None,
         sampler: str | Step | None = None,
+        classifier: guide.LogProb | None = None,
     ) -> None:
         """Writes a GIF of the reverse process: the noise, then x_t after each step, brought to unit scale."""
-        walk, wanted = self.walk(steps=steps, guidance=guidance, sampler=sampler), self.labels(range(count), labels)
+        walk = self.walk(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
+        wanted = self.labels(range(count), labels)
         frames = [normal_like(torch.empty(count, *self.form.shape), row_generators(seed, range(count)))]
         walk(range(count), seed, wanted, lambda i, x: frames.append(_unit(x, walk.levels[i + 1])))
         self._gif(frames, Path(path), columns=self.columns(labels))
@@ -304,15 +311,7 @@ def load(model: str | Path, *, ema: float | None = None) -> Run:
         ValueError: there is no such model, or no such average.
         CheckpointError: no checkpoint yet, or a damaged one.
     """
-    folder = Path(model)
-    if str(model).startswith("zoo:"):
-        folder = ZOO / str(model).removeprefix("zoo:")
-        if folder == ZOO or not (folder / "recipe.yaml").is_file():
-            raise ValueError(f"there is no {model}; the zoo holds {', '.join('zoo:' + name for name in zoo_names()) or 'no model'}.")
-    if not (folder / "recipe.yaml").is_file():
-        raise ValueError(
-            f"{model} is no run folder (it has no recipe.yaml) and no zoo:NAME; train one with sfumato train RECIPE --out {model}."
-        )
+    folder = folder_of(model)
     recipe, form = load_recipe(folder / "recipe.yaml"), read_form(folder)
     width = recipe.training.ema[0] if ema is None else ema
     if width not in recipe.training.ema:
@@ -325,6 +324,24 @@ def load(model: str | Path, *, ema: float | None = None) -> Run:
     except RuntimeError as error:
         raise damaged(checkpoint / f"ema-{width:.3f}.safetensors", error) from None
     return Run(str(model), recipe, form, denoiser.eval().requires_grad_(False))
+
+
+def folder_of(model: str | Path) -> Path:
+    """The folder of a run, or of `zoo:NAME`.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    folder = Path(model)
+    if str(model).startswith("zoo:"):
+        folder = ZOO / str(model).removeprefix("zoo:")
+        if folder == ZOO or not (folder / "recipe.yaml").is_file():
+            raise ValueError(f"there is no {model}; the zoo holds {', '.join('zoo:' + name for name in zoo_names()) or 'no model'}.")
+    if not (folder / "recipe.yaml").is_file():
+        raise ValueError(
+            f"{model} is no run folder (it has no recipe.yaml) and no zoo:NAME; train one with sfumato train RECIPE --out {model}."
+        )
+    return folder
 
 
 def read_form(folder: Path) -> Form:

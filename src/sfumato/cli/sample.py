@@ -9,6 +9,7 @@ import typer
 from sfumato.cli.progress import reporter
 from sfumato.run import check_target, load
 from sfumato.runtime import keep_memory
+from sfumato.train.classifier import load as load_classifier
 
 
 def sample(
@@ -21,7 +22,10 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="Of the sampler; the recipe's by default.")] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on (model, seed, i) alone.")] = 0,
     labels: Annotated[str | None, typer.Option(help="Classes, taken in turn: 3,5; all in turn by default.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance, 1 = off; the recipe's by default.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Its scale: classifier-free, 1 = off; or of --classifier.")] = None,
+    classifier: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Guide by RUN/classifier: the model without its labels, 1 = Bayes' rule.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="How many at a time; does not change the samples.")] = 64,
     forward: Annotated[bool, typer.Option("--forward", help="With a .gif: the forward process on the training data instead.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -31,6 +35,7 @@ def sample(
     Example: sfumato sample zoo:fashion --labels 0,1,2 --count 30 --out sheet.png
     """
     run, chosen = load(model), _labels(labels)
+    judge = None if classifier is None else load_classifier(classifier)
     if count is None:
         count = 64 if run.form.is_image else 2000
     for name, number, least in (("--count", count, 1), ("--batch", batch, 1), ("--seed", seed, 0)):
@@ -46,11 +51,19 @@ def sample(
         out.parent.mkdir(parents=True, exist_ok=True)
         run.forward_gif(out, dataset.batch(rows)[0], seed=seed)
     elif out.suffix == ".gif":
-        run.reverse_gif(out, count, labels=chosen, seed=seed, steps=steps, guidance=guidance, sampler=sampler)
+        run.reverse_gif(out, count, labels=chosen, seed=seed, steps=steps, guidance=guidance, sampler=sampler, classifier=judge)
     else:
         with reporter("sampling", count, unit="samples") as report:
             samples = run.sample(
-                count, steps=steps, labels=chosen, seed=seed, guidance=guidance, sampler=sampler, batch=batch, on_batch=report
+                count,
+                steps=steps,
+                labels=chosen,
+                seed=seed,
+                guidance=guidance,
+                sampler=sampler,
+                classifier=judge,
+                batch=batch,
+                on_batch=report,
             )
         samples.save(out, columns=run.columns(chosen))
     typer.echo(f"Wrote {out}.")

@@ -1,15 +1,13 @@
 """`sfumato train`."""
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from sfumato.cli.progress import reporter
+from sfumato.cli.stopping import stoppable
 from sfumato.runtime import keep_memory
-from sfumato.train.loop import Stopped
 from sfumato.train.loop import train as train_recipe
 from sfumato.train.recipe import load_recipe
 
@@ -31,28 +29,14 @@ def train(
         raise ValueError(f"{recipe} is the recipe of a run; name the folder of the new run with --out.")
     out = out or Path("runs") / Path(recipe).stem
     keep_memory()
-    signals: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if signals:
-            raise KeyboardInterrupt
-        signals.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with reporter("training", resolved.training.steps, unit="images", per=resolved.training.batch) as report:
-            train_recipe(
-                resolved,
-                out,
-                resume=resume,
-                on_step=lambda step, loss: report(step, f"loss {loss:.3f}"),
-                say=typer.echo,
-                should_stop=lambda: bool(signals),
-            )
-    except Stopped as stopped:
-        typer.echo(f"sfumato: {stopped}", err=True)
-        raise typer.Exit(128 + signals[0]) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    options = resolved.training
+    with stoppable() as should_stop, reporter("training", options.steps, unit="images", per=options.batch) as report:
+        train_recipe(
+            resolved,
+            out,
+            resume=resume,
+            on_step=lambda step, loss: report(step, f"loss {loss:.3f}"),
+            say=typer.echo,
+            should_stop=should_stop,
+        )
     typer.echo(f"Done: {out}. Sample it with: sfumato sample {out} --out samples.png")

@@ -536,7 +536,7 @@ def load_recipe(source: str | Path, changes: Sequence[str] = (), *, steps: int |
     Raises:
         ValueError: an unknown name (the nearest is named), a file that is no recipe, a change that does not fit.
     """
-    return resolve(Recipe, _read(source), changes, steps=steps, source=str(source))
+    return resolve(Recipe, read_tree(source), changes, steps=steps, source=str(source))
 
 
 def resolve(model: type[Model], tree: dict[str, Any], changes: Sequence[str] = (), *, steps: int | None = None, source: str) -> Model:
@@ -555,7 +555,7 @@ def resolve(model: type[Model], tree: dict[str, Any], changes: Sequence[str] = (
         raise ValueError(_sentence(error, source, model)) from None
 
 
-def _read(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_tree(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """The tree of a recipe, its bases merged in; a base that is a file is looked for beside the file that names it."""
     name, path = str(source), Path(source)
     if name in seen:
@@ -567,7 +567,7 @@ def _read(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     else:
         file = files("sfumato.recipes") / f"{name}.yaml"
         if name in data.TOYS and not file.is_file():
-            return _merge(_read("toy"), {"data": {"name": name}, "about": f"Points in the plane: {name}."})
+            return _merge(read_tree("toy"), {"data": {"name": name}, "about": f"Points in the plane: {name}."})
         if not file.is_file():
             raise ValueError(_unknown(name, recipe_names(), "recipe") + " `sfumato recipes` lists them; a file ends in .yaml.")
         raw = file.read_bytes()
@@ -583,7 +583,7 @@ def _read(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise ValueError(f"{source}: base must be the name of a recipe or a YAML file, got {base!r}.")
     beside = path.parent / base if path.suffix and base.endswith((".yaml", ".yml")) else base
-    return _merge(_read(beside, (*seen, name)), tree)
+    return _merge(read_tree(beside, (*seen, name)), tree)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""From a network to a classifier of noisy data: log p(y | x_t) at every level, whose gradient guides a sampler."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.denoiser import Cond
+from sfumato.form import Form
+from sfumato.guide import label_log_prob
+from sfumato.schedule import Level
+
+
+class Classifier(nn.Module):
+    """A network read as log p(y | x_t) ∝ log p(y) + s · net(c_in x_t, log_snr), s = alpha data_std / hypot(alpha data_std, sigma).
+
+    s is the share of x_t's amplitude that is signal: without signal the classifier knows the prior and no more, and near there its
+    gradient falls as alpha, like that of the exact one; else x0 would move by sigma²/alpha of whatever the network happens to say. c_in
+    brings x_t to unit scale as in `Denoiser`, and the network sees no schedule. It is a `guide.LogProb`.
+    """
+
+    def __init__(self, net: nn.Module, form: Form, prior: Float[Tensor, "k"]) -> None:
+        """Wraps `net`.
+
+        Args:
+            net: maps ([b, *x], log_snr [b], None) to [b, k].
+            form: of the data.
+            prior: the share of each class among them, positive.
+
+        Raises:
+            ValueError: a prior that does not have one positive entry a class.
+        """
+        super().__init__()
+        if prior.shape != (len(form.classes),) or not bool((prior > 0).all()):
+            raise ValueError(f"the prior must have one positive share a class, {len(form.classes)}, got {prior.tolist()}.")
+        self.net = net
+        self.form = form
+        self.log_prior = nn.Buffer((prior / prior.sum()).log().float())
+
+    def log_class(self, x_t: Float[Tensor, "b *x"], level: Level) -> Float[Tensor, "b k"]:
+        """log p(y | x_t) of every class, in nats.
+
+        Raises:
+            ValueError: x_t of another shape than the classifier's data.
+        """
+        if x_t.shape[1:] != self.form.shape:
+            raise ValueError(f"this classifier is for data of shape {self.form.shape}, got x_t of shape {tuple(x_t.shape)}.")
+        r = torch.hypot(level.alpha * self.form.data_std, level.sigma)
+        log_snr = level.log_snr.to(x_t).reshape(-1).expand(len(x_t))
+        weight = next(self.net.parameters(), x_t)
+        says = self.net((x_t / r).to(weight.dtype), log_snr, None).to(x_t.dtype)
+        share = (level.alpha * self.form.data_std / r).to(x_t).reshape(-1, 1)
+        return (self.log_prior.to(x_t) + share * says).log_softmax(1)
+
+    def forward(self, x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None) -> Float[Tensor, "b"]:
+        """log p(cond["labels"] | x_t) in nats, 0 for a label of -1.
+
+        Raises:
+            ValueError: x_t of another shape than the classifier's data, no labels, or labels beyond its classes.
+        """
+        return label_log_prob(self.log_class)(x_t, level, cond)

@@ -1,0 +1,31 @@
+"""Ctrl-C, or a polite kill, during training: the step is finished and a checkpoint written; a second one ends it at once."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+
+from sfumato.train.loop import Stopped
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether to stop, and turns `Stopped` into its sentence and exit code."""
+    signals: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(signals)
+    except Stopped as stopped:
+        typer.echo(f"sfumato: {stopped}", err=True)
+        raise typer.Exit(128 + signals[0]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

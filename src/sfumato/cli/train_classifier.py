@@ -1,0 +1,56 @@
+"""`sfumato train-classifier`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.progress import reporter
+from sfumato.cli.stopping import stoppable
+from sfumato.run import load
+from sfumato.runtime import keep_memory
+from sfumato.train import classifier
+
+
+def train_classifier(
+    run: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME, whose data have classes.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change one option (net.…, times.…, training.…); may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Its folder; RUN/classifier where not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps; 1000 by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, or begin where there is none.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Train the classifier of a run's noisy data, which `sample --classifier` guides by. Ctrl-C writes a checkpoint first.
+
+    Example: sfumato train-classifier runs/digits --steps 2000
+    """
+    if out is None and run.startswith("zoo:"):
+        raise ValueError(f"{run} ships with sfumato; name a folder for its classifier with --out.")
+    model = load(run)
+    recipe, folder = classifier.recipe_for(model, changes or [], steps=steps), out or Path(run) / "classifier"
+    keep_memory()
+    told = ""
+
+    def tell(record: Mapping[str, float | int]) -> None:
+        nonlocal told
+        told = ", ".join(f"{name} {value:.2f}" for name, value in record.items() if name.startswith("accuracy"))
+
+    options = recipe.training
+    with stoppable() as should_stop, reporter("training", options.steps, unit="examples", per=options.batch) as report:
+        classifier.train(
+            model,
+            recipe,
+            folder,
+            resume=resume,
+            on_step=lambda step, loss: report(step, f"loss {loss:.3f}"),
+            watch=tell,
+            say=typer.echo,
+            should_stop=should_stop,
+        )
+    typer.echo(
+        f"Done: {folder}{f' ({told})' if told else ''}. Use it with: sfumato sample {run} --classifier {out or run} --out samples.png"
+    )
