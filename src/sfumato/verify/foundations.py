@@ -328,4 +328,3 @@ def hermite(n: int) -> tuple[Tensor, Tensor]:
     off = torch.arange(1, n).double().sqrt()
     values, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     return values, vectors[0].square()
-

@@ -1,1 +1,313 @@
-"""Rows."""
+"""Rows on latent variables: the evidence lower bound twice over, the VAE's split, hierarchies, and diffusion as one of them."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sfumato import probability as pr
+from sfumato import process
+from sfumato.oracle import GaussianMixture
+from sfumato.process import Normal
+from sfumato.schedule import Discrete
+from sfumato.verify.foundations import hermite, joint
+from sfumato.verify.ledger import row, standard_errors, worst
+
+
+def model() -> tuple[pr.Joint, pr.Joint, Tensor, pr.Joint]:
+    """p(z), p(z, x) of an affine Gaussian model of three latents and four observations, one x, and a q(z | x) that is not the posterior."""
+    prior = pr.Joint(torch.zeros(3), torch.eye(3))
+    both = prior.then(torch.randn(4, 3), torch.randn(4), 0.5 * torch.eye(4))
+    x = torch.randn(4)
+    true = both.given([3, 4, 5, 6], x)
+    return prior, both, x, pr.Joint(true.mean + 0.3, 1.4 * true.covariance + 0.05 * torch.eye(3))
+
+
+def draws(both: pr.Joint, x: Tensor, q: pr.Joint, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """log p(x, z) and log q(z) at draws of q."""
+    z = q.sample(math.prod(shape), torch.Generator().manual_seed(0)).reshape(*shape, -1)
+    return both.log_prob(torch.cat([z, x.expand(*shape, -1)], -1)), q.log_prob(z)
+
+
+def evidence(both: pr.Joint, x: Tensor) -> Tensor:
+    """log p(x)."""
+    return both.marginal([3, 4, 5, 6]).log_prob(x)
+
+
+@row(
+    "evidence",
+    "p(x) = ∫ p(x, z) dz = p(x, z)/p(z|x)",
+    notes="000 VAE; 002 ELBO; 003 (1.4.1), (1.4.2)",
+    function="sf.probability.Joint",
+    tolerance=1e-10,
+)
+def _() -> float:
+    """both expressions, the second at ten z."""
+    _, both, x, q = model()
+    z = q.sample(10)
+    ratio = both.log_prob(torch.cat([z, x.expand(10, -1)], 1)) - both.given([3, 4, 5, 6], x).log_prob(z)
+    return worst(ratio, evidence(both, x).expand(10))
+
+
+@row(
+    "elbo-jensen",
+    "log p(x) >= E_q[log p(x, z)/q(z|x)]",
+    notes="000 ELBO; 002 ELBO; 003 (1.4.5)",
+    function="sf.probability.elbo",
+    tolerance=4,
+)
+def _() -> float:
+    """log p(x) - KL(q ‖ p(z|x)) in closed form, 50,000 draws, in standard errors."""
+    _, both, x, q = model()
+    log_joint, log_q = draws(both, x, q, (50_000,))
+    truth = evidence(both, x) - q.kl(both.given([3, 4, 5, 6], x))
+    return max(standard_errors((log_joint - log_q)[:, None], truth), worst(pr.elbo(log_joint, log_q), (log_joint - log_q).mean()))
+
+
+@row(
+    "elbo-gap",
+    "log p(x) = ELBO + KL(q(z|x) ‖ p(z|x))",
+    notes="003 (1.4.10); 002 ELBO",
+    function="sf.probability.elbo; .Joint.kl",
+    tolerance=1e-9,
+)
+def _() -> float:
+    """with q the posterior the bound is the evidence at every draw; without it the gap is the KL, its expectations in closed form."""
+    prior, both, x, q = model()
+    true = both.given([3, 4, 5, 6], x)
+    exact = pr.elbo(*draws(both, x, true, (20,)))
+    likelihood = expected_log_likelihood(both, prior, x, q)
+    return max(worst(exact, evidence(both, x)), worst(likelihood - q.kl(prior) + q.kl(true), evidence(both, x)))
+
+
+def expected_log_likelihood(both: pr.Joint, prior: pr.Joint, x: Tensor, q: pr.Joint) -> Tensor:
+    """E_q log p(x | z) of the affine model, in closed form: minus its noise's cross-entropy."""
+    cross = torch.linalg.solve(prior.covariance, both.covariance[:3, 3:]).T
+    noise = both.covariance[3:, 3:] - cross @ both.covariance[:3, 3:]
+    residual = x - both.mean[3:] - cross @ (q.mean - prior.mean)
+    spread = residual.outer(residual) + cross @ q.covariance @ cross.T
+    return -0.5 * (torch.linalg.solve(noise, spread).diagonal().sum() + torch.logdet(noise) + len(x) * math.log(2 * math.pi))
+
+
+@row(
+    "vae-split",
+    "ELBO = E_q log p(x|z) - KL(q(z|x) ‖ p(z))",
+    notes="003 (1.4.12); 002 VAE; 000 VAE",
+    function="sf.probability.elbo; .Joint.kl",
+    tolerance=4,
+)
+def _() -> float:
+    """reconstruction and prior matching in closed form against the Monte-Carlo bound, in standard errors."""
+    prior, both, x, q = model()
+    log_joint, log_q = draws(both, x, q, (50_000,))
+    return standard_errors((log_joint - log_q)[:, None], expected_log_likelihood(both, prior, x, q) - q.kl(prior))
+
+
+@row(
+    "vae-monte-carlo",
+    "E_q log p(x|z) ≈ (1/L) Σ log p(x|z_l)",
+    notes="003 (1.4.13)",
+    function="sf.Normal.sample; sf.Normal.log_prob",
+    tolerance=4,
+)
+def _() -> float:
+    """a decoder N(2z, ½) under q(z) = N(0.3, 0.2): 50,000 reparameterised draws against the closed form, in standard errors."""
+    x, q = torch.tensor(0.9), Normal(torch.full((50_000, 1), 0.3), torch.tensor(math.log(0.2)))
+    z = q.sample(torch.Generator().manual_seed(0))
+    closed = -0.5 * (math.log(2 * math.pi * 0.5) + ((0.9 - 0.6) ** 2 + 4 * 0.2) / 0.5)
+    return standard_errors(Normal(2 * z, torch.tensor(math.log(0.5))).log_prob(x.expand_as(z)), closed)
+
+
+@row(
+    "vae-kl", "KL(N(μ, σ²) ‖ N(0, I)) = ½ Σ (μ² + σ² - 1 - log σ²)", notes="003 1.4.2.1; 002 VAE", function="sf.Normal.kl", tolerance=1e-12
+)
+def _() -> float:
+    """the sum written out."""
+    mean, log_variance = torch.randn(20), torch.randn(20)
+    truth = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return worst(Normal(mean, log_variance).kl(Normal(torch.zeros(20), torch.zeros(20))), truth)
+
+
+@row(
+    "importance-bound",
+    "log (1/K) Σ p(x, z_k)/q(z_k|x) rises with K to log p(x)",
+    notes="beyond the notes (Burda et al. 2016, theorem 1)",
+    function="sf.probability.importance_bound",
+    tolerance=4,
+)
+def _() -> float:
+    """E of the mean weight is p(x) (in standard errors); the bounds of K = 1, 4, 16, 64 on the same draws rise and stay below."""
+    _, both, x, q = model()
+    log_joint, log_q = draws(both, x, q, (64, 2000))
+    truth = evidence(both, x)
+    bounds = [pr.importance_bound(a.reshape(k, -1), b.reshape(k, -1)).mean() for k in (1, 4, 16, 64) for a, b in [(log_joint, log_q)]]
+    if not all(a < b for a, b in zip(bounds, [*bounds[1:], truth + 0.01], strict=True)):
+        return math.inf
+    return standard_errors((log_joint - log_q - truth).exp().reshape(-1, 1), 1.0)
+
+
+def hierarchy() -> tuple[pr.Joint, Tensor, pr.Joint]:
+    """A Markov chain z_2 → z_1 → x of affine Gaussians, one x, and a Markov encoder q(z_1|x) q(z_2|z_1) that is not the posterior."""
+    top = pr.Joint(torch.zeros(2), torch.eye(2))
+    middle = top.then(torch.randn(2, 2), torch.randn(2), 0.4 * torch.eye(2))
+    whole = middle.then(torch.cat([torch.zeros(3, 2), torch.randn(3, 2)], 1), torch.randn(3), 0.3 * torch.eye(3))
+    x = torch.randn(3)
+    true = whole.given([4, 5, 6], x)
+    first = pr.Joint(true.mean[2:] + 0.1, true.covariance[2:, 2:] + 0.1 * torch.eye(2))
+    return whole, x, first.then(0.5 * torch.randn(2, 2), torch.zeros(2), 0.5 * torch.eye(2))
+
+
+@row(
+    "hierarchical-elbo",
+    "E_q[log p(x, z_1:T)/q(z_1:T|x)] <= log p(x)",
+    notes="002 HVAE; 000 2.2",
+    function="sf.probability.elbo",
+    tolerance=4,
+)
+def _() -> float:
+    """evidence less KL(q(z_1, z_2) ‖ p(z_1, z_2|x)) of two levels in closed form, 50,000 draws, in standard errors."""
+    whole, x, q = hierarchy()
+    z = q.sample(50_000, torch.Generator().manual_seed(0))
+    log_joint = whole.log_prob(torch.cat([z[:, 2:], z[:, :2], x.expand(50_000, -1)], 1))
+    true = whole.given([4, 5, 6], x).marginal([2, 3, 0, 1])
+    truth = whole.marginal([4, 5, 6]).log_prob(x) - q.kl(true)
+    return standard_errors((log_joint - q.log_prob(z))[:, None], truth)
+
+
+@row(
+    "hierarchical-split",
+    "E log p(x|z_1) - E KL(q(z_1|x)‖p(z_1|z_2)) - E KL(q(z_2|z_1)‖p(z_2))",
+    notes="002 HVAE",
+    function="sf.probability.Joint.kl",
+    tolerance=4,
+)
+def _() -> float:
+    """the bound split level by level along the chain rule, each part from its conditionals, in standard errors."""
+    whole, x, q = hierarchy()
+    z = q.sample(150, torch.Generator().manual_seed(0))
+    parts = []
+    for z1, z2 in zip(z[:, :2], z[:, 2:], strict=True):
+        reconstruction = whole.given([0, 1, 2, 3], torch.cat([z2, z1])).log_prob(x)
+        coming = q.marginal([0, 1]).log_prob(z1) - whole.marginal([0, 1, 2, 3]).given([0, 1], z2).log_prob(z1)
+        top = q.given([0, 1], z1).kl(whole.marginal([0, 1]))
+        parts.append(reconstruction - coming - top)
+    true = whole.given([4, 5, 6], x).marginal([2, 3, 0, 1])
+    return standard_errors(torch.stack(parts)[:, None], whole.marginal([4, 5, 6]).log_prob(x) - q.kl(true))
+
+
+def diffusion(steps: int = 6) -> tuple[Discrete, GaussianMixture, Tensor, pr.Joint, pr.Joint]:
+    """A chain on one variable with the exact predictor of N(0.2, 0.5): q(x_1:T | x_0) and the model's p(x_1:T, x_0) as joint Gaussians."""
+    chain = Discrete(torch.linspace(0.1, 0.5, steps))
+    oracle = GaussianMixture(torch.ones(1), torch.tensor([[0.2]]), torch.tensor([[[0.5]]]))
+    x0 = torch.tensor([0.9])
+    q = pr.Joint(torch.zeros(0), torch.zeros(0, 0))
+    for k in range(1, steps + 1):  # x_k after x_1 … x_{k-1}
+        step = process.transition(torch.ones(1), chain.level((k - 1) / steps), chain.level(k / steps))
+        matrix = torch.zeros(1, k - 1)
+        if k > 1:
+            matrix[0, -1] = step.mean
+        offset = step.mean * x0 if k == 1 else torch.zeros(1)
+        q = q.then(matrix, offset, step.log_variance.exp().reshape(1, 1))
+    p = pr.Joint(torch.zeros(1), torch.ones(1, 1))
+    for k in range(steps, 0, -1):  # x_T, …, x_1, x_0
+        t, s = chain.level(k / steps), chain.level((k - 1) / steps)
+        at = torch.tensor([[0.0], [1.0]])
+        model = process.reverse(oracle(at, t), at, t, s, variance="large")
+        matrix = torch.zeros(1, steps - k + 1)
+        matrix[0, -1] = model.mean[1, 0] - model.mean[0, 0]
+        p = p.then(matrix, model.mean[0], model.log_variance.exp().reshape(1, 1))
+    return chain, oracle, x0, q, p
+
+
+@row(
+    "vlb",
+    "L_VLB = E_q log q(x_1:T|x_0)/p(x_0:T) = L_T + Σ L_{t-1} + L_0",
+    notes="002 (58); 004 Optimize Diffusion Models; 001 Loss",
+    function="sf.process.posterior; .reverse; sf.Normal.kl",
+    tolerance=1e-9,
+)
+def _() -> float:
+    """the left side as a KL of two joint Gaussians less log p(x_0), the right term by term, each expectation by quadrature."""
+    chain, oracle, x0, q, p = diffusion()
+    steps = len(chain)
+    latents = list(range(steps - 1, -1, -1))  # p holds x_T first
+    left = q.kl(p.given([steps], x0).marginal(latents)) - p.marginal([steps]).log_prob(x0)
+    node, weight = hermite(30)
+    end = chain.level(1.0)
+    total = process.marginal(x0, end).kl(Normal(torch.zeros(1), torch.zeros(()))).sum()
+    for k in range(steps, 0, -1):
+        t, s = chain.level(k / steps), chain.level((k - 1) / steps)
+        x_t = (t.alpha * x0 + t.sigma * node)[:, None]
+        here = x0.expand_as(x_t)
+        model = process.reverse(oracle(x_t, t), x_t, t, s, variance="large")
+        term = -model.log_prob(here) if k == 1 else process.posterior(here, x_t, t, s).kl(model)
+        total = total + (weight * term[:, 0]).sum()
+    return worst(total, left)
+
+
+@row(
+    "vlb-is-a-bound",
+    "L_VLB >= -log p(x_0), the gap KL(q(x_1:T|x_0) ‖ p(x_1:T|x_0))",
+    notes="004 Optimize Diffusion Models; 002 VDM",
+    function="sf.process.reverse",
+    tolerance=1e-12,
+)
+def _() -> float:
+    """the gap of the joint Gaussians is not negative, and vanishes where q is the model's own posterior."""
+    chain, _, x0, q, p = diffusion()
+    true = p.given([len(chain)], x0).marginal(list(range(len(chain) - 1, -1, -1)))
+    return max(0.0, -float(q.kl(true)), abs(float(true.kl(true))))
+
+
+@row(
+    "diffusion-is-hierarchical",
+    "the diffusion bound is the hierarchical bound with z_t = x_t and a fixed encoder",
+    notes="002 VDM; 000 2.2",
+    function="sf.probability.elbo",
+    tolerance=4,
+)
+def _() -> float:
+    """the same bound by sampling whole chains x_1:T ~ q and weighing them with p, against the closed form, in standard errors."""
+    chain, _, x0, q, p = diffusion()
+    steps = len(chain)
+    z = q.sample(50_000, torch.Generator().manual_seed(0))
+    log_joint = p.log_prob(torch.cat([z.flip(1), x0.expand(50_000, 1)], 1))
+    closed = p.marginal([steps]).log_prob(x0) - q.kl(p.given([steps], x0).marginal(list(range(steps - 1, -1, -1))))
+    return standard_errors((log_joint - q.log_prob(z))[:, None], closed)
+
+
+@row(
+    "chain-factorises",
+    "q(x_1:T|x_0) = Π q(x_t|x_{t-1}) = q(x_T|x_0) Π q(x_{t-1}|x_t, x_0)",
+    notes="002 VDM; 004 Reverse Diffusion Process; 001 DDIM",
+    function="sf.process.transition; .posterior",
+    tolerance=1e-10,
+)
+def _() -> float:
+    """log-densities of both factorisations at ten chains, and of the joint Gaussian."""
+    chain, _, x0, q, _ = diffusion()
+    z = q.sample(10)
+    steps, xs = len(chain), [x0.expand(10), *z.unbind(1)]
+    levels = [chain.level(k / steps) for k in range(steps + 1)]
+    forward = sum(process.transition(xs[k], levels[k], levels[k + 1]).log_prob(xs[k + 1]) for k in range(steps))
+    back = process.marginal(xs[0], levels[-1]).log_prob(xs[-1])
+    back = back + sum(process.posterior(xs[0], xs[k + 1], levels[k + 1], levels[k]).log_prob(xs[k]) for k in range(1, steps))
+    assert isinstance(forward, Tensor)
+    return max(worst(forward, q.log_prob(z)), worst(back, q.log_prob(z)))
+
+
+@row(
+    "gaussian-posterior-given-class",
+    "mixtures of posteriors: p(z|x) of an affine model is Gaussian",
+    notes="003 (1.4.2); 002 ELBO",
+    function="sf.probability.Joint.given",
+    tolerance=4,
+)
+def _() -> float:
+    """importance-weighted draws of the prior, mean of z given x, in standard errors of the ratio."""
+    prior = joint(1)
+    both, x = prior.then(torch.tensor([[0.7]]), torch.zeros(1), torch.tensor([[0.5]])), torch.tensor([0.4])
+    z = prior.sample(50_000, torch.Generator().manual_seed(0))
+    weight = (-(x - 0.7 * z).square()).exp()
+    mean = both.given([1], x).mean
+    return standard_errors(weight * (z - mean), 0.0)

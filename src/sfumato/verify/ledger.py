@@ -119,6 +119,7 @@ def worst(ours: torch.Tensor | float, truth: torch.Tensor | float) -> float:
 
 def standard_errors(draws: torch.Tensor, truth: torch.Tensor | float) -> float:
     """How many standard errors the mean over the first axis lies from the truth, at the worst entry."""
+    draws = draws.detach()
     error = draws.std(0) / math.sqrt(len(draws))
     return float(((draws.mean(0) - truth).abs() / error.clamp(min=1e-300)).max())
 
