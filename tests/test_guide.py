@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from problems import every_scales, mixture
@@ -48,10 +49,22 @@ def test_interval_guides_only_between_its_levels(t, inside):
     torch.testing.assert_close(p.eps, (strong if inside else mixture)(x, level, cond).eps)
 
 
-def test_interval_refuses_rows_at_different_levels():
-    level = sf.Cosine().level(torch.rand(4), like=torch.zeros(4, 2))
-    with pytest.raises(ValueError, match="all rows at one level"):
-        sf.guide.interval(mixture, mixture, -1.0, 1.0)(torch.zeros(4, 2), level)
+def test_interval_takes_rows_at_different_levels():
+    x, cond = torch.randn(9, 2), {"labels": torch.arange(9) % 3}
+    level = sf.Cosine().level(torch.linspace(0.05, 0.95, 9), like=x)
+    strong = sf.guide.classifier_free(mixture, 3.0)
+    p = sf.guide.interval(strong, mixture, -4.0, 4.0)(x, level, cond)
+    inside = level.log_snr.abs() <= 4
+    assert 0 < inside.sum() < 9
+    torch.testing.assert_close(p.eps, torch.where(inside, strong(x, level, cond).eps, mixture(x, level, cond).eps))
+    torch.testing.assert_close(p.x0, torch.where(inside, strong(x, level, cond).x0, mixture(x, level, cond).x0))
+
+
+def test_interval_keeps_each_rows_variance():
+    x, labels = torch.randn(2, 2), torch.arange(2)
+    level = sf.Cosine().level(torch.tensor([0.05, 0.5]), like=x)
+    p = sf.guide.interval(with_variance, sf.guide.unconditional(with_variance), -4.0, 4.0)(x, level, {"labels": labels})
+    torch.testing.assert_close(p.variance_fraction[:, 0], torch.tensor([-1.0, 1.0]))
 
 
 def test_float_conditions_cannot_be_dropped():
@@ -114,3 +127,171 @@ def test_guidance_takes_levels_of_every_shape(shape):
     level = sf.Level(torch.full(shape, 0.6), torch.full(shape, 0.8))
     strong = sf.guide.classifier_free(mixture, 3.0)
     torch.testing.assert_close(strong(x, level, cond).eps, strong(x, LEVEL, cond).eps)
+
+
+exact = sf.guide.label_log_prob(mixture.log_class)
+by_bayes = sf.guide.unconditional(mixture)
+
+
+@every_scales
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 4.0])
+def test_classifier_guidance_is_classifier_free_guidance(scales, scale):
+    x, cond = torch.randn(64, 2), {"labels": torch.arange(64) % 3}
+    level = sf.Cosine(scales=scales, log_snr_max=8.0, log_snr_min=-8.0).level(torch.rand(64), like=x)
+    ours = sf.guide.classifier(by_bayes, exact, scale)(x, level, cond)
+    theirs = sf.guide.classifier_free(mixture, scale)(x, level, cond)
+    torch.testing.assert_close(ours.score(level), theirs.score(level), rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(ours.x0, theirs.x0, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("step", [sf.steps.Multistep(), sf.steps.Heun()])
+def test_at_a_scale_of_one_samples_follow_the_class(step):
+    levels = sf.grid(sf.Cosine(log_snr_max=9.0, log_snr_min=-9.0), 40, spacing=sf.spacing.log_snr)
+    guided, cond = sf.guide.classifier(by_bayes, exact, 1.0), {"labels": torch.zeros(2000, dtype=torch.long)}
+    x = sf.sample(guided, torch.randn(2000, 2), levels, step, cond) - mixture.means[0]
+    square = torch.einsum("bi,bj->bij", x, x)
+    for draws, truth in ((x, torch.zeros(2)), (square, mixture.axes[0] @ mixture.variances[0].diag() @ mixture.axes[0].T)):
+        assert ((draws.mean(0) - truth).abs() < 4 * draws.std(0) / 2000**0.5).all()
+
+
+def test_guidance_tilts_the_flow_of_a_gaussian():
+    """p(y | x) ∝ N(y; x, s²) on N(m, c) data: at scale γ the score is that of a Gaussian with γ / s_t² more precision, s_t² exact."""
+    m, c, s, y, scale = 0.7, 1.5, 0.6, -1.2, 2.0
+    prior = sf.GaussianMixture(torch.ones(1), torch.tensor([[m]]), torch.tensor([[[c]]]))
+    x, level = torch.randn(50, 1), sf.Cosine().level(torch.linspace(0.2, 0.8, 50), like=torch.zeros(50, 1))
+
+    def law(x_t, level):
+        """Mean and variance of y given x_t."""
+        gain = level.alpha * c / (level.alpha.square() * c + level.sigma.square())
+        return m + gain * (x_t - level.alpha * m), c * (1 - gain * level.alpha) + s**2, gain
+
+    def log_prob(x_t, level, cond):
+        mean, variance, _ = law(x_t, level)
+        return -0.5 * ((y - mean).square() / variance)[:, 0]
+
+    mean, variance, gain = law(x, level)
+    wanted = -(x - level.alpha * m) / (level.alpha.square() * c + level.sigma.square()) + scale * gain * (y - mean) / variance
+    torch.testing.assert_close(sf.guide.classifier(prior, log_prob, scale)(x, level).score(level), wanted)
+
+
+@pytest.mark.parametrize("rows", [(), (6, 1)])
+@pytest.mark.parametrize("t", [0.0, 1.0])
+def test_a_classifier_is_safe_at_both_ends(t, rows):
+    """On a chain with zero terminal SNR, whose last level has no signal and whose level 0 no noise."""
+    chain, x = sf.Discrete.linear(1000).zero_terminal(), torch.randn(6, 2)
+    plain = lambda x_t, level, cond=None: sf.Prediction(x_t.sin(), x_t.cos())  # noqa: E731
+    tilt = lambda x_t, level, cond: x_t.sum(1)  # noqa: E731
+    p = sf.guide.classifier(plain, tilt, 3.0)(x, chain.level(torch.full(rows, t)))
+    assert torch.equal(p.x0, x.sin())
+    assert torch.equal(p.eps, x.cos())
+
+
+def test_classifier_guidance_can_be_differentiated():
+    """For the flow's likelihood: the divergence of the guided eps by autograd is that by central differences."""
+    x, cond = torch.randn(5, 2), {"labels": torch.arange(5) % 3}
+    guided = sf.guide.classifier(by_bayes, exact, 2.0)
+    leaf = x.clone().requires_grad_()
+    (ours,) = torch.autograd.grad(guided(leaf, LEVEL, cond).eps[:, 0].sum(), leaf)
+    h = torch.tensor([1e-6, 0.0])
+    theirs = (guided(x + h, LEVEL, cond).eps - guided(x - h, LEVEL, cond).eps)[:, 0] / 2e-6
+    torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_classifier_guidance_leaves_no_graph_behind():
+    x, cond = torch.randn(5, 2), {"labels": torch.arange(5) % 3}
+    with torch.no_grad():
+        assert not sf.guide.classifier(by_bayes, exact, 2.0)(x, LEVEL, cond).eps.requires_grad
+    assert not sf.guide.classifier(by_bayes, exact, 2.0)(x, LEVEL, cond).eps.requires_grad
+    assert not x.requires_grad
+
+
+def test_guidance_in_float32_stays_in_float32():
+    x = torch.randn(4, 2, dtype=torch.float32)
+    p = sf.guide.classifier(by_bayes, exact, 2.0)(x, sf.Cosine().level(0.5), {"labels": torch.arange(4) % 3})
+    assert p.x0.dtype == p.eps.dtype == torch.float32
+
+
+def test_a_label_of_minus_one_is_not_guided():
+    x, cond = torch.randn(4, 2), {"labels": torch.tensor([-1, 0, -1, 2])}
+    p, free = sf.guide.classifier(by_bayes, exact, 5.0)(x, LEVEL, cond), mixture(x, LEVEL)
+    same = (p.eps == free.eps).all(1)
+    assert same.tolist() == [True, False, True, False]
+
+
+REFUSALS = {
+    "one number a row": (lambda x, level, cond: mixture.log_class(x, level), {"labels": torch.zeros(4, dtype=torch.long)}),
+    "cannot be differentiated": (lambda x, level, cond: x.detach().sum(1), None),
+    "needs to know which class": (exact, None),
+    "labels must be below 3": (exact, {"labels": torch.full((4,), 3)}),
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSALS)
+def test_what_cannot_guide_says_why(sentence):
+    log_prob, cond = REFUSALS[sentence]
+    with pytest.raises(ValueError, match=sentence):
+        sf.guide.classifier(lambda x_t, level, cond=None: mixture(x_t, level), log_prob, 2.0)(torch.randn(4, 2), LEVEL, cond)
+
+
+def test_composition_of_one_part_is_classifier_free():
+    x, cond = torch.randn(6, 2), {"labels": torch.arange(6) % 3}
+    composed = sf.guide.compose(by_bayes, [(mixture, 2.5)])(x, LEVEL, cond)
+    torch.testing.assert_close(composed.eps, sf.guide.classifier_free(mixture, 2.5)(x, LEVEL, cond).eps)
+    torch.testing.assert_close(composed.x0, sf.guide.classifier_free(mixture, 2.5)(x, LEVEL, cond).x0)
+
+
+def test_composition_adds_the_scores_of_its_parts():
+    """On top of what the caller asks for, and against a component with a weight below 0."""
+    x = torch.randn(6, 2)
+    parts = [sf.guide.given(mixture, {"labels": torch.tensor([k])}) for k in range(3)]
+    base, a, b = by_bayes(x, LEVEL), parts[0](x, LEVEL, {"labels": torch.full((6,), 1)}), parts[2](x, LEVEL)
+    torch.testing.assert_close(a.eps, mixture(x, LEVEL, {"labels": torch.zeros(6, dtype=torch.long)}).eps)
+    composed = sf.guide.compose(by_bayes, [(parts[0], 2.0), (parts[2], -0.5)])(x, LEVEL)
+    torch.testing.assert_close(composed.eps, base.eps + 2 * (a.eps - base.eps) - 0.5 * (b.eps - base.eps))
+    torch.testing.assert_close(LEVEL.alpha * composed.x0 + LEVEL.sigma * composed.eps, x)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.3, 1.0])
+def test_rescaling_brings_back_the_deviation(phi):
+    x, cond = torch.randn(5, 3, 4), {"labels": torch.arange(5)}
+    images = lambda gain: lambda x_t, level, cond=None: sf.Prediction.from_x0(gain * x_t.sin() + 0.1, x_t, level)  # noqa: E731
+    strong, plain = images(5.0), images(1.0)
+    deviation = lambda p: p.v(LEVEL).flatten(1).std(1)  # noqa: E731
+    p = sf.guide.rescale(strong, plain, phi)(x, LEVEL, cond)
+    mixed = phi * deviation(plain(x, LEVEL)) + (1 - phi) * deviation(strong(x, LEVEL))
+    torch.testing.assert_close(deviation(p), mixed)
+    torch.testing.assert_close(LEVEL.alpha * p.x0 + LEVEL.sigma * p.eps, x)
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0])
+@pytest.mark.parametrize("wrap", [lambda p: sf.guide.rescale(p, p, 0.7), sf.guide.clip, sf.guide.dynamic_clip])
+def test_wrappers_are_finite_at_both_ends(wrap, t):
+    level, x = sf.Discrete.linear(1000).zero_terminal().level(t), torch.randn(4, 6)
+    p = wrap(lambda x_t, level, cond=None: sf.Prediction(x_t.sin(), x_t))(x, level)
+    assert p.x0.isfinite().all()
+    assert p.eps.isfinite().all()
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 1.0])
+def test_dynamic_thresholds_are_each_examples_own(quantile):
+    """Against numpy, on one example within [-1, 1], which stays, and two beyond."""
+    x0 = torch.randn(3, 2, 20) * torch.tensor([0.1, 1.5, 4.0])[:, None, None]
+    x = LEVEL.alpha * x0 + LEVEL.sigma * torch.randn_like(x0)
+    p = sf.guide.dynamic_clip(lambda x_t, level, cond=None: sf.Prediction.from_x0(x0, x_t, level), quantile)(x, LEVEL)
+    for row, ours in zip(x0.numpy(), p.x0.numpy(), strict=True):
+        s = max(1.0, np.quantile(np.abs(row), quantile))
+        np.testing.assert_allclose(ours, np.clip(row, -s, s) / s, rtol=1e-12)
+    torch.testing.assert_close(LEVEL.alpha * p.x0 + LEVEL.sigma * p.eps, x)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: sf.guide.rescale(mixture, mixture, 1.5), "phi must lie in"),
+        (lambda: sf.guide.dynamic_clip(mixture, 0.0), "quantile must lie in"),
+        (lambda: sf.guide.rescale(mixture, mixture)(torch.zeros(3, 1), LEVEL), "entries of an example"),
+    ],
+)
+def test_options_out_of_range_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
