@@ -68,20 +68,20 @@ def flow(
     u: State = (x / scale,)
     slopes, steps = _slope(predict, cond, rows, phi, u), 0
     while len(rows):
-        if steps == max_steps:
+        if steps == max_steps or bool((length.abs() < 1e-10 * longest).any()):
             raise ValueError(
-                f"the flow of {len(rows)} of {len(x)} rows is not through after {max_steps} steps, row {int(rows[0])} stands at log-SNR "
-                f"{-2 * math.log(math.tan(float(phi[0]))):.4g}; raise rtol and atol, or max_steps."
+                f"the flow of {len(rows)} of {len(x)} rows is not through after {steps} steps, row {int(rows[0])} stands at log-SNR "
+                f"{-2 * math.log(math.tan(float(phi[0]))):.4g}; raise rtol and atol, or max_steps, or see if the predictor returns NaN there."
             )
         last = (there - phi).abs() <= length.abs()
-        length = torch.where(last, there - phi, length)
-        ahead, missed, slopes_ahead = dormand_prince(partial(_slope, predict, cond, rows), phi, u, slopes, length)
+        step = torch.where(last, there - phi, length)
+        ahead, missed, slopes_ahead = dormand_prince(partial(_slope, predict, cond, rows), phi, u, slopes, step)
         allowed = atol + rtol * torch.maximum(u[0].abs(), ahead[0].abs())
         error = (missed[0] / allowed).flatten(1).square().mean(1).sqrt().double().cpu()
         good, steps = error <= 1, steps + 1  # an error that is not a number is not good
-        phi = torch.where(good, torch.where(last, there, phi + length), phi)
+        phi = torch.where(good, torch.where(last, there, phi + step), phi)
         u, slopes = (_where(good, *pair) for pair in ((ahead, u), (slopes_ahead, slopes)))
-        length = (length * (0.9 * error**-0.2).nan_to_num(0.2, posinf=5.0).clamp(0.2, 5.0)).clamp(-longest, longest)
+        length = (step * (0.9 * error**-0.2).nan_to_num(0.2, posinf=5.0).clamp(0.2, 5.0)).clamp(-longest, longest)
         done = good & last
         out[rows[done]], nfe[rows[done]] = scale_end * u[0][done], 1 + 6 * steps
         rows, phi, length, u, slopes = rows[~done], phi[~done], length[~done], (u[0][~done],), (slopes[0][~done],)

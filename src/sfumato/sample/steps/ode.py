@@ -74,7 +74,7 @@ class Multistep:
     ) -> tuple[Float[Tensor, "b *x"], tuple[Known, ...]]:
         """One multistep update; remembers the last x0."""
         now, then = _half_log_snr(t), _half_log_snr(s)
-        known = ((predict(x, t).x0, now), *(memory or ()))[: self.order]
+        known = _remember((predict(x, t).x0, now), memory or (), self.order)
         x_s = _move(x, t, s, _forecast(known, then), self.eta)
         if self.eta > 0:
             fresh = float(s.sigma) * self.eta * math.sqrt(-math.expm1(2 * (now - then)))
@@ -111,7 +111,7 @@ class UniPC:
             before, level, past = memory
             if math.isfinite(past[0][1]):
                 x = _move(before, level, t, (*past, now))
-        known = (now, *past)[: self.order]
+        known = _remember(now, past, self.order)
         return _move(x, t, s, _forecast(known, _half_log_snr(s))), (x, t, known)
 
 
@@ -140,7 +140,7 @@ class AdamsBashforth:
     ) -> tuple[Float[Tensor, "b *x"], tuple[Known, ...]]:
         """One Adams-Bashforth update; remembers the last eps."""
         p, now, then = predict(x, t), _half_log_snr(t), _half_log_snr(s)
-        known = ((p.eps, now), *(memory or ()))[: self.order]
+        known = _remember((p.eps, now), memory or (), self.order)
         near = _forecast(known, then)
         if len(near) == 1:
             return s.alpha * p.x0 + s.sigma * p.eps, known
@@ -160,12 +160,17 @@ def _half_log_snr(level: Level) -> float:
     return math.inf if sigma == 0 else -math.inf if alpha == 0 else math.log(alpha / sigma)
 
 
+def _remember(now: Known, past: tuple[Known, ...], most: int) -> tuple[Known, ...]:
+    """The last predictions, latest first; none but the first of a walk can be without signal, and no polynomial goes through that one."""
+    return (now, *(each for each in past if math.isfinite(each[1])))[:most]
+
+
 def _forecast(known: tuple[Known, ...], then: float) -> tuple[Known, ...]:
-    """Those of the predictions, latest first, that foretell what comes until then."""
-    now, before = known[0][1], known[-1 if len(known) == 1 else 1][1]
-    if len(known) == 1 or math.isinf(now) or (then - now) / (now - before) > _FARTHEST:
-        return known[:1]
-    return tuple(each for each in known if math.isfinite(each[1]))
+    """Those of the predictions that foretell what comes until then: all, or where that is far, the latest."""
+    if len(known) == 1:
+        return known
+    (_, now), (_, before), *_ = known
+    return known if (then - now) / (now - before) <= _FARTHEST else known[:1]
 
 
 def _move(x: Tensor, t: Level, s: Level, known: Sequence[Known], eta: float = 0.0) -> Tensor:
