@@ -71,7 +71,7 @@ def flow(
         if steps == max_steps or bool((length.abs() < 1e-10 * longest).any()):
             raise ValueError(
                 f"the flow of {len(rows)} of {len(x)} rows is not through after {steps} steps, row {int(rows[0])} stands at log-SNR "
-                f"{-2 * math.log(math.tan(float(phi[0]))):.4g}; raise rtol and atol, or max_steps, or see if the predictor returns NaN there."
+                f"{-2 * math.log(math.tan(float(phi[0]))):.4g}; raise rtol and atol, or max_steps, or look for NaN there."
             )
         last = (there - phi).abs() <= length.abs()
         step = torch.where(last, there - phi, length)
