@@ -133,6 +133,13 @@ BAD = {
     "base that is a number": (["train", "five.yaml"], 2, "base must be the name"),
     "recipe of a run without a place": (["train", "RUN/recipe.yaml"], 2, "name the folder of the new run"),
     "out not given": (["sample", "RUN"], 2, "--out"),
+    "classifier that is not there": (["sample", "RUN", "--classifier", "RUN", "--out", "s.npz"], 2, "holds no classifier; train one with"),
+    "classifier of no run": (["train-classifier", "nowhere"], 2, "is no run folder"),
+    "classifier of the zoo without a place": (["train-classifier", "zoo:digits"], 2, "name a folder for its classifier with --out"),
+    "misspelt option of a classifier": (["train-classifier", "RUN", "--set", "net.width=3"], 2, "did you mean net.widths?"),
+    "classifier of no steps": (["train-classifier", "RUN", "--steps", "0"], 2, "training.steps got 0"),
+    "classifier without labels": (["train-classifier", "RUN", "--set", "training.label_drop=1"], 2, "leave training.label_drop at 0"),
+    "classifier in a folder in use": (["train-classifier", "RUN", "--out", "photos"], 2, "is no run folder"),
 }
 
 
@@ -230,7 +237,7 @@ def test_recipes_are_listed_and_each_is_whole(capsys):
 
 
 def test_help_has_an_example(capsys):
-    for command in ("train", "sample", "recipes", "zoo"):
+    for command in ("train", "train-classifier", "sample", "recipes", "zoo"):
         code, out, _ = call(command, "--help", capsys=capsys)
         assert code == 0
         assert "Example: sfumato " in out
@@ -240,3 +247,24 @@ def test_debug_shows_the_traceback(here, capsys):
     code, _, err = call("train", "fashon", "--debug", capsys=capsys)
     assert code == 2
     assert "Traceback" in err
+
+
+def test_a_classifier_is_trained_and_guides(run, here, capsys):
+    small = ["--set", "net.widths=[8,8]", "--set", "training.batch=16", "--steps", "3", "--out", "judge"]
+    code, out, _ = call("train-classifier", run, *small, capsys=capsys)
+    assert code == 0
+    assert "accuracy@+8" in out
+    assert "after step 3 of 3" in call("train-classifier", run, *small, "--resume", capsys=capsys)[1]
+    drawn = [
+        call("sample", run, "--classifier", "judge", "--guidance", g, "--count", "4", "--out", f"{g}.npz", capsys=capsys)
+        for g in ("0", "9")
+    ]
+    assert [code for code, _, _ in drawn] == [0, 0]
+    assert not np.array_equal(np.load("0.npz")["arr_0"], np.load("9.npz")["arr_0"])
+
+
+def test_a_run_without_classes_has_no_classifier(here, capsys):
+    small = ["--set", "net.width=16", "--set", "data.count=500", "--set", "training.batch=64", "--steps", "1"]
+    assert call("train", "moons", *small, "--out", "moons", capsys=capsys)[0] == 0
+    code, _, err = call("train-classifier", "moons", capsys=capsys)
+    assert (code, "moons has no classes, so there is nothing to classify" in err) == (2, True)
