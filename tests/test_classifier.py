@@ -1,6 +1,7 @@
 """The noise-conditioned classifier: it learns what can be known, resumes to the bit, guides its run, and refuses strangers."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,3 +204,14 @@ def test_patch_classifiers_take_any_size(shape, patch):
 def test_patch_classifiers_take_images_only():
     with pytest.raises(ValueError, match="PatchClassifier takes images"):
         sf.nets.PatchClassifier((2,), 3)
+
+
+def test_a_run_keeps_its_classifier_within(digits):
+    """As the command does where no place is named; a damaged one says so."""
+    home = classifier.train(digits, classifier.recipe_for(digits, SMALL, steps=1), Path(digits.name) / "classifier")
+    inside, itself = classifier.load(digits.name), classifier.load(home)
+    assert all(torch.equal(a, b) for a, b in zip(inside.state_dict().values(), itself.state_dict().values(), strict=True))
+    path = home / "checkpoints" / "00000001" / "ema-0.100.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(checkpoint.CheckpointError, match=r"ema-0\.100\.safetensors is damaged"):
+        classifier.load(digits.name)
