@@ -61,13 +61,15 @@ def _reference(path: Path, as_json: bool) -> bool:
 def _line(result: Result) -> str:
     row = result.row
     mark = "ok  " if result.passed else "FAIL"
-    return f"{mark}  {result.error:8.1e} <= {row.tolerance:7.1e}  {row.id:34}  {row.equation}"
+    return f"{mark}  {result.error:8.1e} <= {row.tolerance:7.1e}  {row.id:34}  {row.equation}" + (
+        f"  ({result.raised})" if result.raised else ""
+    )
 
 
 def _record(result: Result) -> dict[str, object]:
     row = result.row
     words = {name: getattr(row, name) for name in ("id", "equation", "notes", "function", "how", "tolerance")}
-    return words | {"error": result.error, "passed": result.passed, "seconds": round(result.seconds, 3)}
+    return words | {"error": result.error, "passed": result.passed, "raised": result.raised, "seconds": round(result.seconds, 3)}
 
 
 def _page(results: list[Result]) -> list[str]:

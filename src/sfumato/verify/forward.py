@@ -187,7 +187,7 @@ def _() -> float:
     return max(errors)
 
 
-@row("marginal-simulated", "x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε", notes=f"{FORWARD}", function="sf.process.transition", tolerance=4)
+@row("marginal-simulated", "x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε", notes=f"{FORWARD}", function="sf.process.transition", tolerance=4.0)
 def _() -> float:
     """20,000 walks of 40 noisy steps: mean and variance in standard errors."""
     chain, _, alphas = raw_chain()

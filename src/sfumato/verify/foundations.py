@@ -47,7 +47,7 @@ def _() -> float:
     return max(worst(by_mean, torch.ones(50)), worst(by_deviation, eps), worst(z, mean + deviation * eps))
 
 
-@row("normal-moments", "E z = μ, Var z = σ²", notes=f"{MATHS_004} 9", function="sf.Normal.sample", tolerance=4)
+@row("normal-moments", "E z = μ, Var z = σ²", notes=f"{MATHS_004} 9", function="sf.Normal.sample", tolerance=4.0)
 def _() -> float:
     """mean and variance of 100,000 draws, in standard errors."""
     z = Normal(torch.full((100_000, 1), -0.7), torch.tensor(math.log(2.3))).sample(torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ def _() -> float:
 @row("marginalisation-gauss", "p(x) = ∫ p(x, y) dy", notes=f"{MATHS_004} 3", function="sf.probability.Joint.marginal", tolerance=1e-10)
 def _() -> float:
     """a numerical integral of the joint density over the other variable."""
-    p, x, y = joint(2), line(6, 41), line(40, 20_001)
+    p, x, y = joint(2), line(6.0, 41), line(40.0, 20_001)
     density = p.log_prob(torch.stack(torch.meshgrid(x, y, indexing="ij"), -1)).exp()
     return worst(p.marginal([0]).log_prob(x[:, None]).exp(), torch.trapezoid(density, y, dim=1))
 
@@ -102,7 +102,7 @@ def _() -> float:
 )
 def _() -> float:
     """the joint density along the line y = y*, normalised numerically."""
-    p, x, known = joint(3), line(40, 40_001), torch.tensor([0.3, -1.1])
+    p, x, known = joint(3), line(40.0, 40_001), torch.tensor([0.3, -1.1])
     along = p.log_prob(torch.stack([torch.full_like(x, 0.3), x, torch.full_like(x, -1.1)], 1)).exp()
     along = along / torch.trapezoid(along, x)
     near = slice(15_000, 25_001, 50)
@@ -186,7 +186,7 @@ def _() -> float:
 )
 def _() -> float:
     """the convolution of two densities, integrated numerically."""
-    a, b, grid = 0.7, -1.3, line(40, 40_001)
+    a, b, grid = 0.7, -1.3, line(40.0, 40_001)
     pair = pr.Joint(torch.tensor([0.5, -0.2]), torch.diag(torch.tensor([0.8, 0.3])))
     mixed = pair.then(torch.tensor([[a, b]]), torch.zeros(1), torch.zeros(1, 1)).marginal([2])
     x, y = (pair.marginal([i]) for i in range(2))
@@ -202,7 +202,7 @@ def _() -> float:
     "E_p f(x) ≈ (1/n) Σ f(x_i)",
     notes=f"{BASICS_000}; {MATHS_004} 7; 003 (1.4.6)",
     function="sf.probability.Joint.sample",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """E x x' of 50,000 draws of a Gaussian, in standard errors."""
@@ -269,7 +269,7 @@ def _() -> float:
 )
 def _() -> float:
     """∫ p log(p/q) by quadrature, for four pairs of means and variances."""
-    x = line(30, 60_001)
+    x = line(30.0, 60_001)
     errors = []
     for mean, log_variance in ((0.0, 0.0), (1.0, -1.0), (-2.0, 0.7), (0.3, 1.5)):
         p, q = Normal(torch.full_like(x, 0.2), torch.tensor(-0.4)), Normal(torch.full_like(x, mean), torch.tensor(log_variance))

@@ -54,7 +54,7 @@ def _() -> float:
     "log p(x) >= E_q[log p(x, z)/q(z|x)]",
     notes="000 ELBO; 002 ELBO; 003 (1.4.5)",
     function="sf.probability.elbo",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """log p(x) - KL(q ‖ p(z|x)) in closed form, 50,000 draws, in standard errors."""
@@ -94,7 +94,7 @@ def expected_log_likelihood(both: pr.Joint, prior: pr.Joint, x: Tensor, q: pr.Jo
     "ELBO = E_q log p(x|z) - KL(q(z|x) ‖ p(z))",
     notes="003 (1.4.12); 002 VAE; 000 VAE",
     function="sf.probability.elbo; .Joint.kl",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """reconstruction and prior matching in closed form against the Monte-Carlo bound, in standard errors."""
@@ -108,7 +108,7 @@ def _() -> float:
     "E_q log p(x|z) ≈ (1/L) Σ log p(x|z_l)",
     notes="003 (1.4.13)",
     function="sf.Normal.sample; sf.Normal.log_prob",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """a decoder N(2z, ½) under q(z) = N(0.3, 0.2): 50,000 reparameterised draws against the closed form, in standard errors."""
@@ -133,7 +133,7 @@ def _() -> float:
     "log (1/K) Σ p(x, z_k)/q(z_k|x) rises with K to log p(x)",
     notes="beyond the notes (Burda et al. 2016, theorem 1)",
     function="sf.probability.importance_bound",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """E of the mean weight is p(x) (in standard errors); the bounds of K = 1, 4, 16, 64 on the same draws rise and stay below."""
@@ -162,7 +162,7 @@ def hierarchy() -> tuple[pr.Joint, Tensor, pr.Joint]:
     "E_q[log p(x, z_1:T)/q(z_1:T|x)] <= log p(x)",
     notes="002 HVAE; 000 2.2",
     function="sf.probability.elbo",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """evidence less KL(q(z_1, z_2) ‖ p(z_1, z_2|x)) of two levels in closed form, 50,000 draws, in standard errors."""
@@ -179,7 +179,7 @@ def _() -> float:
     "E log p(x|z_1) - E KL(q(z_1|x)‖p(z_1|z_2)) - E KL(q(z_2|z_1)‖p(z_2))",
     notes="002 HVAE",
     function="sf.probability.Joint.kl",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """the bound split level by level along the chain rule, each part from its conditionals, in standard errors."""
@@ -264,7 +264,7 @@ def _() -> float:
     "the diffusion bound is the hierarchical bound with z_t = x_t and a fixed encoder",
     notes="002 VDM; 000 2.2",
     function="sf.probability.elbo",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """the same bound by sampling whole chains x_1:T ~ q and weighing them with p, against the closed form, in standard errors."""
@@ -301,7 +301,7 @@ def _() -> float:
     "mixtures of posteriors: p(z|x) of an affine model is Gaussian",
     notes="003 (1.4.2); 002 ELBO",
     function="sf.probability.Joint.given",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """importance-weighted draws of the prior, mean of z given x, in standard errors of the ratio."""

@@ -38,11 +38,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """A row and what it gave; an error that is not a number has not passed."""
+    """A row and what it gave; an error that is not a number has not passed. `raised` is what stopped the check, if anything did."""
 
     row: Row
     error: float
     seconds: float
+    raised: str = ""
 
     @property
     def passed(self) -> bool:
@@ -86,7 +87,7 @@ def rows() -> list[Row]:
 def run(which: Iterable[Row] | None = None, *, on_result: Callable[[Result], None] | None = None) -> list[Result]:
     """Runs rows (all by default), each in float64 with its own seed, and returns what they gave.
 
-    A check that raises a library's own refusal (ValueError, ArithmeticError, a tensor error) counts as failed, with an error of NaN.
+    A check that raises counts as failed, with an error of NaN.
     """
     results = []
     for each in rows() if which is None else which:
@@ -97,17 +98,17 @@ def run(which: Iterable[Row] | None = None, *, on_result: Callable[[Result], Non
 
 
 def _run(each: Row) -> Result:
-    before, started = torch.get_default_dtype(), time.perf_counter()
+    before, started, raised = torch.get_default_dtype(), time.perf_counter(), ""
     torch.set_default_dtype(torch.float64)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             error = float(each.check())
-    except (ValueError, ArithmeticError, RuntimeError, AttributeError, TypeError, IndexError, AssertionError):
-        error = math.nan
+    except (ValueError, ArithmeticError, RuntimeError, AttributeError, TypeError, IndexError, AssertionError) as stop:
+        error, raised = math.nan, f"{type(stop).__name__}: {' '.join(str(stop).split())}"
     finally:
         torch.set_default_dtype(before)
-    return Result(each, error, time.perf_counter() - started)
+    return Result(each, error, time.perf_counter() - started, raised)
 
 
 def worst(ours: torch.Tensor | float, truth: torch.Tensor | float) -> float:

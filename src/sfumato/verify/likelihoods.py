@@ -105,7 +105,7 @@ def _() -> float:
     return worst(likelihood.term_bits(oracle(x_1, one), x0, x_1, one, data, last_log_variance=last), truth[0])
 
 
-@row("bound-is-above", "E L_VLB >= H(x_0), and falls as the chain grows", notes=BOUND, function="sf.likelihood.vlb", tolerance=3)
+@row("bound-is-above", "E L_VLB >= H(x_0), and falls as the chain grows", notes=BOUND, function="sf.likelihood.vlb", tolerance=3.0)
 def _() -> float:
     """a discrete law of known entropy, exact predictor: shortfall in standard errors; infinite if 4, 16, 128 steps do not fall."""
     found = [bound_of(4000, steps) for steps in (4, 16, 128)]
@@ -115,7 +115,7 @@ def _() -> float:
     return max(0.0, *((entropy - float(bound.total.mean())) / bound.standard_error for bound, entropy in found))
 
 
-@row("bound-is-tight", "L_VLB → H(x_0) as T → ∞", notes=BOUND, function="sf.likelihood.vlb", tolerance=3)
+@row("bound-is-tight", "L_VLB → H(x_0) as T → ∞", notes=BOUND, function="sf.likelihood.vlb", tolerance=3.0)
 def _() -> float:
     """a discrete law of known entropy, exact predictor, the whole chain of 3,000 at variance β̃: distance in standard errors."""
     x0, oracle, entropy = seventeen_values(150)
@@ -129,7 +129,7 @@ def _() -> float:
     "E over drawn terms of the weighted sum = Σ L_{t-1}",
     notes="002 VDM training; 004 Improved DDPM",
     function="sf.likelihood.vlb(terms=…)",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """60 draws of 4 of 12 terms against all terms, in standard errors of the difference."""

@@ -338,9 +338,8 @@ def _snr_total(oracle: GaussianMixture, top: float, bottom: float) -> Tensor:
 )
 def _() -> float:
     """three curves and scalings with the same ends, against the closed form in the ends."""
-    ends = {"log_snr_max": 5.0, "log_snr_min": -5.0}
     truth = _snr_total(gaussian(), 5.0, -5.0)
-    return max(worst(_vdm_total(schedule), truth) for schedule in (Cosine(**ends), LinearVP(**ends), Flow(**ends)))
+    return max(worst(_vdm_total(curve(log_snr_max=5.0, log_snr_min=-5.0)), truth) for curve in (Cosine, LinearVP, Flow))
 
 
 @row(
@@ -370,7 +369,7 @@ def _() -> float:
     "E[v'∇(v's) + ½|s|²] = ½ E|s - s*|² - ½ E|s*|²",
     notes="004 NCSN",
     function="sf.loss.sliced_score_matching",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """closed form for a linear score on a Gaussian, 20,000 draws, in standard errors."""
@@ -438,7 +437,7 @@ def _() -> float:
     "one level in each nth: unbiased, with less variance",
     notes="beyond the notes (Kingma et al. 2021, appendix I.1)",
     function="sf.loss.Stratified",
-    tolerance=4,
+    tolerance=4.0,
 )
 def _() -> float:
     """E t² over 2,000 batches in standard errors; 100 if the batches' means vary as independent ones do."""
@@ -461,7 +460,7 @@ def _() -> float:
     return max(abs(float(ratio.mean()) + 1.2), abs(float(ratio.std()) - 1.2))
 
 
-@row("oracle-loss", "min E|x_0 - x̂_0|² = E Var[x_0|x_t]", notes="002 SGM; 000 Diffusion", function="sf.loss.simple", tolerance=4)
+@row("oracle-loss", "min E|x_0 - x̂_0|² = E Var[x_0|x_t]", notes="002 SGM; 000 Diffusion", function="sf.loss.simple", tolerance=4.0)
 def _() -> float:
     """the closed-form posterior variance of a Gaussian, 50,000 draws, in standard errors."""
     oracle, level, generator = gaussian(), Level(*(torch.tensor(v) for v in (0.6, 0.8))), torch.Generator().manual_seed(0)

@@ -1,0 +1,161 @@
+"""Breaks the mathematics on purpose and counts how often a test notices: `make mutants`.
+
+Cosmic Ray finds and applies the mutations (https://cosmic-ray.readthedocs.io): another operator or sign, a number off by one, a comparison
+turned, a branch negated. A seeded sample of them is made, each in a copy of the tree, and the tests of its module are run until one fails.
+Operators that mostly end in a type error (bits, shifts, removed decorators) are left out: they die by themselves and prove nothing.
+
+A survivor that no test can kill is listed in tests/equivalent_mutants.toml with its reason; others want a test.
+
+    python tests/mutants.py --count 220 --seed 0 --jobs 2
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from queue import Queue
+
+from cosmic_ray.ast import ast_nodes, get_ast_from_path
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+ROOT = Path(__file__).resolve().parents[1]
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
+OPERATORS = [
+    *(f"core/ReplaceBinaryOperator_{a}_{b}" for a in ARITHMETIC for b in ARITHMETIC if a != b),
+    *(name for name in operator_names() if "ReplaceComparisonOperator" in name and "Is" not in name),
+    "core/ReplaceUnaryOperator_USub_UAdd",
+    "core/ReplaceUnaryOperator_Delete_Not",
+    "core/ReplaceTrueWithFalse",
+    "core/ReplaceFalseWithTrue",
+    "core/ReplaceAndWithOr",
+    "core/ReplaceOrWithAnd",
+    "core/AddNot",
+    "core/NumberReplacer",
+    "core/ZeroIterationForLoop",
+]
+TESTS = {
+    "schedule.py": ["test_schedule.py", "test_process.py", "test_verify.py", "test_sample.py"],
+    "process.py": ["test_process.py", "test_likelihood.py", "test_verify.py", "test_sample.py"],
+    "prediction.py": ["test_prediction.py", "test_denoiser.py", "test_verify.py"],
+    "loss.py": ["test_loss.py", "test_verify.py", "test_train.py"],
+    "likelihood": ["test_likelihood.py", "test_flow_likelihood.py", "test_verify.py"],
+    "guide.py": ["test_guide.py", "test_verify.py"],
+    "sample": ["test_sample.py", "test_sample_*.py", "test_verify.py"],
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mutation: the file, what is done to which of the places where it can be done."""
+
+    module: str
+    operator: str
+    occurrence: int
+
+    @cached_property
+    def code(self) -> str:
+        """The mutated source."""
+        changed = mutate_code((ROOT / self.module).read_text(), get_operator(self.operator)(), self.occurrence)
+        assert changed is not None
+        return changed
+
+    @cached_property
+    def change(self) -> str:
+        """The lines that differ, before and after."""
+        before = (ROOT / self.module).read_text().splitlines()
+        return " ; ".join(f"{a.strip()}  →  {b.strip()}" for a, b in zip(before, self.code.splitlines(), strict=False) if a != b)
+
+
+def every_mutant() -> list[Mutant]:
+    """All mutations of the modules under test."""
+    found = []
+    for place in TESTS:
+        path = ROOT / "src/sfumato" / place
+        for module in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            nodes = list(ast_nodes(get_ast_from_path(module)))
+            for name in OPERATORS:
+                operator = get_operator(name)()
+                places = sum(1 for node in nodes for _ in operator.mutation_positions(node))
+                found += [Mutant(str(module.relative_to(ROOT)), name, i) for i in range(places)]
+    return found
+
+
+def tests_of(module: str, tree: Path) -> list[str]:
+    """The test files of a module, its own first."""
+    place = next(key for key in TESTS if module.removeprefix("src/sfumato/").startswith(key))
+    return [str(path) for pattern in TESTS[place] for path in sorted((tree / "tests").glob(pattern))]
+
+
+def fails(tree: Path, mutant: Mutant, seconds: float) -> bool:
+    """Whether a test fails (or hangs) on the mutant, made in this copy of the tree."""
+    target = tree / mutant.module
+    original = target.read_text()
+    target.write_text(mutant.code)
+    environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(mutant.module, tree)]
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=seconds, check=False)
+        return done.returncode != 0
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        target.write_text(original)
+
+
+def main() -> None:
+    """Makes the sample, prints one line a mutant, and exits 1 where fewer than nine in ten die or a survivor has no reason."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--count", type=int, default=220)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=300, help="a test run that takes longer counts as failed")
+    parser.add_argument("--only", default="", help="only modules whose path contains this")
+    args = parser.parse_args()
+    reasons = {entry["change"]: entry["reason"] for entry in tomllib.loads((ROOT / "tests/equivalent_mutants.toml").read_text())["mutant"]}
+    population = [mutant for mutant in every_mutant() if args.only in mutant.module]
+    sample = random.Random(args.seed).sample(population, min(args.count, len(population)))
+    print(f"{len(sample)} of {len(population)} mutants, seed {args.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        trees: Queue[Path] = Queue()
+        for job in range(args.jobs):
+            tree = Path(folder) / str(job)
+            for part in ("src", "tests"):
+                shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+            for name in ("pyproject.toml", "README.md"):
+                shutil.copy(ROOT / name, tree / name)
+            trees.put(tree)
+
+        def kill(mutant: Mutant) -> bool:
+            tree, started = trees.get(), time.monotonic()
+            try:
+                dead = fails(tree, mutant, args.seconds)
+            finally:
+                trees.put(tree)
+            mark = "dead    " if dead else "SURVIVED"
+            print(f"{mark} {time.monotonic() - started:5.0f} s  {mutant.module}  {mutant.change}", flush=True)
+            return dead
+
+        with ThreadPoolExecutor(args.jobs) as pool:
+            dead = list(pool.map(kill, sample))
+    survivors = [mutant for mutant, died in zip(sample, dead, strict=True) if not died]
+    unexplained = [mutant for mutant in survivors if mutant.change not in reasons]
+    print(
+        f"\n{sum(dead)} of {len(sample)} died ({sum(dead) / len(sample):.1%}); {len(survivors)} survived, {len(unexplained)} without a reason"
+    )
+    for mutant in survivors:
+        print(f"  {mutant.module}: {mutant.change}\n      {reasons.get(mutant.change, 'no reason yet: write a test')}")
+    sys.exit(sum(dead) < 0.9 * len(sample) or bool(unexplained))
+
+
+if __name__ == "__main__":
+    main()
