@@ -5,7 +5,7 @@ so over the half log-SNR λ = log(alpha/sigma)
 
     du/dλ = -alpha sigma v(u, λ)      log p(u_0) = log N(u_1; 0, I) + ∫ div(du/dλ) dλ  from λ_0 (data) to λ_1 (noise).
 
-Song et al. (2021), eq. 39, arXiv:2011.13456; Salimans & Ho (2022), eq. 8, arXiv:2202.00512. The schedule gives the two ends, nothing else.
+Song et al. (2021), eq. 39, arXiv:2011.13456; Salimans & Ho (2022), appendix D, arXiv:2202.00512. The schedule gives the two ends only.
 Every example has steps of its own, so its density does not depend on its batch.
 """
 
@@ -114,8 +114,8 @@ def flow_density(
     """log p(x) of x = x_t/alpha at the schedule's first level with noise, under the flow that ends in N(0, alpha² + sigma²) at its last.
 
     For an exact predictor that is the density of the data blurred by noise of standard deviation sigma/alpha at the first level (5.5e-4 for
-    a schedule that starts at 15 nats). The prior at the last level is that of `prior_bits`. Computed in the dtype of x: a float64 x keeps
-    the integration exact whatever the network computes in.
+    a schedule that starts at 15 nats). The prior at the last level is that of `prior_bits`. The path is kept in
+    float64, whatever the dtypes of x and of the network: at the first level a float32 would round it by more than a step may miss.
 
     Args:
         predict: any predictor that can be differentiated, each row on its own.
@@ -135,11 +135,11 @@ def flow_density(
         divergence = Exact() if x[0].numel() <= 32 else Hutchinson()
     start, stop = half_log_snr_ends(schedule)
     alpha = vp_scales(2 * start)[0]
-    flow = _Flow(predict, cond, divergence.probes(x, generator))
-    u, products, missed, evaluations = flow.integrate(alpha * x.detach(), start, stop, divergence, tolerance)
+    flow = _Flow(predict, cond, divergence.probes(x.double(), generator))
+    u, products, missed, evaluations = flow.integrate(alpha * x.detach().double(), start, stop, divergence, tolerance)
     volume, probe_error = divergence.trace(products)
     prior = -0.5 * (u.square() + math.log(2 * math.pi)).flatten(1).sum(1)
-    return FlowDensity(prior + volume + x[0].numel() * alpha.log(), probe_error, missed, evaluations)
+    return FlowDensity((prior + volume + x[0].numel() * alpha.log()).to(x), probe_error.to(x), missed.to(x), evaluations)
 
 
 def flow_log_prob(
@@ -249,7 +249,7 @@ class Uniform:
 class TruncatedNormal:
     """Normal noise cut at the bin's ends, by default that which the flow's first level would add, which the model knows.
 
-    Zheng et al. (2023), eq. 15, arXiv:2305.03935.
+    Zheng et al. (2023), truncated-normal dequantization, arXiv:2305.03935.
 
     Args:
         std: of the noise before it is cut; sigma/alpha of the flow's first level where not given.

@@ -49,7 +49,7 @@ def _score(oracle: GaussianMixture | Points, x_t: Tensor, level: Level) -> Tenso
 
 @row("tweedie", "E[x0|x_t] = (x_t + σ² ∇log p(x_t)) / α", notes=SGM, function="oracle.GaussianMixture(x_t, level).x0", tolerance=1e-8)
 def tweedie() -> float:
-    """Against the gradient of the closed-form density under VP, VE, flow and sub-VP scales; Efron (2011), eq. 1.2."""
+    """Against the gradient of the closed-form density under VP, VE, flow and sub-VP scales; Efron (2011)."""
     mixture, x = _mixture(), torch.randn(60, 2)
     return max(worst(mixture(x, level).x0, (x + level.sigma.square() * _score(mixture, x, level)) / level.alpha) for level in _levels(x))
 
@@ -87,7 +87,7 @@ def posterior_mean_by_quadrature() -> float:
     tolerance=1e-8,
 )
 def posterior_covariance() -> float:
-    """Tweedie of second order, against the Hessian of the closed-form density; Meng et al. (2021), eq. 9, arXiv:2111.04726."""
+    """Tweedie of second order, against the Hessian of the closed-form density; Meng et al. (2021), arXiv:2111.04726."""
     mixture, x_t = _mixture(), torch.tensor([0.3, 0.2])
     level = Level(torch.tensor(0.8), torch.tensor(0.6))
     hessian = torch.autograd.functional.hessian(lambda x: mixture.log_prob(x[None], level)[0], x_t)
@@ -359,7 +359,7 @@ def flow_has_the_marginals() -> float:
 @row(
     "flow-velocity",
     "du/dλ = -ασ v, u = x_t/√(α²+σ²), λ = log(α/σ); ∂p/∂λ = -div(p du/dλ)",
-    notes=f"{BEYOND}: Salimans & Ho (2022), eq. 8, arXiv:2202.00512",
+    notes=f"{BEYOND}: Salimans & Ho (2022), appendix D, arXiv:2202.00512",
     function="Prediction.v",
     tolerance=1e-6,
 )
@@ -382,7 +382,7 @@ def flow_velocity() -> float:
 @row(
     "dequantisation",
     "P(x0) = E_q[p(x) / q(x|x0)], so log P(x0) ≥ E_q[log p(x) - log q(x|x0)]",
-    notes=f"{BEYOND}: Theis et al. (2016), section 3.1, arXiv:1511.01844; Zheng et al. (2023), eq. 15, arXiv:2305.03935",
+    notes=f"{BEYOND}: Theis et al. (2016), section 3.1, arXiv:1511.01844; Zheng et al. (2023), arXiv:2305.03935",
     function="likelihood.bits_per_dim",
     tolerance=4.0,
 )
