@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check mutants bench docs clean
 
 # Installed once; again when the pins change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,7 +30,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/toys.py
 	benchmarks/quality/run.sh
 
+# Breaks a seeded sample of the mathematics and counts how much of it the tests notice: within an hour on two cores.
+mutants: $(VENV)/.installed
+	$(BIN)/python tests/mutants.py --count 220 --seed 0 --jobs 2
+
 docs: $(VENV)/.installed
+	$(BIN)/sfumato verify --markdown > docs/ledger.md
 	$(BIN)/pdoc --output-directory build/docs sfumato
 
 clean:

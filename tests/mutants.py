@@ -149,12 +149,11 @@ def main() -> None:
             dead = list(pool.map(kill, sample))
     survivors = [mutant for mutant, died in zip(sample, dead, strict=True) if not died]
     unexplained = [mutant for mutant in survivors if mutant.change not in reasons]
-    print(
-        f"\n{sum(dead)} of {len(sample)} died ({sum(dead) / len(sample):.1%}); {len(survivors)} survived, {len(unexplained)} without a reason"
-    )
+    share = sum(dead) / len(sample)
+    print(f"\n{sum(dead)} of {len(sample)} died ({share:.1%}); {len(unexplained)} of {len(survivors)} survivors lack a reason")
     for mutant in survivors:
         print(f"  {mutant.module}: {mutant.change}\n      {reasons.get(mutant.change, 'no reason yet: write a test')}")
-    sys.exit(sum(dead) < 0.9 * len(sample) or bool(unexplained))
+    sys.exit(share < 0.9 or bool(unexplained))
 
 
 if __name__ == "__main__":

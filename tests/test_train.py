@@ -39,6 +39,41 @@ def recipe_file(tmp_path):
     return path
 
 
+def test_a_learned_variance_is_learned(recipe_file, tmp_path):
+    """With L_hybrid the bound of a short run falls below that of its own two fixed variances."""
+    changes = ["schedule={kind: discrete, betas: cosine, steps: 20}", "objective={target: eps, weight: eps, times: {kind: uniform}}"]
+    changes += ["objective.loss=hybrid", "objective.variance=learned", "objective.values=17", "training.steps=250", "training.batch=64"]
+    changes += ["net={patch: 2, width: 32, depth: 2}", "training.rate=0.003", "training.checkpoint_every=250"]
+    recipe = load_recipe(recipe_file, changes)
+    run = sf.load(train(recipe, tmp_path / "learned"))
+    x0, labels = recipe.data.load().batch(np.arange(200))
+    levels = sf.grid(run.schedule, 20, spacing=sf.spacing.uniform)
+    bits = {
+        kind: float(
+            sf.likelihood.vlb(
+                run.predictor, x0, levels, {"labels": labels}, variance=kind, width=2 / 16, generator=torch.Generator().manual_seed(0)
+            ).total.mean()
+        )
+        for kind in ("small", "large", "learned")
+    }
+    assert bits["learned"] < min(bits["small"], bits["large"])
+    assert run.sample(4, sampler="ancestral-learned", steps=20).values.shape == (4, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["objective.loss=hybrid"], "learned variance"),
+        (["objective.variance=learned"], "does not see a variance"),
+        (["objective.loss=vlb"], "schedule.kind=discrete"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "; ".join(v),
+)
+def test_objectives_that_do_not_fit_are_refused(recipe_file, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe_file, changes)
+
+
 def weights(run, step=12, stem="model"):
     return load_file(run / "checkpoints" / f"{step:08d}" / f"{stem}.safetensors")
 
@@ -47,10 +82,26 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("number", ["float32", "bfloat16"])
-def test_a_resumed_run_ends_in_the_same_bits(recipe_file, tmp_path, optimizer, number):
-    recipe = load_recipe(recipe_file, [f"training.optimizer={optimizer}", f"training.precision={number}", "training.ema=[0.1,0.05]"])
+CHAIN = ["schedule={kind: discrete, steps: 8}", "objective.target=eps"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [f"training.optimizer={optimizer}", f"training.precision={number}"]
+        for optimizer in ("adamw", "muon")
+        for number in ("float32", "bfloat16")
+    ]
+    + [
+        ["objective.times={kind: importance, bins: 4, history: 2}"],
+        ["objective.times={kind: fitted, bins: 4}"],
+        [*CHAIN, "objective.loss=hybrid", "objective.variance=learned", "objective.times={kind: importance, history: 1}"],
+        [*CHAIN, "objective.loss=vlb", "objective.times={kind: uniform}"],
+    ],
+    ids="; ".join,
+)
+def test_a_resumed_run_ends_in_the_same_bits(recipe_file, tmp_path, changes):
+    recipe = load_recipe(recipe_file, ["training.ema=[0.1,0.05]", *changes])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(recipe, whole)
 
