@@ -82,7 +82,7 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-CHAIN = ["schedule={kind: discrete, steps: 8}", "objective.target=eps"]
+CHAIN = ["schedule={kind: discrete, betas: cosine, steps: 8}", "objective.target=eps"]
 
 
 @pytest.mark.parametrize(
