@@ -125,6 +125,16 @@ def test_interpolation_ends_at_its_data_and_stays_among_them():
     assert mixture.log_prob(between[1], clean).mean() > mixture.log_prob(straight, clean).mean()
 
 
+def test_what_is_noised_to_a_level_and_read_at_once_is_the_posterior_mean():
+    """Cov(x0, E[x0 | x_t]) = alpha² c²/v along each axis of a Gaussian."""
+    generator, chain = torch.Generator().manual_seed(0), sf.Discrete.linear(1000)
+    x0, level = gaussian.sample(50_000, generator)[0], chain.level(0.3)
+    x = encode_decode(gaussian, x0, [level, chain.level(0.0)], sf.steps.DDIM(), generator=generator)
+    along = lambda x: (x - gaussian.means[0]) @ gaussian.axes[0]  # noqa: E731
+    wanted = level.alpha**2 * gaussian.variances[0] ** 2 / (level.alpha**2 * gaussian.variances[0] + level.sigma**2)
+    torch.testing.assert_close((along(x) * along(x0)).mean(0), wanted, rtol=0.03, atol=0.003)
+
+
 def test_what_is_noised_and_sampled_again_keeps_the_law_and_forgets_with_the_noise():
     """An exact reverse chain keeps the data's law; the correlation with x0 is that of two draws of the posterior, alpha² c / v."""
     generator, chain = torch.Generator().manual_seed(0), sf.Discrete.linear(1000)

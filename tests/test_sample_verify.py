@@ -55,7 +55,7 @@ class TooLittleNoise:
 @pytest.mark.parametrize(
     ("part", "options", "found"),
     [
-        (KeepsAlpha(), {"order": 1}, {"step-order-vp", "step-order-flow", "step-clean-end", "step-end-without-signal"}),
+        (KeepsAlpha(), {"order": 1}, {"step-order-vp", "step-order-flow"}),
         (DividesBySigma(), {"order": 1}, {"step-clean-end", "step-end-without-signal"}),
         (sf.steps.DDIM(), {"order": 2}, {"step-order-vp", "step-order-ve", "step-order-flow"}),
         (TooLittleNoise(), {}, {"step-law"}),

@@ -1,6 +1,7 @@
 """Rows on sampling: the family of DDIM, the solvers' orders, the laws that stochastic steps reach, and the walks from data and back."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -118,6 +119,26 @@ def _() -> float:
 
 
 @row(
+    "ddim-eta",
+    "σ_t(η)² = η² (1-α_{t-1})/(1-α_t) (1-α_t/α_{t-1}). Song et al. (2021), eq. 16",
+    notes=DDIM_001,
+    function="sf.steps.DDIM",
+    tolerance=1e-9,
+)
+def _() -> float:
+    """the fresh noise of one step, read off a draw from the same seed, against the betas of the chain."""
+    chain, x = Discrete.linear(1000), torch.zeros(20, 1)
+    t, s, products = chain.level(0.3), chain.level(0.2), torch.cumprod(1 - chain.betas, 0)
+    wanted = (1 - products[199]) / (1 - products[299]) * (1 - products[299] / products[199])
+    noise, errors = torch.randn(20, 1, generator=torch.Generator().manual_seed(2)), []
+    for eta in (0.3, 0.7, 1.0):
+        out, _ = steps.DDIM(eta)(bell(0.0), x, t, s, None, torch.Generator().manual_seed(2))
+        fresh = (out[1:] - out[:1]) / (noise[1:] - noise[:1])
+        errors.append(worst(fresh, (eta * wanted.sqrt()).expand(19, 1)))
+    return max(errors)
+
+
+@row(
     "ddim-euler",
     "d(x/α) = ε d(σ/α): DDIM is Euler's rule on the probability flow",
     notes=f"{FASTER_001}; Song et al. (2021), eq. 14, arXiv:2010.02502",
@@ -148,6 +169,7 @@ _order_row("ddim", steps.DDIM(), 1, "Song et al. (2021), eq. 12", 24)
 _order_row("heun", steps.Heun(), 2, "Karras et al. (2022), alg. 1", 32)
 _order_row("multistep-2", steps.Multistep(2), 2, "DPM-Solver++(2M), Lu et al. (2022), alg. 2", 32)
 _order_row("multistep-3", steps.Multistep(3), 3, "DPM-Solver++(3M) with the whole last term", 48)
+_order_row("unipc-1", steps.UniPC(1), 2, "UniPC-1 gains one, Zhao et al. (2023), theorem 3.1", 32)
 _order_row("unipc-2", steps.UniPC(2), 3, "UniPC-2 gains one, Zhao et al. (2023), theorem 3.1", 48)
 _order_row("unipc-3", steps.UniPC(3), 4, "UniPC-3 gains one, Zhao et al. (2023), theorem 3.1", 48)
 _order_row("adams-bashforth-2", steps.AdamsBashforth(2), 2, "Zhang & Chen (2023), eq. 15", 48)
@@ -247,6 +269,24 @@ def _() -> float:
     return max(worst(reached, variance), worst(mean, levels[-1].alpha * MEAN))
 
 
+@row(
+    "corrector",
+    "at s: x ← x + δ ∇log p_s(x) + sqrt(2δ) z, δ = 2 (r σ_s)². Song et al. (2021), alg. 1 and 4, arXiv:2011.13456",
+    notes=SGM_002,
+    function="sf.steps.PredictorCorrector",
+    tolerance=1e-9,
+)
+def _() -> float:
+    """on a point, where DDIM keeps w = Var(x)/σ², the recursion w ← (1 - 2r²)² w + 4r² at each level, and the mean."""
+    levels, rate = [Cosine().level(at) for at in (0.9, 0.7, 0.5, 0.3)], 0.3
+    share = 1.0
+    for _ in range(2 * (len(levels) - 1)):
+        share = (1 - rate) ** 2 * share + 2 * rate
+    corrected = steps.PredictorCorrector(steps.DDIM(), steps.Langevin(2, rate))
+    mean, variance = moments(corrected, levels, draws=2, variance=0.0)
+    return max(worst(variance, share * levels[-1].sigma ** 2), worst(mean, levels[-1].alpha * MEAN))
+
+
 def _spread(level: Level) -> Tensor:
     return (level.alpha**2 * VARIANCE + level.sigma**2).sqrt()
 
@@ -259,12 +299,13 @@ def _spread(level: Level) -> Tensor:
     tolerance=1e-6,
 )
 def _() -> float:
-    """the closed flow, from noise to data and back, at tolerances of 1e-8."""
-    levels, x = even(1), torch.randn(32, 1)
-    errors = []
-    for t, s in (levels, levels[::-1]):
+    """the closed flow, from noise to data and back, at tolerances of 1e-8, under VP, VE and flow scales."""
+    x, errors = torch.randn(32, 1), []
+    for scales, down in itertools.product(SCALES, (True, False)):
+        noise, data = grid(Cosine(scales=scales, log_snr_max=8.0, log_snr_min=-8.0), 1)
+        t, s = (noise, data) if down else (data, noise)
         here = t.alpha * MEAN + _spread(t) * x
-        errors.append(worst(flow(bell(), here, t, s, rtol=1e-8, atol=1e-8).x, s.alpha * MEAN + _spread(s) * x))
+        errors.append(worst(flow(bell(), here, t, s, rtol=1e-8, atol=1e-8).x / s.sigma, (s.alpha * MEAN + _spread(s) * x) / s.sigma))
     return max(errors)
 
 
@@ -334,7 +375,10 @@ def _() -> float:
     levels, errors, generator = even(6, 4.0), [], torch.Generator().manual_seed(0)
     x0 = line().sample(20_000, generator)[0]
     for t, s in itertools.pairwise(levels):
-        first = next(progressive(line(), marginal(x0, t).sample(generator), [t, s], steps.DDIM()))
+        x_t = marginal(x0, t).sample(generator)
+        first, last = progressive(line(), x_t, [t, s], steps.DDIM())
+        if not torch.equal(first.x, x_t) or torch.equal(last.x, x_t):
+            return math.inf
         errors.append(standard_errors((x0 - first.x0) * first.x0, 0.0))
     return max(errors)
 
@@ -347,12 +391,16 @@ def _() -> float:
     tolerance=4.0,
 )
 def _() -> float:
-    """variance and covariance of 20,000 pairs on a Gaussian, in standard errors."""
+    """variance and covariance of 20,000 pairs on a Gaussian, in standard errors; decoded in one step they have that covariance too."""
     levels, generator = [Cosine().level(at) for at in torch.linspace(0.45, 0, 61).tolist()], torch.Generator().manual_seed(0)
     x0 = bell().sample(20_000, generator)[0]
     again = encode_decode(bell(), x0, levels, steps.Multistep(2, 1.0), generator=generator)
     share = levels[0].alpha ** 2 * VARIANCE**2 / (levels[0].alpha ** 2 * VARIANCE + levels[0].sigma ** 2)
-    return max(standard_errors((again - MEAN).square(), VARIANCE), standard_errors((again - MEAN) * (x0 - MEAN), float(share)))
+    at_once = encode_decode(bell(), x0, [levels[0], Discrete.linear(1000).level(0.0)], steps.DDIM(), generator=generator)
+    return max(
+        standard_errors((again - MEAN).square(), VARIANCE),
+        *(standard_errors((x - MEAN) * (x0 - MEAN), float(share)) for x in (again, at_once)),
+    )
 
 
 @row(
