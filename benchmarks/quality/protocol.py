@@ -79,7 +79,8 @@ class Progress:
         self.times.append(self.wall)
         if self.wall - self.printed >= 10:
             self.printed = self.wall
-            print(f"{self.wall:6.0f} s  {self.steps:6d} steps  {self.rate:6.0f} images/s  loss {np.mean(self.losses[-100:]):.4f}", flush=True)
+            recent = np.mean(self.losses[-100:])
+            print(f"{self.wall:6.0f} s  {self.steps:6d} steps  {self.rate:6.0f} images/s  loss {recent:.4f}", flush=True)
 
     @property
     def wall(self) -> float:

@@ -16,10 +16,10 @@ PLAN = [*((name, minutes) for minutes in (3, 10) for name in NAMES), ("sfumato",
 HEAD = f"""\
 # Quality for minutes of training
 
-Written by `table.py`; [README.md](README.md) says what is measured and how to repeat it. Fashion-MNIST, 60,000 training images,
-{protocol.THREADS} threads; the minutes are CPU seconds / {protocol.THREADS} spent in training. `fd@fashion_cnn` is a Fréchet distance in
-the feature space of a small Fashion-MNIST classifier (`{{space}}`), against all training images: smaller is better, and it compares with
-no other feature space's. *Italic* rows are real images.
+Written by `table.py`; [README.md](README.md) says what is measured and how to repeat it. Fashion-MNIST, 60,000 training images; the
+minutes are those in which the trainer, alone on {protocol.THREADS} threads, sees as many images. `fd@fashion_cnn` is a Fréchet distance
+in the feature space of a small Fashion-MNIST classifier (`{{space}}`), against all training images: smaller is better, and it compares
+with no other feature space's. *Italic* rows are real images.
 
 | minutes | model | fd@fashion_cnn | label accuracy | kid ×1000 | images seen | images/s | parameters | sampler | samples | s to sample |
 | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |
@@ -41,7 +41,7 @@ def line(run: dict) -> str:
         f"{run['parameters']:,}",
         run["sampler"],
         f"{run['samples']:,}",
-        f"{run['sample_seconds']:.0f}",
+        f"{run['sample_wall_seconds']:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
 
