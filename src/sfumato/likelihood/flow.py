@@ -338,6 +338,6 @@ def half_log_snr_ends(schedule: Schedule) -> tuple[Float[Tensor, ""], Float[Tens
     """log(alpha/sigma) of the schedule's first level with noise and of its last with signal."""
     n = len(schedule) if isinstance(schedule, Discrete) else None
     first, last, before = (
-        schedule.log_snr(torch.tensor(t, dtype=torch.float64)) for t in (1 / n if n else 0.0, 1.0, 1 - 1 / n if n else 1.0)
+        schedule.log_snr(torch.tensor(t, dtype=torch.float64)).detach() for t in (1 / n if n else 0.0, 1.0, 1 - 1 / n if n else 1.0)
     )
     return first / 2, (last if bool(last.isfinite()) else before) / 2
