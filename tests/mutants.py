@@ -43,14 +43,17 @@ OPERATORS = [
     "core/NumberReplacer",
     "core/ZeroIterationForLoop",
 ]
-TESTS = {
-    "schedule.py": ["test_schedule.py", "test_process.py", "test_verify.py", "test_sample.py"],
-    "process.py": ["test_process.py", "test_likelihood.py", "test_verify.py", "test_sample.py"],
+TESTS = {  # the first that fits a module's path, its quickest tests first
+    "schedule.py": ["test_schedule.py", "test_process.py", "test_verify.py"],
+    "process.py": ["test_process.py", "test_likelihood.py", "test_verify.py"],
     "prediction.py": ["test_prediction.py", "test_denoiser.py", "test_verify.py"],
     "loss.py": ["test_loss.py", "test_verify.py", "test_train.py"],
-    "likelihood": ["test_likelihood.py", "test_flow_likelihood.py", "test_verify.py"],
+    "likelihood/flow.py": ["test_flow_likelihood.py", "test_verify.py"],
+    "likelihood/": ["test_likelihood.py", "test_verify.py", "test_tune.py"],
     "guide.py": ["test_guide.py", "test_verify.py"],
-    "sample": ["test_sample.py", "test_sample_*.py", "test_verify.py"],
+    "sample/steps/": ["test_sample.py", "test_sample_steps.py", "test_verify.py"],
+    "sample/spacing.py": ["test_sample.py", "test_verify.py"],
+    "sample/": ["test_sample_path.py", "test_verify.py", "test_sample.py"],
 }
 
 
@@ -79,14 +82,14 @@ class Mutant:
 def every_mutant() -> list[Mutant]:
     """All mutations of the modules under test."""
     found = []
-    for place in TESTS:
-        path = ROOT / "src/sfumato" / place
-        for module in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            nodes = list(ast_nodes(get_ast_from_path(module)))
-            for name in OPERATORS:
-                operator = get_operator(name)()
-                places = sum(1 for node in nodes for _ in operator.mutation_positions(node))
-                found += [Mutant(str(module.relative_to(ROOT)), name, i) for i in range(places)]
+    for module in sorted((ROOT / "src/sfumato").rglob("*.py")):
+        if not any(str(module.relative_to(ROOT / "src/sfumato")).startswith(place) for place in TESTS):
+            continue
+        nodes = list(ast_nodes(get_ast_from_path(module)))
+        for name in OPERATORS:
+            operator = get_operator(name)()
+            places = sum(1 for node in nodes for _ in operator.mutation_positions(node))
+            found += [Mutant(str(module.relative_to(ROOT)), name, i) for i in range(places)]
     return found
 
 

@@ -18,7 +18,7 @@ from sfumato.prediction import (
 )
 from sfumato.process import Normal
 from sfumato.run import Run, load
-from sfumato.sample import Step, encode_decode, flow, grid, interpolate, invert, progressive, sample, slerp, spacing, steps
+from sfumato.sample import Flowed, Moment, Step, encode_decode, flow, grid, interpolate, invert, progressive, sample, slerp, spacing, steps
 from sfumato.schedule import (
     VE,
     Continuous,
@@ -47,10 +47,12 @@ __all__ = [
     "Denoiser",
     "Discrete",
     "Flow",
+    "Flowed",
     "Gaussian",
     "GaussianMixture",
     "LearnedSchedule",
     "Level",
+    "Moment",
     "LinearGaussianChain",
     "LinearVP",
     "Normal",

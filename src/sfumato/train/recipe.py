@@ -444,12 +444,18 @@ class Training(Options):
 
 
 SAMPLERS: Mapping[str, Step] = {
+    "adams-bashforth": steps.AdamsBashforth(3),
     "ancestral": steps.Ancestral(),
     "ancestral-large": steps.Ancestral("large"),
     "ancestral-learned": steps.Ancestral("learned"),
     "ddim": steps.DDIM(),
+    "euler-maruyama": steps.EulerMaruyama(),
     "heun": steps.Heun(),
     "multistep": steps.Multistep(),
+    "multistep-3": steps.Multistep(3),
+    "multistep-sde": steps.Multistep(2, eta=1.0),
+    "predictor-corrector": steps.PredictorCorrector(),
+    "unipc": steps.UniPC(),
 }
 
 SPACINGS: Mapping[str, Spacing] = {
