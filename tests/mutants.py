@@ -43,17 +43,17 @@ OPERATORS = [
     "core/NumberReplacer",
     "core/ZeroIterationForLoop",
 ]
-TESTS = {  # the first that fits a module's path, its quickest tests first
-    "schedule.py": ["test_schedule.py", "test_process.py", "test_verify.py"],
-    "process.py": ["test_process.py", "test_likelihood.py", "test_verify.py"],
-    "prediction.py": ["test_prediction.py", "test_denoiser.py", "test_verify.py"],
-    "loss.py": ["test_loss.py", "test_verify.py", "test_train.py"],
-    "likelihood/flow.py": ["test_flow_likelihood.py", "test_verify.py"],
-    "likelihood/": ["test_likelihood.py", "test_verify.py", "test_tune.py"],
-    "guide.py": ["test_guide.py", "test_verify.py"],
-    "sample/steps/": ["test_sample.py", "test_sample_steps.py", "test_verify.py"],
-    "sample/spacing.py": ["test_sample.py", "test_verify.py"],
-    "sample/": ["test_sample_path.py", "test_verify.py", "test_sample.py"],
+TESTS = {  # by a module's path, the first that fits: chapters of the ledger, which are quick, then files of tests
+    "schedule.py": ("forward", ["test_schedule.py", "test_process.py", "test_verify.py"]),
+    "process.py": ("forward or latent", ["test_process.py", "test_likelihood.py", "test_verify.py"]),
+    "prediction.py": ("forward", ["test_prediction.py", "test_denoiser.py", "test_verify.py"]),
+    "loss.py": ("losses", ["test_loss.py", "test_train.py"]),
+    "likelihood/flow.py": ("scores", ["test_flow_likelihood.py"]),
+    "likelihood/": ("likelihoods or losses", ["test_likelihood.py", "test_tune.py"]),
+    "guide.py": ("guidance", ["test_guide.py"]),
+    "sample/steps/": ("sampling", ["test_sample.py", "test_sample_steps.py"]),
+    "sample/spacing.py": ("sampling or likelihoods", ["test_sample.py"]),
+    "sample/": ("sampling", ["test_sample_path.py", "test_sample.py"]),
 }
 
 
@@ -93,24 +93,32 @@ def every_mutant() -> list[Mutant]:
     return found
 
 
-def tests_of(module: str, tree: Path) -> list[str]:
-    """The test files of a module, its own first."""
-    place = next(key for key in TESTS if module.removeprefix("src/sfumato/").startswith(key))
-    return [str(path) for pattern in TESTS[place] for path in sorted((tree / "tests").glob(pattern))]
+def passes(tree: Path, tests: list[str], seconds: float) -> bool:
+    """Whether pytest passes in this copy of the tree; a run that hangs has not."""
+    environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    try:
+        code = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=seconds, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return False
+    if code == 5:
+        raise RuntimeError(f"no test was collected by {tests}; mend TESTS.")
+    return code == 0
 
 
-def fails(tree: Path, mutant: Mutant, seconds: float) -> bool:
-    """Whether a test fails (or hangs) on the mutant, made in this copy of the tree."""
+def stages(module: str) -> list[list[str]]:
+    """What pytest is asked to run for a module, quickest first."""
+    chapters, files = next(tests for place, tests in TESTS.items() if module.removeprefix("src/sfumato/").startswith(place))
+    return [["tests/test_verify.py", "-k", f"({chapters}) and test_a_row_holds"], [f"tests/{name}" for name in files]]
+
+
+def survives(tree: Path, mutant: Mutant, seconds: float) -> bool:
+    """Whether every test passes on the mutant, made in this copy of the tree."""
     target = tree / mutant.module
     original = target.read_text()
     target.write_text(mutant.code)
-    environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(mutant.module, tree)]
     try:
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=seconds, check=False)
-        return done.returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
+        return all(passes(tree, stage, seconds) for stage in stages(mutant.module))
     finally:
         target.write_text(original)
 
@@ -138,10 +146,13 @@ def main() -> None:
                 shutil.copy(ROOT / name, tree / name)
             trees.put(tree)
 
+        if not passes(Path(folder) / "0", ["tests/test_verify.py"], args.seconds):
+            sys.exit("the tests fail on the unbroken tree; mend that first.")
+
         def kill(mutant: Mutant) -> bool:
             tree, started = trees.get(), time.monotonic()
             try:
-                dead = fails(tree, mutant, args.seconds)
+                dead = not survives(tree, mutant, args.seconds)
             finally:
                 trees.put(tree)
             mark = "dead    " if dead else "SURVIVED"

@@ -7,6 +7,7 @@ import torch
 from problems import every_scales
 
 import sfumato as sf
+from sfumato import process
 
 
 def pair(scales, s=0.35, t=0.6):
@@ -98,3 +99,29 @@ def test_beta_of_two_close_levels_is_exact_to_rounding():
         s, t = sf.Level(one, one), sf.Level(one, one + 2.0**-12)
         wanted = (t.sigma - s.sigma) * (t.sigma + s.sigma)
         torch.testing.assert_close(sf.process.transition_log_variance(s, t).exp(), wanted, rtol=rtol, atol=0)
+
+
+MISFITS = [
+    (torch.zeros(4, 3), sf.Level(torch.ones(5, 1), torch.ones(5, 1))),
+    (torch.zeros(4, 3), sf.Level(torch.ones(4, 1, 1), torch.ones(4, 1, 1))),
+]
+
+
+@pytest.mark.parametrize(("x", "level"), MISFITS)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, level: process.marginal(x, level),
+        lambda x, level: process.transition(x, sf.Level(0.9 * level.alpha, 0.1 * level.sigma), level),
+        lambda x, level: process.posterior(x, x, level, sf.Level(0.9 * level.alpha, 0.1 * level.sigma)),
+    ],
+    ids=["marginal", "transition", "posterior"],
+)
+def test_what_does_not_fit_is_refused(function, x, level):
+    with pytest.raises(ValueError, match="does not fit"):
+        function(x, level)
+
+
+def test_levels_of_whole_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"floating-point data, got torch\.int64"):
+        sf.Cosine().level(0.5, like=torch.zeros(3, dtype=torch.int64))

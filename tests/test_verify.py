@@ -17,7 +17,7 @@ from sfumato.verify.ledger import Result, Row, rows, run, standard_errors, worst
 REFERENCE = Path(os.environ.get("SFUMATO_TEST_REFERENCE", Path(__file__).parents[2] / "shared" / "reference" / "improved_diffusion.npz"))
 
 
-@pytest.mark.parametrize("each", rows(), ids=lambda each: each.id)
+@pytest.mark.parametrize("each", rows(), ids=lambda each: f"{each.check.__module__.rpartition('.')[2]}: {each.id}")
 def test_a_row_holds(each):
     (result,) = run([each])
     assert result.passed, f"{each.equation}: error {result.error:.3g} over {each.tolerance:.3g} ({each.how}) {result.raised}"

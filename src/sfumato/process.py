@@ -70,7 +70,12 @@ class Normal:
 
 
 def marginal(x0: Float[Tensor, "*x"], level: Level) -> Normal:
-    """q(x_t | x0) = N(alpha x0, sigma²). Ho et al. (2020), eq. 4, arXiv:2006.11239."""
+    """q(x_t | x0) = N(alpha x0, sigma²). Ho et al. (2020), eq. 4, arXiv:2006.11239.
+
+    Raises:
+        ValueError: a level that does not broadcast against x0; so do `transition` and `posterior`.
+    """
+    _refuse_misfit(x0, level)
     return Normal(level.alpha * x0, 2 * level.sigma.log())
 
 
@@ -106,6 +111,7 @@ def reverse_drift(
 
 def transition(x_s: Float[Tensor, "*x"], s: Level, t: Level) -> Normal:
     """q(x_t | x_s) from a cleaner s to a noisier t: N(alpha_ts x_s, sigma_ts²). Kingma et al. (2021), eq. 20, arXiv:2107.00630."""
+    _refuse_misfit(x_s, s, t)
     return Normal(t.alpha / s.alpha * x_s, transition_log_variance(s, t))
 
 
@@ -116,6 +122,8 @@ def transition_log_variance(s: Level, t: Level) -> Tensor:
 
 def posterior(x0: Float[Tensor, "*x"], x_t: Float[Tensor, "*x"], t: Level, s: Level) -> Normal:
     """q(x_s | x_t, x0), the step back from t to the cleaner s. Ho et al. (2020), eqs. 6 and 7, arXiv:2006.11239."""
+    _refuse_misfit(x_t, t, s)
+    _refuse_misfit(x0, t, s)
     share = _noise_share(t, s)
     mean = (t.alpha / s.alpha * (s.sigma / t.sigma).square()) * x_t + (s.alpha * share) * x0
     return Normal(mean, posterior_log_variance(t, s))
@@ -166,6 +174,16 @@ def reverse(
     if prediction.variance_fraction is None:
         raise ValueError('this model has not learned a variance; take "small" or "large", or train with variance="learned".')
     return Normal(mean, torch.lerp(small.to(x_t), large.to(x_t), prediction.variance_fraction))
+
+
+def _refuse_misfit(x: Tensor, *levels: Level) -> None:
+    """Refuses levels that would change the shape of x."""
+    for level in levels:
+        shape = level.alpha.shape
+        if len(shape) > x.ndim or any(n not in (1, m) for n, m in zip(reversed(shape), reversed(x.shape), strict=False)):
+            raise ValueError(
+                f"a level of shape {tuple(shape)} does not fit x of shape {tuple(x.shape)}; take schedule.level(t, like=x), one t a row."
+            )
 
 
 def _noise_share(t: Level, s: Level) -> Tensor:

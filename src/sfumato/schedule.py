@@ -82,7 +82,7 @@ class Schedule(ABC):
                 against it. Without it the level keeps the shape of t in float64 (a zero-dimensional level multiplies anything).
 
         Raises:
-            ValueError: t outside [0, 1], or t with more axes than `like`.
+            ValueError: t outside [0, 1], t with more axes than `like`, or `like` not of floating point.
         """
         t = torch.as_tensor(t, dtype=torch.float64)
         if not bool(((t >= 0) & (t <= 1)).all()):
@@ -90,6 +90,8 @@ class Schedule(ABC):
         level = Level(*self.scales(self.log_snr(t)))
         if like is None:
             return level
+        if not like.is_floating_point():
+            raise ValueError(f"a level multiplies floating-point data, got {like.dtype}; scale the data first, as a Dataset does.")
         if t.ndim > like.ndim:
             raise ValueError(f"t of shape {tuple(t.shape)} has more axes than the data of shape {tuple(like.shape)}; pass one t a row.")
         trailing = (...,) + (None,) * (like.ndim - t.ndim)

@@ -10,15 +10,14 @@ from sfumato.cli.progress import reporter
 from sfumato.run import check_target, load
 from sfumato.runtime import keep_memory
 from sfumato.train.classifier import load as load_classifier
+from sfumato.train.recipe import SAMPLERS
 
 
 def sample(
     model: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME (`sfumato zoo` lists them).")],
     out: Annotated[Path, typer.Option(help="s.npz, s.png (a sheet), s.gif (the reverse process), or a folder for PNGs.")],
     count: Annotated[int | None, typer.Option(help="How many; 64 images or 2000 points by default.")] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="ancestral, ancestral-large, ddim, heun or multistep; the recipe's by default.")
-    ] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLERS)}; the recipe's by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler; the recipe's by default.")] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on (model, seed, i) alone.")] = 0,
     labels: Annotated[str | None, typer.Option(help="Classes, taken in turn: 3,5; all in turn by default.")] = None,
