@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -125,3 +126,77 @@ def test_log_normal_times_have_their_tails():
     log_ratio = -schedule.log_snr(sf.loss.LogNormal(schedule)(100_000, torch.Generator().manual_seed(0))) / 2
     wanted = torch.distributions.Normal(-1.2, 1.2).icdf(torch.tensor([1e-4, 1 - 1e-4]))
     torch.testing.assert_close(log_ratio.quantile(torch.tensor([1e-4, 1 - 1e-4])), wanted, rtol=0, atol=0.05)
+
+
+def test_importance_is_uniform_until_every_bin_is_full():
+    times = sf.loss.Importance(sf.Cosine(), bins=4, history=2)
+    times.update(torch.tensor([0.1, 0.4, 0.6, 0.9]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    torch.testing.assert_close(times.chances, torch.full((4,), 0.25))
+    times.update(torch.tensor([0.1, 0.4, 0.6, 0.9]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    torch.testing.assert_close(times.chances, 0.999 * torch.tensor([0.1, 0.2, 0.3, 0.4]) + 0.001 / 4)
+
+
+def test_importance_forgets_what_is_older_than_its_history():
+    times = sf.loss.Importance(sf.Cosine(), bins=1, history=2)
+    for value in (100.0, 3.0, 4.0):
+        times.update(torch.tensor([0.5]), torch.tensor([value]))
+    assert times.losses.tolist() == [[3.0, 4.0]]
+
+
+@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.Discrete.linear(40, beta_max=0.02)], ids=repr)
+@pytest.mark.parametrize("kind", [lambda s: sf.loss.Importance(s, bins=8, history=1), lambda s: sf.loss.Fitted(s, bins=8)])
+def test_adaptive_times_stay_in_range_and_keep_what_they_know(kind, schedule):
+    times, other = kind(schedule), kind(schedule)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        t = times(64, generator)
+        assert t.min() > 0
+        assert t.max() <= 1
+        times.update(t, 1 + t)
+    other.load({name: value.clone() for name, value in times.tensors().items()})
+    torch.testing.assert_close(other.chances, times.chances)
+    assert not torch.allclose(times.chances, torch.full_like(times.chances, 1 / len(times.chances)))
+
+
+def test_fitted_times_follow_their_running_mean():
+    times = sf.loss.Fitted(sf.Cosine(log_snr_max=4.0, log_snr_min=-4.0), bins=2, decay=0.5, uniform_share=0.0)
+    early, late = torch.tensor([0.2]), torch.tensor([0.8])
+    times.update(early, torch.tensor([1.0]))
+    torch.testing.assert_close(times.chances, torch.tensor([0.5, 0.5]))  # a stretch not seen yet is taken for an average one
+    times.update(late, torch.tensor([1.0]))
+    times.update(late, torch.tensor([5.0]))
+    torch.testing.assert_close(times.chances, torch.tensor([0.25, 0.75]))
+
+
+def test_fitted_times_want_ends():
+    with pytest.raises(ValueError, match="finite log-SNR"):
+        sf.loss.Fitted(sf.Discrete.linear(100).zero_terminal())
+
+
+def test_the_previous_weight_is_the_error_of_the_previous_mean():
+    chain = sf.Discrete.linear(50, beta_max=0.02)
+    x0, eps, t = torch.randn(50, 3), torch.randn(50, 3), torch.arange(1, 51) / 50
+    now, below = chain.level(t, like=x0), chain.level(torch.arange(50) / 50, like=x0)
+    x_t = now.alpha * x0 + now.sigma * eps
+    wrong = sf.Prediction.from_x0(x0 + 0.2 * torch.randn(50, 3), x_t, now)
+    truth, ours = (sf.process.posterior(x, x_t, now, below).mean for x in (x0, wrong.x0))
+    loss = sf.loss.simple(lambda *_: wrong, x0, eps, now, weight=partial(sf.loss.previous_weight, chain=chain))
+    torch.testing.assert_close(loss, (ours - truth).square().mean(1))
+
+
+def test_the_vlb_says_nothing_of_the_mean_in_the_hybrid_loss():
+    chain = sf.Discrete.cosine(8)
+    net = sf.Denoiser(sf.nets.MLP((2,), width=8, depth=1, out_channels=4), variance="learned")
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x0, eps, t = torch.rand(6, 2), torch.randn(6, 2), torch.tensor([1, 2, 3, 5, 7, 8]) / 8
+    now, below = chain.level(t, like=x0), chain.level(t - 1 / 8, like=x0)
+    last = sf.process.posterior_log_variance(chain.level(2 / 8), chain.level(1 / 8))
+    whole, part = (
+        sf.loss.hybrid(net, x0, eps, now, below, steps=8, vlb_weight=weight, last_log_variance=last).sum() for weight in (0.1, 0.0)
+    )
+    mean_rows = slice(0, 2)
+    head = net.net.outward.weight
+    with_bound, without = (torch.autograd.grad(value, head)[0] for value in (whole, part))
+    torch.testing.assert_close(with_bound[mean_rows], without[mean_rows])
+    assert (with_bound[2:] - without[2:]).abs().max() > 1e-4

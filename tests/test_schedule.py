@@ -247,3 +247,59 @@ def test_time_of_no_signal_is_one():
 def test_a_chain_keeps_its_noise_at_high_log_snr():
     chain = sf.Discrete.linear(1000)
     assert chain.level(chain.time(torch.tensor([24.0]))).sigma.item() > 0
+
+
+CHAIN = sf.Discrete.linear(100)
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([CHAIN.level(0.0)], "at least two single levels"),
+        ([CHAIN.level(1.0), CHAIN.level(0.5)], "the last being the data"),
+        ([CHAIN.level(0.5), CHAIN.level(1.0), CHAIN.level(0.0)], "falling order"),
+        ([sf.Level(torch.tensor(0.5), torch.tensor(0.5)), CHAIN.level(0.0)], "vp_scales"),
+    ],
+)
+def test_levels_that_make_no_chain_are_refused(levels, message):
+    with pytest.raises(ValueError, match=message):
+        sf.Discrete.through(levels)
+
+
+def test_a_chain_of_one_step_has_no_zero_terminal_form():
+    with pytest.raises(ValueError, match="at least two steps"):
+        sf.Discrete(torch.tensor([0.3])).zero_terminal()
+
+
+@pytest.mark.parametrize(("top", "bottom"), [(1.0, 2.0), (50.0, 0.0), (0.0, -50.0)])
+def test_a_learned_schedule_out_of_order_is_refused(top, bottom):
+    with pytest.raises(ValueError, match="log_snr_min < log_snr_max"):
+        sf.LearnedSchedule(log_snr_max=top, log_snr_min=bottom)
+
+
+def test_a_learned_schedule_starts_as_a_line():
+    t = torch.linspace(0, 1, 11)
+    schedule = sf.LearnedSchedule(log_snr_max=7.0, log_snr_min=-3.0)
+    torch.testing.assert_close(schedule.log_snr(t).detach(), 7 - 10 * t, rtol=0, atol=0.05)
+    assert float(schedule.log_snr_min.detach()) == pytest.approx(-3.0)
+
+
+def test_a_learned_schedule_learns_a_curve():
+    """Its weights are enough to become another schedule between the same ends."""
+    schedule, wanted, t = (
+        sf.LearnedSchedule(log_snr_max=6.0, log_snr_min=-6.0),
+        sf.Cosine(log_snr_max=6.0, log_snr_min=-6.0),
+        torch.rand(256),
+    )
+    optimizer = torch.optim.Adam(schedule.parameters(), lr=0.05)
+    for _ in range(300):
+        loss = (schedule.log_snr(t) - wanted.log_snr(t)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.02
+    assert (schedule.log_snr(torch.linspace(0, 1, 500)).diff() < 0).all()
+
+
+def test_the_square_root_chain_is_cut_where_it_is_asked_to():
+    assert sf.Discrete.sqrt(50, beta_max=0.9).betas.max().item() == 0.9
