@@ -21,6 +21,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from queue import Queue
 
@@ -71,6 +72,14 @@ class Mutant:
         changed = mutate_code((ROOT / self.module).read_text(), get_operator(self.operator)(), self.occurrence)
         assert changed is not None
         return changed
+
+    def compiles(self) -> bool:
+        """Whether it is Python still: a bare * in a signature is no product."""
+        try:
+            compile(self.code, self.module, "exec")
+        except SyntaxError:
+            return False
+        return True
 
     @cached_property
     def change(self) -> str:
@@ -134,7 +143,8 @@ def main() -> None:
     args = parser.parse_args()
     reasons = {entry["change"]: entry["reason"] for entry in tomllib.loads((ROOT / "tests/equivalent_mutants.toml").read_text())["mutant"]}
     population = [mutant for mutant in every_mutant() if args.only in mutant.module]
-    sample = random.Random(args.seed).sample(population, min(args.count, len(population)))
+    random.Random(args.seed).shuffle(population)
+    sample = list(islice(filter(Mutant.compiles, population), args.count))
     print(f"{len(sample)} of {len(population)} mutants, seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         trees: Queue[Path] = Queue()
