@@ -20,12 +20,12 @@ from sfumato.likelihood import prior_bits, term_bits
 from sfumato.noise import Generator, normal_like
 from sfumato.process import posterior_log_variance
 from sfumato.sample import Step, grid, sample, spacing
-from sfumato.sample.steps import DDIM, AdamsBashforth, Ancestral, Heun, Multistep, UniPC
+from sfumato.sample.steps import DDIM, Adams, AdamsBashforth, Ancestral, Heun, Multistep, UniPC
 from sfumato.schedule import Discrete, Level, Schedule
 
-METHODS: tuple[Step, ...] = (Multistep(2), UniPC(2), AdamsBashforth(3))
+METHODS: tuple[Step, ...] = (Adams(3), UniPC(2), AdamsBashforth(3))
 
-_KINDS = {kind.__name__: kind for kind in (AdamsBashforth, Ancestral, DDIM, Heun, Multistep, UniPC)}
+_KINDS = {kind.__name__: kind for kind in (Adams, AdamsBashforth, Ancestral, DDIM, Heun, Multistep, UniPC)}
 _LEAST_LOG_SNR = -20.0  # where a walk from noise alone takes its first step to
 _NUDGE = 5e-3  # of a parameter, for a column of the Jacobian
 

@@ -73,6 +73,21 @@ def log_snr(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
 
 
 @dataclass(frozen=True)
+class softened:  # noqa: N801 - a spacing with an option, called like its sisters
+    """log(1 + scale · alpha/sigma) uniform between the ends: log-SNR uniform near the data, alpha/sigma in the noise.
+
+    Where alpha/sigma is far below 1/scale, x_t says nothing of x0 and the flow is straight: `log_snr` spends a third of its levels there.
+    """
+
+    scale: float = 20.0
+
+    def __call__(self, schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
+        """The times of the levels."""
+        first, last = ((self.scale * (end / 2).exp()).log1p() for end in _finite_ends(schedule))
+        return _between(schedule, steps, lambda u: 2 * ((last + (first - last) * u).expm1() / self.scale).log())
+
+
+@dataclass(frozen=True)
 class karras:  # noqa: N801 - a spacing with an option, called like its sisters
     """(sigma/alpha)^(1/rho) uniform between the ends. Karras et al. (2022), eq. 5, arXiv:2206.00364."""
 
