@@ -9,8 +9,8 @@ import torch
 from problems import mixture
 
 import sfumato as sf
-from sfumato import tune as tuning
 from sfumato.likelihood import prior_bits, term_bits, vlb
+from sfumato.tune import Tuned, bound_costs, tune, tune_bound
 
 CHAIN = sf.Discrete.linear(1000)
 QUICK: dict[str, Any] = {"rounds": 6, "reference": 64}
@@ -33,7 +33,7 @@ def endpoint_error(levels, step):
 
 @pytest.mark.parametrize("steps", [5, 8, 10])
 def test_tuned_walks_have_half_the_error_on_unseen_noise(steps):
-    tuned = tuning.tune(mixture, CHAIN, torch.randn(48, 2), steps=steps, methods=[METHOD[steps]], **QUICK)
+    tuned = tune(mixture, CHAIN, torch.randn(48, 2), steps=steps, methods=[METHOD[steps]], **QUICK)
     assert len(tuned.levels) == steps + 1
     assert endpoint_error(tuned.levels, tuned.step) < endpoint_error(sf.grid(CHAIN, steps), sf.steps.Multistep()) / 2
     assert tuned.error < tuned.default_error / 2
@@ -43,7 +43,7 @@ def test_a_default_that_nothing_beats_is_kept():
     """A step of DDIM on a point of data is exact, so no fit can better it."""
     point = sf.GaussianMixture(torch.ones(1), torch.tensor([[0.3, -0.7]]), torch.zeros(1, 2, 2))
     levels = sf.grid(CHAIN, 4)
-    tuned = tuning.tune(point, CHAIN, torch.randn(24, 2), steps=4, step=sf.steps.DDIM(), methods=[sf.steps.UniPC(2)], **QUICK)
+    tuned = tune(point, CHAIN, torch.randn(24, 2), steps=4, step=sf.steps.DDIM(), methods=[sf.steps.UniPC(2)], **QUICK)
     assert tuned.error <= tuned.default_error < 1e-6
     assert tuned.levels[0] == levels[0]
 
@@ -52,7 +52,7 @@ def test_a_default_that_nothing_beats_is_kept():
     "schedule", [sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0), sf.Flow(), sf.VE(), sf.Discrete.cosine(50).zero_terminal()], ids=repr
 )
 def test_every_schedule_is_tuned_between_its_ends(schedule):
-    tuned = tuning.tune(mixture, schedule, torch.randn(30, 2), steps=4, methods=[sf.steps.AdamsBashforth(2)], **QUICK)
+    tuned = tune(mixture, schedule, torch.randn(30, 2), steps=4, methods=[sf.steps.AdamsBashforth(2)], **QUICK)
     default = sf.grid(schedule, 4)
     assert (tuned.levels[0], tuned.levels[-1]) == (default[0], default[-1])
     assert tuned.error < tuned.default_error
@@ -61,7 +61,7 @@ def test_every_schedule_is_tuned_between_its_ends(schedule):
 def test_levels_that_are_given_keep_their_ends():
     one = torch.ones(())
     given = [*sf.grid(sf.Cosine(log_snr_max=6.0), 4), sf.Level(one, 0 * one)]
-    tuned = tuning.tune(mixture, sf.Cosine(log_snr_max=6.0), torch.randn(48, 2), levels=given, methods=[sf.steps.UniPC(2)], **QUICK)
+    tuned = tune(mixture, sf.Cosine(log_snr_max=6.0), torch.randn(48, 2), levels=given, methods=[sf.steps.UniPC(2)], **QUICK)
     assert len(tuned.levels) == len(given)
     assert (tuned.levels[0], tuned.levels[-1]) == (given[0], given[-1])
     assert tuned.error < tuned.default_error
@@ -70,15 +70,15 @@ def test_levels_that_are_given_keep_their_ends():
 def test_conditions_are_tuned_with_their_rows():
     """Half the rows under label 0, half under label 2: the truth of each is its own component's."""
     labels = torch.arange(48) % 2 * 2
-    tuned = tuning.tune(mixture, CHAIN, torch.randn(48, 2), {"labels": labels}, steps=5, methods=[sf.steps.UniPC(2)], **QUICK)
+    tuned = tune(mixture, CHAIN, torch.randn(48, 2), {"labels": labels}, steps=5, methods=[sf.steps.UniPC(2)], **QUICK)
     assert tuned.error < tuned.default_error / 2
 
 
 def test_a_record_is_the_same_walk():
-    tuned = tuning.Tuned(tuple(sf.grid(CHAIN, 7)), sf.steps.UniPC(3), 0.1, 0.3)
-    assert tuning.Tuned.from_json(tuned.to_json()) == tuned
+    tuned = Tuned(tuple(sf.grid(CHAIN, 7)), sf.steps.UniPC(3), 0.1, 0.3)
+    assert Tuned.from_json(tuned.to_json()) == tuned
     with pytest.raises(ValueError, match="no record of tuned levels"):
-        tuning.Tuned.from_json('{"method": "Magic"}')
+        Tuned.from_json('{"method": "Magic"}')
 
 
 SHORT = sf.Discrete.linear(12, beta_max=0.01)
@@ -86,9 +86,7 @@ GRID_DATA = (torch.randint(0, 17, (200, 2), generator=torch.Generator().manual_s
 
 
 def costs_of(variance, ends=1):
-    return tuning.bound_costs(
-        mixture, SHORT, GRID_DATA, variance=variance, width=1 / 8, ends=ends, generator=torch.Generator().manual_seed(1)
-    )
+    return bound_costs(mixture, SHORT, GRID_DATA, variance=variance, width=1 / 8, ends=ends, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -122,8 +120,8 @@ def test_no_path_is_shorter(steps, ends, variance):
 def test_the_bound_of_the_tuned_chain_is_the_least_of_all_spacings():
     chain, generator = sf.Discrete.linear(40, beta_max=0.01), torch.Generator().manual_seed(0)
     x0 = (mixture.sample(100, generator)[0].clamp(-2, 2) * 8).round() / 16
-    tuned = tuning.tune_bound(mixture, chain, x0, steps=8, width=1 / 16, ends=8, generator=generator)
-    costs = tuning.bound_costs(mixture, chain, x0, width=1 / 16, ends=8, generator=torch.Generator().manual_seed(0))
+    tuned = tune_bound(mixture, chain, x0, steps=8, width=1 / 16, ends=8, generator=generator)
+    costs = bound_costs(mixture, chain, x0, width=1 / 16, ends=8, generator=torch.Generator().manual_seed(0))
     assert len(tuned.levels) == 9
     for spacing in (sf.spacing.uniform, sf.spacing.leading, sf.spacing.quadratic, sf.spacing.openai_sections()):
         path = [round(k) for k in (spacing(chain, 8) * 40).tolist()]
@@ -135,7 +133,7 @@ def test_the_bound_of_the_tuned_chain_is_the_least_of_all_spacings():
 def test_the_tables_total_is_the_bound():
     """Of a chain through some levels, from other draws: within their standard errors."""
     x0 = GRID_DATA.repeat(20, 1)
-    costs = tuning.bound_costs(mixture, SHORT, x0, width=1 / 8, generator=torch.Generator().manual_seed(2))
+    costs = bound_costs(mixture, SHORT, x0, width=1 / 8, generator=torch.Generator().manual_seed(2))
     path = costs.shortest(5)
     bound = vlb(mixture, x0, [SHORT.level(k / 12) for k in path], width=1 / 8, generator=torch.Generator().manual_seed(3))
     assert abs(costs.total(path) - float(bound.total.mean())) < 4 * bound.standard_error
@@ -144,9 +142,9 @@ def test_the_tables_total_is_the_bound():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: tuning.tune(mixture, CHAIN, torch.randn(5, 2)), "12 rows of noise"),
-        (lambda: tuning.tune(mixture, CHAIN, torch.randn(50, 2), steps=1), "tuning needs 2 steps"),
-        (lambda: tuning.tune(mixture, CHAIN, torch.randn(50, 2), methods=[]), "a method"),
+        (lambda: tune(mixture, CHAIN, torch.randn(5, 2)), "12 rows of noise"),
+        (lambda: tune(mixture, CHAIN, torch.randn(50, 2), steps=1), "tuning needs 2 steps"),
+        (lambda: tune(mixture, CHAIN, torch.randn(50, 2), methods=[]), "a method"),
         (lambda: costs_of("learned"), 'is "small" or "large"'),
         (lambda: costs_of("small", ends=12), "ends must lie"),
         (lambda: costs_of("small").shortest(13), "shortened to 2 … 12"),

@@ -15,7 +15,7 @@ from typing import Any
 import overhead
 import peers
 import torch
-from problems import CHAIN, LAST, PROBLEMS, Problem
+from problems import CHAIN, PROBLEMS, Problem
 
 import sfumato as sf
 from sfumato.tune import tune
