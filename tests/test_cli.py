@@ -69,6 +69,11 @@ def call(*arguments, capsys):
 
 
 BAD = {
+    "tune the zoo": (["tune", "zoo:digits"], 2, "part of the package"),
+    "tune one step": (["tune", "RUN", "--steps", "1"], 2, "--steps must be at least 2, got 1"),
+    "tune few rows": (["tune", "RUN", "--rows", "3"], 2, "--rows must be at least 12, got 3"),
+    "reference is not there": (["verify", "--reference", "nothing.npz"], 2, "cannot be read as an .npz"),
+    "reference of another layout": (["verify", "--reference", "shape.npz"], 2, "keys are CASE/NAME"),
     "unknown recipe": (["train", "fashon"], 2, 'there is no recipe "fashon"; did you mean fashion?'),
     "missing recipe file": (["train", "mine.yaml"], 2, "there is no recipe file mine.yaml"),
     "recipe that is a list": (["train", "list.yaml"], 2, "a mapping with data, net"),
@@ -268,3 +273,22 @@ def test_a_run_without_classes_has_no_classifier(here, capsys):
     assert call("train", "moons", *small, "--out", "moons", capsys=capsys)[0] == 0
     code, _, err = call("train-classifier", "moons", capsys=capsys)
     assert (code, "moons has no classes, so there is nothing to classify" in err) == (2, True)
+
+
+def test_tuned_levels_are_kept_and_used(here, capsys):
+    """A tuned walk is used for its steps and guidance alone, and not where a sampler is named."""
+    run = train(load_recipe("tiny.yaml", ["sampling.sampler=multistep"]), here / "tuned")
+    code, out, _ = call("tune", str(run), "--steps", "3", "--rows", "12", capsys=capsys)
+    assert code == 0
+    assert "Distance from the fine solution" in out
+    model = sf.load(run)
+    ((steps, guidance), tuned), *others = model.tuned.items()
+    assert (steps, guidance, others) == (3, 1.0, [])
+    assert tuned.error <= tuned.default_error
+    assert model.walk(steps=3).levels == list(tuned.levels)
+    for other in (model.walk(steps=4), model.walk(steps=3, guidance=2.0), model.walk(steps=3, sampler="multistep")):
+        assert other.levels != list(tuned.levels)
+    (run / "tuned" / "3-guidance-1.json").write_text("{")
+    code, _, err = call("sample", str(run), "--out", "s.npz", capsys=capsys)
+    assert code == 1
+    assert "3-guidance-1.json is damaged" in err

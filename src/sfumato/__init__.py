@@ -35,11 +35,13 @@ from sfumato.schedule import (
     ve_scales,
     vp_scales,
 )
+from sfumato.tune import BoundCosts, Tuned, bound_costs, tune, tune_bound
 
 __version__ = "0.1.0"
 
 __all__ = [
     "VE",
+    "BoundCosts",
     "Classifier",
     "Cond",
     "Continuous",
@@ -64,6 +66,8 @@ __all__ = [
     "Step",
     "SubVP",
     "Target",
+    "Tuned",
+    "bound_costs",
     "data",
     "edm_target",
     "encode_decode",
@@ -93,6 +97,8 @@ __all__ = [
     "spacing",
     "steps",
     "sub_vp_scales",
+    "tune",
+    "tune_bound",
     "v_target",
     "ve_scales",
     "verify",

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from sfumato.sample import Step, grid, sample
 from sfumato.schedule import Discrete, Level, Schedule
 from sfumato.train.checkpoint import CheckpointError, damaged, latest, read_tensors
 from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe
+from sfumato.tune import Tuned, tune
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -90,6 +91,7 @@ class Run:
     recipe: Recipe
     form: Form
     denoiser: Denoiser
+    tuned: Mapping[tuple[int, float], Tuned] = field(default_factory=dict)  # by steps and guidance: walks that `sample` takes by itself
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -191,7 +193,26 @@ class Run:
         if defaults.guidance_interval is not None:
             predict = guide.interval(predict, self._guided(1.0, classifier), *defaults.guidance_interval)
         predict = guide.clip(predict) if defaults.clip else predict
-        return Walk(predict, step, self._levels(defaults.steps if steps is None else steps), self.form.shape)
+        steps = defaults.steps if steps is None else steps
+        tuned = self.tuned.get((steps, scale)) if sampler is None and classifier is None else None
+        if tuned is not None:
+            return Walk(predict, tuned.step, list(tuned.levels), self.form.shape)
+        return Walk(predict, step, self._levels(steps), self.form.shape)
+
+    def tune(self, steps: int, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> Tuned:
+        """Levels and method for so many evaluations, fitted to this model: see `sfumato.tune`. `save_tuned` keeps them with the run.
+
+        Args:
+            steps: evaluations of the model (of both branches, where it is guided).
+            guidance: for which the levels are fitted; the recipe's where not given.
+            rows: walks that are looked at, each class in turn.
+            seed: of their noise.
+        """
+        untuned = replace(self, tuned={})
+        walk, labels = untuned.walk(steps=steps, guidance=guidance), self.labels(range(rows))
+        noise = normal_like(torch.empty(rows, *self.form.shape), row_generators(seed, range(rows)))
+        cond = None if labels is None else {"labels": labels}
+        return tune(walk.predict, self._sampling_schedule, noise, cond, steps=steps, levels=walk.levels, step=walk.step)
 
     def _guided(self, scale: float, classifier: guide.LogProb | None) -> Predictor:
         """The model guided by a classifier on its unconditional branch, or by its own labels."""
@@ -323,7 +344,28 @@ def load(model: str | Path, *, ema: float | None = None) -> Run:
         denoiser.net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
     except RuntimeError as error:
         raise damaged(checkpoint / f"ema-{width:.3f}.safetensors", error) from None
-    return Run(str(model), recipe, form, denoiser.eval().requires_grad_(False))
+    return Run(str(model), recipe, form, denoiser.eval().requires_grad_(False), _read_tuned(folder))
+
+
+def save_tuned(folder: Path, steps: int, guidance: float, tuned: Tuned) -> Path:
+    """Keeps tuned levels with a run, where `load` finds them; those of the same steps and guidance are replaced."""
+    path = folder / "tuned" / f"{steps}-guidance-{guidance:g}.json"
+    path.parent.mkdir(exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(json.dumps({"steps": steps, "guidance": guidance, "walk": json.loads(tuned.to_json())}, indent=1))
+    aside.replace(path)
+    return path
+
+
+def _read_tuned(folder: Path) -> dict[tuple[int, float], Tuned]:
+    found = {}
+    for path in sorted((folder / "tuned").glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            found[record["steps"], float(record["guidance"])] = Tuned.from_json(json.dumps(record["walk"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error!r}); delete it, or tune again.") from None
+    return found
 
 
 def folder_of(model: str | Path) -> Path:

@@ -9,6 +9,7 @@ from sfumato.cli.recipes import recipes
 from sfumato.cli.sample import sample
 from sfumato.cli.train import train
 from sfumato.cli.train_classifier import train_classifier
+from sfumato.cli.tune import tune
 from sfumato.cli.verify import verify
 from sfumato.cli.zoo import zoo
 from sfumato.train.checkpoint import CheckpointError
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (train, train_classifier, sample, recipes, zoo, verify):
+for command in (train, train_classifier, sample, recipes, zoo, tune, verify):
     app.command()(command)
 
 

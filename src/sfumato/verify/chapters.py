@@ -1,5 +1,5 @@
 """Reads every module of rows, in the order of the notes."""
 
-from sfumato.verify import forward, foundations, guidance, latent, likelihoods, losses, sampling, scores
+from sfumato.verify import forward, foundations, guidance, latent, likelihoods, losses, sampling, scores, tuning
 
-__all__ = ["forward", "foundations", "guidance", "latent", "likelihoods", "losses", "sampling", "scores"]
+__all__ = ["forward", "foundations", "guidance", "latent", "likelihoods", "losses", "sampling", "scores", "tuning"]

@@ -1,0 +1,34 @@
+"""`sfumato tune`."""
+
+from typing import Annotated
+
+import typer
+
+from sfumato.run import folder_of, load, save_tuned
+from sfumato.runtime import keep_memory
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="A run folder.")],
+    steps: Annotated[int, typer.Option(help="How many evaluations a sample is to take: 5, 8, 10, ….")] = 10,
+    guidance: Annotated[float | None, typer.Option(help="For which guidance; the recipe's by default.")] = None,
+    rows: Annotated[int, typer.Option(help="How many walks are looked at, a third of them to judge by.")] = 96,
+    seed: Annotated[int, typer.Option(help="Of their noise.")] = 0,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Fit the levels, and the method, to a model and a number of steps: `sample --steps N` then takes them.
+
+    Example: sfumato tune runs/demo --steps 8
+    """
+    if model.startswith("zoo:"):
+        raise ValueError(
+            f"{model} is part of the package, where nothing is written; tune a run folder, or call load({model!r}).tune in Python."
+        )
+    for name, number, least in (("--steps", steps, 2), ("--rows", rows, 12), ("--seed", seed, 0)):
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}.")
+    run = load(model)
+    keep_memory()
+    tuned = run.tune(steps, guidance=guidance, rows=rows, seed=seed)
+    path = save_tuned(folder_of(model), steps, run.recipe.sampling.guidance if guidance is None else guidance, tuned)
+    typer.echo(f"Distance from the fine solution: {tuned.default_error:.4g} before, {tuned.error:.4g} with {tuned.step!r}. Wrote {path}.")
