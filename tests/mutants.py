@@ -45,16 +45,16 @@ OPERATORS = [
     "core/ZeroIterationForLoop",
 ]
 TESTS = {  # by a module's path, the first that fits: chapters of the ledger, which are quick, then files of tests
-    "schedule.py": ("forward", ["test_schedule.py", "test_process.py", "test_verify.py"]),
-    "process.py": ("forward or latent", ["test_process.py", "test_likelihood.py", "test_verify.py"]),
-    "prediction.py": ("forward", ["test_prediction.py", "test_denoiser.py", "test_verify.py"]),
-    "loss.py": ("losses", ["test_loss.py", "test_train.py"]),
-    "likelihood/flow.py": ("scores", ["test_flow_likelihood.py"]),
-    "likelihood/": ("likelihoods or losses", ["test_likelihood.py", "test_tune.py"]),
+    "schedule.py": ("forward", ["test_options.py", "test_schedule.py", "test_process.py", "test_verify.py"]),
+    "process.py": ("forward or latent", ["test_options.py", "test_process.py", "test_likelihood.py", "test_verify.py"]),
+    "prediction.py": ("forward", ["test_options.py", "test_prediction.py", "test_denoiser.py", "test_verify.py"]),
+    "loss.py": ("losses", ["test_options.py", "test_loss.py", "test_train.py"]),
+    "likelihood/flow.py": ("scores", ["test_options.py", "test_flow_likelihood.py"]),
+    "likelihood/": ("likelihoods or losses", ["test_options.py", "test_likelihood.py", "test_tune.py"]),
     "guide.py": ("guidance", ["test_guide.py"]),
-    "sample/steps/": ("sampling", ["test_sample.py", "test_sample_steps.py"]),
-    "sample/spacing.py": ("sampling or likelihoods", ["test_sample.py"]),
-    "sample/": ("sampling", ["test_sample_path.py", "test_sample.py"]),
+    "sample/steps/": ("sampling", ["test_options.py", "test_sample.py", "test_sample_steps.py"]),
+    "sample/spacing.py": ("sampling or likelihoods", ["test_options.py", "test_sample.py"]),
+    "sample/": ("sampling", ["test_options.py", "test_sample_path.py", "test_sample.py"]),
 }
 
 

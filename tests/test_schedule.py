@@ -135,7 +135,13 @@ def test_time_outside_is_refused(t):
         (lambda: sf.Discrete.linear(10), "linear betas pass 1"),
         (lambda: sf.Cosine(log_snr_max=-3.0, log_snr_min=3.0), "log_snr_min < log_snr_max"),
         (lambda: sf.VE(sigma_min=2.0, sigma_max=1.0), "0 < sigma_min < sigma_max"),
+        (lambda: sf.VE(sigma_min=0.0), "0 < sigma_min < sigma_max"),
+        (lambda: sf.VE(sigma_min=1.0, sigma_max=1.0), "0 < sigma_min < sigma_max"),
+        (lambda: sf.VE(sigma_max=math.inf), "must be finite"),
         (lambda: sf.LinearVP(beta_min=0.0), "0 < beta_min <= beta_max"),
+        (lambda: sf.LinearVP(beta_min=2.0, beta_max=1.0), "0 < beta_min <= beta_max"),
+        (lambda: sf.LinearVP(beta_max=math.inf), "0 < beta_min <= beta_max"),
+        (lambda: sf.Flow(log_snr_max=1.0, log_snr_min=1.0), "log_snr_min < log_snr_max"),
         (lambda: sf.Cosine().level(torch.rand(2, 2), like=torch.zeros(2)), "more axes than the data"),
     ],
 )
@@ -303,3 +309,10 @@ def test_a_learned_schedule_learns_a_curve():
 
 def test_the_square_root_chain_is_cut_where_it_is_asked_to():
     assert sf.Discrete.sqrt(50, beta_max=0.9).betas.max().item() == 0.9
+
+
+@pytest.mark.parametrize("limits", [(45.0, -45.0), (0.0, -1.0)])
+def test_the_widest_and_narrow_ranges_are_allowed(limits):
+    schedule = sf.Cosine(log_snr_max=limits[0], log_snr_min=limits[1])
+    ends = schedule.log_snr(torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(ends, torch.tensor(limits), rtol=0, atol=1e-6)
