@@ -1,7 +1,7 @@
 """Tuned walks on unseen noise; the bound's table against `term_bits` and its shortest paths against all paths."""
 
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -10,11 +10,11 @@ from problems import mixture
 
 import sfumato as sf
 from sfumato.likelihood import prior_bits, term_bits, vlb
-from sfumato.tune import Tuned, bound_costs, tune, tune_bound
+from sfumato.tune import Fitted, Tuned, bound_costs, tune, tune_bound
 
 CHAIN = sf.Discrete.linear(1000)
 QUICK: dict[str, Any] = {"rounds": 6, "reference": 64}
-METHOD = {5: sf.steps.UniPC(2), 8: sf.steps.UniPC(2), 10: sf.steps.AdamsBashforth(3)}  # one each, to save time
+METHOD = {5: sf.steps.UniPC(2), 8: Fitted(), 10: Fitted()}  # one each, to save time
 
 
 @cache
@@ -75,10 +75,27 @@ def test_conditions_are_tuned_with_their_rows():
 
 
 def test_a_record_is_the_same_walk():
-    tuned = Tuned(tuple(sf.grid(CHAIN, 7)), sf.steps.UniPC(3), 0.1, 0.3)
-    assert Tuned.from_json(tuned.to_json()) == tuned
+    for step in (sf.steps.UniPC(3), Fitted((0.3, 0.1 + 0.2))):
+        tuned = Tuned(tuple(sf.grid(CHAIN, 7)), step, 0.1, 0.3)
+        assert Tuned.from_json(tuned.to_json()) == tuned
     with pytest.raises(ValueError, match="no record of tuned levels"):
         Tuned.from_json('{"method": "Magic"}')
+
+
+@pytest.mark.parametrize("schedule", [CHAIN, sf.Flow(log_snr_max=6.0)], ids=["Discrete", "Flow"])
+def test_fitted_with_its_own_extrapolations_is_2m(schedule):
+    levels, x = sf.grid(schedule, 6), torch.randn(20, 2)
+    h = torch.stack([level.log_snr for level in levels]).diff()
+    given = [float(b / (2 * a)) if b.isfinite() else 0.0 for a, b in pairwise(h)]
+    torch.testing.assert_close(
+        sf.sample(mixture, levels[0].sigma * x, levels, Fitted(tuple(given))),
+        sf.sample(mixture, levels[0].sigma * x, levels, sf.steps.Multistep(2)),
+    )
+
+
+def test_fitted_walks_no_farther_than_it_was_fitted():
+    with pytest.raises(ValueError, match="fitted to 3 steps"):
+        sf.sample(mixture, torch.randn(4, 2), sf.grid(CHAIN, 4), Fitted((0.5, 0.5)))
 
 
 SHORT = sf.Discrete.linear(12, beta_max=0.01)

@@ -79,7 +79,7 @@ def ours(problem: Problem) -> Iterator[Row]:
         tuned = tune(problem.mixture, CHAIN, noise, levels=walk, step=DEFAULT[0])
         seconds = time.perf_counter() - started
         x = sf.sample(problem.mixture, problem.start, tuned.levels, tuned.step)
-        yield row(f"tuned: {tuned.step}", n, x) | {"tuned": True, "seconds": round(seconds, 1)}
+        yield row(f"tuned: {type(tuned.step).__name__}", n, x) | {"tuned": True, "seconds": round(seconds, 1)}
 
 
 def theirs(problem: Problem) -> Iterator[Row]:

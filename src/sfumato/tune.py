@@ -1,13 +1,14 @@
 """Fewer evaluations: the levels of a walk, and its method, fitted to one model and one number of evaluations.
 
-`tune` fits a walk of the probability flow to the flow's own fine solution from the same noise: the steps - 1 levels inside are moved by
-damped Gauss-Newton on the endpoint's residuals. `tune_bound` picks the levels of a shorter ancestral chain: its bound on -log p(x0) is a
-sum over steps, each of which depends on its two levels alone, so the best path of every length is found exactly.
+`tune` fits a walk of the probability flow to the flow's own fine solution from the same noise: damped Gauss-Newton on the endpoint's
+residuals moves the steps - 1 levels inside, and with `Fitted` how far each step extrapolates too. `tune_bound` picks the levels of a
+shorter ancestral chain: its bound on -log p(x0) is a sum over steps, each of which depends on its two levels alone, so the best path of
+every length is found exactly.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -23,9 +24,47 @@ from sfumato.sample import Step, grid, sample, spacing
 from sfumato.sample.steps import DDIM, Adams, AdamsBashforth, Ancestral, Heun, Multistep, UniPC
 from sfumato.schedule import Discrete, Level, Schedule
 
-METHODS: tuple[Step, ...] = (Adams(3), UniPC(2), AdamsBashforth(3))
 
-_KINDS = {kind.__name__: kind for kind in (Adams, AdamsBashforth, Ancestral, DDIM, Heun, Multistep, UniPC)}
+@dataclass(frozen=True)
+class Fitted:
+    """DPM-Solver++(2M) with its extrapolations as parameters: step i holds x0_i + c_i (x0_i - x0_{i-1}) for x0; also the one to the data.
+
+    2M has c_i = h_i / (2 h_{i-1}), and 0 at the data. A solver whose coefficients are fitted step by step is that of Shaul et al. (2024),
+    arXiv:2403.01329; theirs fits all of them, ours one a step. Made by `tune`: `Fitted()` among its methods stands for those it finds.
+    """
+
+    extrapolations: tuple[float, ...] = ()
+
+    def __call__(
+        self,
+        predict: Predictor,
+        x: Float[Tensor, "b *x"],
+        t: Level,
+        s: Level,
+        memory: tuple[int, Tensor] | None,
+        generator: Generator | None,
+    ) -> tuple[Float[Tensor, "b *x"], tuple[int, Tensor]]:
+        """One step; remembers how many there were, and the last x0.
+
+        Raises:
+            ValueError: more steps than were fitted.
+        """
+        x0 = predict(x, t).x0
+        ahead, done = x0, 0
+        if memory is not None:
+            done, before = memory
+            if done > len(self.extrapolations):
+                raise ValueError(f"this method was fitted to {len(self.extrapolations) + 1} steps; walk it along the levels it came with.")
+            ahead = torch.lerp(before, x0, 1 + self.extrapolations[done - 1])
+        ratio = float(s.sigma) / float(t.sigma)
+        return torch.add(ratio * x, ahead, alpha=float(s.alpha) - float(t.alpha) * ratio), (done + 1, x0)
+
+
+METHODS: tuple[Step, ...] = (Fitted(), UniPC(2))
+
+_KINDS: Mapping[str, Callable[..., Step]] = {
+    kind.__name__: kind for kind in (Adams, AdamsBashforth, Ancestral, DDIM, Fitted, Heun, Multistep, UniPC)
+}
 _LEAST_LOG_SNR = -20.0  # where a walk from noise alone takes its first step to
 _NUDGE = 5e-3  # of a parameter, for a column of the Jacobian
 
@@ -59,7 +98,8 @@ class Tuned:
         """
         try:
             record = json.loads(text)
-            step = _KINDS[record["method"]](**record["options"])
+            options = {name: tuple(value) if isinstance(value, list) else value for name, value in record["options"].items()}
+            step = _KINDS[record["method"]](**options)
             pairs = torch.tensor(record["levels"], dtype=torch.float64)
             return cls(tuple(Level(a, s) for a, s in pairs), step, float(record["error"]), float(record["default_error"]))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -82,7 +122,7 @@ def tune(
 ) -> Tuned:
     """Levels and method of the walk whose endpoints are closest to the fine solution's; on unseen noise never worse than the default's.
 
-    Takes rounds · (steps + 2) · steps evaluations a method and `reference` more, of two thirds of the noise; the last third judges.
+    Takes about rounds · 2 steps · steps evaluations a method and `reference` more, of two thirds of the noise; the last third judges.
 
     Args:
         predict: the model, guided or not.
@@ -92,7 +132,7 @@ def tune(
         steps: how many evaluations.
         levels: the walk to be improved: its ends stay, its inner levels move; `grid(schedule, steps)` by default.
         step: the method that the default is walked with; Multistep by default.
-        methods: the methods to try; each must take one evaluation a step.
+        methods: the methods to try, each with levels of its own; each must take one evaluation a step.
         rounds: of Gauss-Newton.
         reference: steps of the fine solution.
 
@@ -114,11 +154,16 @@ def tune(
     before = judging.error(default, step or Multistep())
     best = Tuned(default, step or Multistep(), before, before)
     for method in methods:
-        fitted = _gauss_newton(lambda place, method=method: fitting.residuals(course.levels(place), method), course.start(), rounds)
-        walk = course.levels(fitted)
-        error = judging.error(walk, method)
+        start = course.start() if not isinstance(method, Fitted) else torch.cat([course.start(), course.extrapolations()])
+
+        def walk(place: Tensor, method: Step = method) -> tuple[tuple[Level, ...], Step]:
+            inner, more = place.split([len(default) - 1, len(place) - len(default) + 1])
+            return course.levels(inner), Fitted(tuple(more.tolist())) if isinstance(method, Fitted) else method
+
+        found = walk(_gauss_newton(lambda place, walk=walk: fitting.residuals(*walk(place)), start, rounds))
+        error = judging.error(*found)
         if error < best.error:
-            best = Tuned(walk, method, error, before)
+            best = Tuned(*found, error, before)
     return best
 
 
@@ -147,6 +192,11 @@ class _Course:
         inner = torch.stack([level.log_snr for level in self.default[1:-1]]).double().cpu()
         shares = torch.cat([inner, inner.new_tensor([self.high])]).diff(prepend=inner.new_tensor([self.low])) / (self.high - self.low)
         return shares.clamp(min=0.02 / len(shares)).log()
+
+    def extrapolations(self) -> Tensor:
+        """Those of DPM-Solver++(2M) on the default walk."""
+        lengths = torch.stack([level.log_snr for level in self.default]).double().cpu().diff()
+        return torch.where(lengths.isfinite(), lengths, 0.0)[1:] / (2 * lengths[:-1])
 
     def fine(self, predict: Predictor, x: Tensor, cond: Cond | None, steps: int) -> Tensor:
         """The endpoints of a walk of many steps, uniform in log-SNR."""
