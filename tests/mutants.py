@@ -52,8 +52,10 @@ TESTS = {  # by a module's path, the first that fits: chapters of the ledger, wh
     "likelihood/flow.py": ("scores", ["test_options.py", "test_flow_likelihood.py"]),
     "likelihood/": ("likelihoods or losses", ["test_options.py", "test_likelihood.py", "test_tune.py"]),
     "guide.py": ("guidance", ["test_guide.py"]),
+    "sample/steps/adams.py": ("tuning", ["test_options.py", "test_sample_adams.py"]),
+    "sample/steps/langevin.py": ("sampling", ["test_options.py", "test_sample_steps.py"]),
     "sample/steps/": ("sampling", ["test_options.py", "test_sample.py", "test_sample_steps.py"]),
-    "sample/spacing.py": ("sampling or likelihoods", ["test_options.py", "test_sample.py"]),
+    "sample/spacing.py": ("sampling or likelihoods", ["test_options.py", "test_sample.py", "test_sample_adams.py"]),
     "sample/": ("sampling", ["test_options.py", "test_sample_path.py", "test_sample.py"]),
 }
 

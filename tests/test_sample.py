@@ -424,3 +424,14 @@ def test_second_order_beats_first_on_every_spacing(schedule):
     wanted = gaussian_flow(start, levels[0], levels[-1])
     one, two = ((sf.sample(gaussian, start, levels, sf.steps.Multistep(order)) - wanted).norm(dim=1).mean() for order in (1, 2))
     assert two < one
+
+
+@pytest.mark.parametrize("scale", [5.0, 20.0])
+@pytest.mark.parametrize("schedule", [sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0), sf.VE(), sf.Discrete.linear(1000)], ids=repr)
+def test_softened_levels_are_even_in_what_they_are_named_for(schedule, scale):
+    """log(1 + scale · alpha/sigma) rises in equal steps from the last level with noise to the first."""
+    levels = [level for level in sf.grid(schedule, 12, spacing=sf.spacing.softened(scale)) if level.sigma > 0]
+    place = torch.stack([torch.log1p(scale * level.alpha / level.sigma) for level in levels])
+    torch.testing.assert_close(place, torch.linspace(float(place[0]), float(place[-1]), len(place)), rtol=0, atol=2e-3)
+    ends = schedule.log_snr(torch.tensor([1.0, 1 / 1000 if isinstance(schedule, sf.Discrete) else 0.0]))
+    torch.testing.assert_close(torch.stack([levels[0].log_snr, levels[-1].log_snr]), ends)
