@@ -27,6 +27,8 @@ check: $(VENV)/.installed
 	$(BIN)/pyright
 
 bench: $(VENV)/.installed
+	benchmarks/accuracy/run.sh
+	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/toys.py
 	benchmarks/quality/run.sh
 

@@ -444,6 +444,7 @@ class Training(Options):
 
 
 SAMPLERS: Mapping[str, Step] = {
+    "adams": steps.Adams(),
     "adams-bashforth": steps.AdamsBashforth(3),
     "ancestral": steps.Ancestral(),
     "ancestral-large": steps.Ancestral("large"),
@@ -463,6 +464,7 @@ SPACINGS: Mapping[str, Spacing] = {
     "leading": spacing.leading,
     "log-snr": spacing.log_snr,
     "quadratic": spacing.quadratic,
+    "softened": spacing.softened(),
     "trailing": spacing.trailing,
     "uniform": spacing.uniform,
 }
