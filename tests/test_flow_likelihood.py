@@ -254,3 +254,14 @@ def no_gradient(x_t, level, cond=None):
 
 def no_number(x_t, level, cond=None):
     return sf.Prediction(x_t * math.nan, x_t * math.nan)
+
+
+def test_the_truncated_normal_takes_the_noise_of_the_first_level():
+    schedule, x0 = sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0), torch.tensor([[0.2], [-0.4], [0.0]])
+    first = schedule.level(0.0)
+    exact = sf.Gaussian(torch.zeros(1), 0.2)
+    by_itself, told = (
+        likelihood.bits_per_dim(exact, x0, schedule, width=0.2, dequantise=how, generator=torch.Generator().manual_seed(0)).total
+        for how in (likelihood.TruncatedNormal(), likelihood.TruncatedNormal(std=float(first.sigma / first.alpha)))
+    )
+    torch.testing.assert_close(by_itself, told)
