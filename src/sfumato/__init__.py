@@ -35,7 +35,7 @@ from sfumato.schedule import (
     ve_scales,
     vp_scales,
 )
-from sfumato.tune import BoundCosts, Tuned, bound_costs, tune, tune_bound
+from sfumato.tune import BoundCosts, Fitted, Tuned, bound_costs, tune, tune_bound
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "Cosine",
     "Denoiser",
     "Discrete",
+    "Fitted",
     "Flow",
     "Flowed",
     "Gaussian",
