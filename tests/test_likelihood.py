@@ -114,3 +114,12 @@ def test_rows_at_the_decoder_and_above_it_mix():
             last_log_variance=last,
         )
         torch.testing.assert_close(mixed[row], alone)
+
+
+def test_standard_errors_are_those_of_means():
+    bound = likelihood.Bound(torch.tensor([1.0, 3.0]), torch.tensor([[0.0, 2.0], [4.0, 2.0]]), torch.tensor([5.0, 5.0]), torch.ones(2))
+    errors = bound.standard_errors
+    torch.testing.assert_close(errors["prior"], torch.tensor(1.0))
+    torch.testing.assert_close(errors["steps"], torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close(errors["decoder"], torch.tensor(0.0))
+    assert bound.standard_error == pytest.approx(3.0)

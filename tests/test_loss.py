@@ -200,3 +200,15 @@ def test_the_vlb_says_nothing_of_the_mean_in_the_hybrid_loss():
     with_bound, without = (torch.autograd.grad(value, head)[0] for value in (whole, part))
     torch.testing.assert_close(with_bound[mean_rows], without[mean_rows])
     assert (with_bound[2:] - without[2:]).abs().max() > 1e-4
+
+
+def test_fitted_times_fall_into_stretches_in_their_shares():
+    schedule = sf.Cosine(log_snr_max=6.0, log_snr_min=-6.0)
+    times = sf.loss.Fitted(schedule, bins=3, uniform_share=0.0)
+    times.update(schedule.time(torch.tensor([4.0, 0.0, -4.0])), torch.tensor([1.0, 3.0, 6.0]))
+    log_snr = schedule.log_snr(times(20_000, torch.Generator().manual_seed(0)))
+    shares = torch.stack([(log_snr > 2).double().mean(), (log_snr.abs() <= 2).double().mean(), (log_snr < -2).double().mean()])
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.3, 0.6]), rtol=0, atol=1e-3)
+    inside = log_snr[log_snr.abs() <= 2]
+    assert abs(inside.mean().item()) < 0.02
+    assert abs(inside.std().item() - 4 / math.sqrt(12)) < 0.02

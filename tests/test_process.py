@@ -125,3 +125,10 @@ def test_what_does_not_fit_is_refused(function, x, level):
 def test_levels_of_whole_numbers_are_refused():
     with pytest.raises(ValueError, match=r"floating-point data, got torch\.int64"):
         sf.Cosine().level(0.5, like=torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("variance", ["huge", "middle", "smaller"])
+def test_an_unknown_variance_is_refused(variance):
+    t, s, x = sf.Cosine().level(0.5), sf.Cosine().level(0.4), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=f'"small", "large" or "learned", got "{variance}"'):
+        process.reverse(sf.Prediction(x, x), x, t, s, variance=variance)
