@@ -1,6 +1,7 @@
 """Known truths that many tests share."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -54,3 +55,10 @@ def betas_of(levels: list[sf.Level]) -> torch.Tensor:
 
 
 LOG_2_PI = math.log(2 * math.pi)
+
+
+def label(value: object) -> str:
+    """A test's name for a value, the same in every process: no addresses, sets in order."""
+    if isinstance(value, set):
+        return str(sorted(value))
+    return re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", repr(value))

@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from problems import every_scales, every_schedule, gaussian, mixture
+from problems import every_scales, every_schedule, gaussian, label, mixture
 
 import sfumato as sf
 
@@ -143,7 +143,7 @@ def test_importance_forgets_what_is_older_than_its_history():
     assert times.losses.tolist() == [[3.0, 4.0]]
 
 
-@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.Discrete.linear(40, beta_max=0.02)], ids=repr)
+@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.Discrete.linear(40, beta_max=0.02)], ids=label)
 @pytest.mark.parametrize("kind", [lambda s: sf.loss.Importance(s, bins=8, history=1), lambda s: sf.loss.Fitted(s, bins=8)])
 def test_adaptive_times_stay_in_range_and_keep_what_they_know(kind, schedule):
     times, other = kind(schedule), kind(schedule)

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from problems import betas_of, every_scales, gaussian, gaussian_flow, mixture
+from problems import betas_of, every_scales, gaussian, gaussian_flow, label, mixture
 
 import sfumato as sf
 from sfumato.sample import flow
@@ -24,7 +24,7 @@ def mixture_flow(scales):
 @pytest.mark.parametrize(
     ("step", "order"),
     [(sf.steps.DDIM(), 1), (sf.steps.Multistep(2), 2), (sf.steps.Heun(), 2), (sf.steps.UniPC(2), 2), (sf.steps.Multistep(3), 3)],
-    ids=lambda v: repr(v) if not isinstance(v, int) else "",
+    ids=lambda v: label(v) if not isinstance(v, int) else "",
 )
 def test_step_reaches_its_order(step, order, scales):
     """Median error on a mixture in the plane; the mean is ruled by points on the ridge between modes."""
@@ -34,7 +34,7 @@ def test_step_reaches_its_order(step, order, scales):
 
 
 @every_scales
-@pytest.mark.parametrize("step", [sf.steps.DDIM(), sf.steps.Multistep(), sf.steps.Heun()], ids=repr)
+@pytest.mark.parametrize("step", [sf.steps.DDIM(), sf.steps.Multistep(), sf.steps.Heun()], ids=label)
 def test_step_follows_the_closed_flow_of_a_gaussian(step, scales):
     schedule, x = sf.Cosine(scales=scales, log_snr_max=8.0, log_snr_min=-8.0), torch.randn(64, 2)
     levels = sf.grid(schedule, 1000, spacing=sf.spacing.log_snr)
@@ -87,7 +87,7 @@ def test_ddim_without_noise_keeps_x0_and_eps():
 
 
 @pytest.mark.parametrize(
-    "step", [sf.steps.Ancestral(), sf.steps.DDIM(), sf.steps.DDIM(0.7), sf.steps.Heun(), sf.steps.Multistep()], ids=repr
+    "step", [sf.steps.Ancestral(), sf.steps.DDIM(), sf.steps.DDIM(0.7), sf.steps.Heun(), sf.steps.Multistep()], ids=label
 )
 def test_a_last_level_without_noise_is_finite(step):
     x = sf.sample(mixture, torch.randn(8, 2), sf.grid(sf.Discrete.linear(1000), 10), step, generator=torch.Generator())
@@ -96,7 +96,7 @@ def test_a_last_level_without_noise_is_finite(step):
 
 
 @pytest.mark.parametrize("scales", [sf.ve_scales, sf.flow_scales, sf.sub_vp_scales], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("step", [sf.steps.DDIM(), sf.steps.Multistep(), sf.steps.Heun(), sf.steps.Ancestral()], ids=repr)
+@pytest.mark.parametrize("step", [sf.steps.DDIM(), sf.steps.Multistep(), sf.steps.Heun(), sf.steps.Ancestral()], ids=label)
 def test_the_scales_do_not_matter(step, scales):
     """Methods written in log-SNR walk the same path under any scales, but for the factor on x."""
     vp, other = (sf.grid(sf.Cosine(scales=which), 12) for which in (sf.vp_scales, scales))
@@ -352,7 +352,7 @@ def test_noise_comes_from_the_generator_alone():
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("step", [sf.steps.Ancestral("small"), sf.steps.Ancestral("large")], ids=repr)
+@pytest.mark.parametrize("step", [sf.steps.Ancestral("small"), sf.steps.Ancestral("large")], ids=label)
 def test_an_ancestral_step_to_the_data_returns_the_mean(step):
     x, chain = torch.randn(5, 2), sf.Discrete.linear(1000)
     out, _ = step(mixture, x, chain.level(0.3), chain.level(0.0), None, torch.Generator())
@@ -360,7 +360,7 @@ def test_an_ancestral_step_to_the_data_returns_the_mean(step):
 
 
 @pytest.mark.parametrize("lengths", [(1.0, 3.0), (3.0, 1.0, 1.0)], ids=str)
-@pytest.mark.parametrize("step", [sf.steps.Multistep(), sf.steps.Heun()], ids=repr)
+@pytest.mark.parametrize("step", [sf.steps.Multistep(), sf.steps.Heun()], ids=label)
 def test_second_order_holds_between_unequal_steps(step, lengths):
     """Steps whose lengths in log-SNR take turns, so that they differ however many there are; against the closed flow of a Gaussian."""
     schedule, x = sf.Cosine(log_snr_max=6.0, log_snr_min=-6.0), torch.randn(64, 2)
@@ -374,7 +374,7 @@ def test_second_order_holds_between_unequal_steps(step, lengths):
     assert math.log2(error(40) / error(80)) > 1.8
 
 
-@pytest.mark.parametrize("step", [sf.steps.Heun(), sf.steps.Multistep()], ids=repr)
+@pytest.mark.parametrize("step", [sf.steps.Heun(), sf.steps.Multistep()], ids=label)
 def test_a_step_to_the_data_is_ddims(step):
     """Without noise at the end every method of the flow returns x0, whatever it remembers."""
     chain, x = sf.Discrete.linear(1000), torch.randn(16, 2)
@@ -392,7 +392,7 @@ def test_ddim_from_noise_alone_is_finite():
         assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("step", [sf.steps.DDIM(), sf.steps.Heun(), sf.steps.Multistep()], ids=repr)
+@pytest.mark.parametrize("step", [sf.steps.DDIM(), sf.steps.Heun(), sf.steps.Multistep()], ids=label)
 def test_a_deterministic_step_draws_nothing(step):
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
@@ -427,7 +427,7 @@ def test_second_order_beats_first_on_every_spacing(schedule):
 
 
 @pytest.mark.parametrize("scale", [5.0, 20.0])
-@pytest.mark.parametrize("schedule", [sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0), sf.VE(), sf.Discrete.linear(1000)], ids=repr)
+@pytest.mark.parametrize("schedule", [sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0), sf.VE(), sf.Discrete.linear(1000)], ids=label)
 def test_softened_levels_are_even_in_what_they_are_named_for(schedule, scale):
     """log(1 + scale · alpha/sigma) rises in equal steps from the last level with noise to the first."""
     levels = [level for level in sf.grid(schedule, 12, spacing=sf.spacing.softened(scale)) if level.sigma > 0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from problems import SCALES, gaussian, gaussian_flow, mixture
+from problems import SCALES, gaussian, gaussian_flow, label, mixture
 
 import sfumato as sf
 from sfumato.sample import encode_decode, flow, interpolate, invert, progressive, slerp
@@ -55,7 +55,7 @@ def test_the_flow_counts_its_evaluations_and_a_row_is_a_batch_of_one():
         assert alone.nfe[0] == whole.nfe[i]
 
 
-@pytest.mark.parametrize("step", [None, sf.steps.Heun(), sf.steps.Multistep(), sf.steps.AdamsBashforth(3)], ids=repr)
+@pytest.mark.parametrize("step", [None, sf.steps.Heun(), sf.steps.Multistep(), sf.steps.AdamsBashforth(3)], ids=label)
 def test_inversion_is_the_gaussians_flow_upwards(step):
     """To the method's order."""
     order, x = 1 if step is None else getattr(step, "order", 2), gaussian.sample(64)[0]
@@ -78,7 +78,7 @@ def test_a_round_trip_comes_back_the_closer_the_more_steps():
     assert distance(200) < 0.6 * distance(100)
 
 
-@pytest.mark.parametrize("step", [None, sf.steps.Heun(), sf.steps.Multistep(2)], ids=repr)
+@pytest.mark.parametrize("step", [None, sf.steps.Heun(), sf.steps.Multistep(2)], ids=label)
 def test_inversion_reaches_a_level_without_signal(step):
     levels = [*(sf.Discrete.linear(1000).level(k / 10) for k in range(9, -1, -1))]
     noise = sf.Level(torch.tensor(0.0), torch.tensor(1.0))
@@ -148,7 +148,7 @@ def test_what_is_noised_and_sampled_again_keeps_the_law_and_forgets_with_the_noi
     torch.testing.assert_close(covariance, levels[0].alpha ** 2 * gaussian.variances[0].square() / v, rtol=0.03, atol=0.01)
 
 
-@pytest.mark.parametrize("step", [sf.steps.DDIM(0.5), sf.steps.Heun(), sf.steps.UniPC(2)], ids=repr)
+@pytest.mark.parametrize("step", [sf.steps.DDIM(0.5), sf.steps.Heun(), sf.steps.UniPC(2)], ids=label)
 def test_progressive_tells_what_sample_does(step):
     levels, noise, seen = sf.grid(sf.Discrete.linear(1000), 12), torch.randn(8, 2), []
     out = sf.sample(mixture, noise, levels, step, generator=torch.Generator().manual_seed(0), on_step=lambda i, x: seen.append(x))

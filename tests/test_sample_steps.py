@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from problems import SCALES, every_scales, gaussian, gaussian_flow, mixture
+from problems import SCALES, every_scales, gaussian, gaussian_flow, label, mixture
 
 import sfumato as sf
 
@@ -179,7 +179,7 @@ def test_euler_maruyama_has_strong_order_one(scales):
         (sf.steps.PredictorCorrector(sf.steps.UniPC(3), sf.steps.Langevin(steps=2, step_size=0.01)), 50, 0.0),
         (sf.steps.Langevin(steps=10, step_size=0.05), 40, 0.05),
     ],
-    ids=repr,
+    ids=label,
 )
 def test_stochastic_steps_reach_the_law(step, steps, bias):
     """On a mixture: Kolmogorov's distance of 20,000 samples from it, beyond what chance explains once in a thousand.
@@ -267,7 +267,7 @@ NO_SIGNAL = sf.Discrete(torch.cat([torch.linspace(1e-3, 0.1, 99), torch.ones(1)]
 
 @pytest.mark.parametrize("schedule", [sf.Discrete.linear(1000), NO_SIGNAL], ids=["to the data", "from noise alone"])
 @pytest.mark.parametrize("spacing", [sf.spacing.log_snr, sf.spacing.uniform, sf.spacing.karras()], ids=["log_snr", "uniform", "karras"])
-@pytest.mark.parametrize("step", EVERY, ids=repr)
+@pytest.mark.parametrize("step", EVERY, ids=label)
 def test_both_ends_are_safe(step, spacing, schedule):
     """Samples at sigma = 0 after 30 steps are finite and, but for two Langevin steps a level, where data are."""
     levels = sf.grid(schedule, 30, spacing=spacing)
@@ -277,7 +277,7 @@ def test_both_ends_are_safe(step, spacing, schedule):
     assert isinstance(step, sf.steps.Langevin) or (density > -14).double().mean() > 0.95
 
 
-@pytest.mark.parametrize("step", [s for s in EVERY if not isinstance(s, sf.steps.Langevin | sf.steps.PredictorCorrector)], ids=repr)
+@pytest.mark.parametrize("step", [s for s in EVERY if not isinstance(s, sf.steps.Langevin | sf.steps.PredictorCorrector)], ids=label)
 def test_the_last_step_to_the_data_returns_x0(step):
     chain, x = sf.Discrete.linear(1000), torch.randn(16, 2)
     levels = [chain.level(t) for t in (0.5, 0.4, 0.3, 0.2, 0.0)]
@@ -292,7 +292,7 @@ def test_the_last_step_to_the_data_returns_x0(step):
 
 
 @pytest.mark.parametrize("scales", SCALES[1:], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("step", [step for step in EVERY if step != sf.steps.Ancestral("large")], ids=repr)
+@pytest.mark.parametrize("step", [step for step in EVERY if step != sf.steps.Ancestral("large")], ids=label)
 def test_the_scales_do_not_matter(step, scales):
     """Every method walks one path, but for the factor on x; all but DDPM's large variance, which is that of a step of its scaling."""
     vp, other = (sf.grid(sf.Cosine(scales=which, log_snr_min=-10.0, log_snr_max=10.0), 12) for which in (sf.vp_scales, scales))
@@ -314,7 +314,7 @@ def test_the_scales_do_not_matter(step, scales):
         (sf.steps.Langevin(3), 30),
         (sf.steps.PredictorCorrector(), 20),
     ],
-    ids=repr,
+    ids=label,
 )
 def test_evaluations_of_ten_steps(step, calls):
     asked = []

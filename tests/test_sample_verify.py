@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from problems import label
 
 import sfumato as sf
 from sfumato.verify.parts_step import step as verify_step
@@ -14,13 +15,13 @@ def failures(part, **options):
 
 
 @pytest.mark.parametrize(
-    ("part", "order"), [(sf.steps.DDIM(), 1), (sf.steps.Heun(), 2), (sf.steps.Multistep(3), 3), (sf.steps.UniPC(2), 3)], ids=repr
+    ("part", "order"), [(sf.steps.DDIM(), 1), (sf.steps.Heun(), 2), (sf.steps.Multistep(3), 3), (sf.steps.UniPC(2), 3)], ids=label
 )
 def test_our_deterministic_steps_pass(part, order):
     assert not failures(part, order=order)
 
 
-@pytest.mark.parametrize("part", [sf.steps.Multistep(2, 1.0), sf.steps.EulerMaruyama()], ids=repr)
+@pytest.mark.parametrize("part", [sf.steps.Multistep(2, 1.0), sf.steps.EulerMaruyama()], ids=label)
 def test_our_stochastic_steps_pass(part):
     assert not failures(part)
 
@@ -60,7 +61,7 @@ class TooLittleNoise:
         (sf.steps.DDIM(), {"order": 2}, {"step-order-vp", "step-order-ve", "step-order-flow"}),
         (TooLittleNoise(), {}, {"step-law"}),
     ],
-    ids=repr,
+    ids=label,
 )
 def test_what_is_wrong_is_found(part, options, found):
     assert found <= failures(part, **options)

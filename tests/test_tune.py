@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import mixture
+from problems import label, mixture
 
 import sfumato as sf
 from sfumato.likelihood import prior_bits, term_bits, vlb
@@ -49,7 +49,7 @@ def test_a_default_that_nothing_beats_is_kept():
 
 
 @pytest.mark.parametrize(
-    "schedule", [sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0), sf.Flow(), sf.VE(), sf.Discrete.cosine(50).zero_terminal()], ids=repr
+    "schedule", [sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0), sf.Flow(), sf.VE(), sf.Discrete.cosine(50).zero_terminal()], ids=label
 )
 def test_every_schedule_is_tuned_between_its_ends(schedule):
     tuned = tune(mixture, schedule, torch.randn(30, 2), steps=4, methods=[sf.steps.AdamsBashforth(2)], **QUICK)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from problems import every_schedule, mixture
+from problems import every_schedule, label, mixture
 
 import sfumato as sf
 from sfumato import verify
@@ -56,7 +56,7 @@ def test_a_fault_in_a_schedule_is_found(part, row):
     assert row in failed(verify.schedule(part))
 
 
-@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.VE(), sf.Discrete.linear(100)], ids=repr)
+@pytest.mark.parametrize("schedule", [sf.Cosine(), sf.VE(), sf.Discrete.linear(100)], ids=label)
 def test_an_exact_predictor_passes(schedule):
     x0, _ = mixture.sample(4000, torch.Generator().manual_seed(0))
     assert not failed(verify.predictor(mixture, x0, schedule, calibrated=True))
