@@ -55,8 +55,7 @@ def truncated_snr_weight(level: Level) -> Tensor:
 
 def previous_weight(level: Level, *, chain: Discrete) -> Tensor:
     """The mean square of the error in μ̃, the mean of the step down the chain: c_0² on x0, c_0 that of Ho et al. (2020), eq. 7."""
-    k = (chain.time(level.log_snr.double()) * len(chain)).round()
-    before = chain.level((k - 1) / len(chain)).to(level.alpha)
+    before = chain.below(level)
     return x0_weight(level) * (before.alpha * torch.expm1(level.log_snr - before.log_snr)).square()
 
 

@@ -49,8 +49,7 @@ def previous_target(level: Level, *, chain: Discrete) -> tuple[Coefficient, Coef
     With μ̃ = c_t x_t + c_0 x0 (eq. 7) and x_t = alpha x0 + sigma eps, a = c_t alpha + c_0 and b = c_t sigma. The level must be one of the
     chain's; `partial(previous_target, chain=chain)` is the `Target`.
     """
-    k = (chain.time(level.log_snr.double()) * len(chain)).round()
-    before = chain.level((k - 1) / len(chain)).to(level.alpha)
+    before = chain.below(level)
     keep = level.alpha / before.alpha * (before.sigma / level.sigma).square()
     return keep * level.alpha - before.alpha * torch.expm1(level.log_snr - before.log_snr), keep * level.sigma
 

@@ -21,7 +21,7 @@ from sfumato.noise import normal_like, row_generators
 from sfumato.pictures import cloud, gif, limits_of, picture, sheet
 from sfumato.sample import Step, grid, sample
 from sfumato.schedule import Discrete, Level, Schedule
-from sfumato.train.checkpoint import CheckpointError, damaged, latest, read_tensors
+from sfumato.train.checkpoint import CheckpointError, damaged, latest, read_tensors, write_text
 from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe
 from sfumato.tune import Tuned, tune
 
@@ -351,9 +351,7 @@ def save_tuned(folder: Path, steps: int, guidance: float, tuned: Tuned) -> Path:
     """Keeps tuned levels with a run, where `load` finds them; those of the same steps and guidance are replaced."""
     path = folder / "tuned" / f"{steps}-guidance-{guidance:g}.json"
     path.parent.mkdir(exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps({"steps": steps, "guidance": guidance, "walk": json.loads(tuned.to_json())}, indent=1))
-    aside.replace(path)
+    write_text(path, json.dumps({"steps": steps, "guidance": guidance, "walk": json.loads(tuned.to_json())}, indent=1))
     return path
 
 

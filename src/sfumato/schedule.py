@@ -360,6 +360,11 @@ class Discrete(Schedule):
         first = torch.log((1 + table[0].exp()) / k.clamp(max=1) - 1)  # sigma² = k sigma_1² for k <= 1
         return torch.where(k >= 1, inside, first)
 
+    def below(self, level: Level) -> Level:
+        """The level one step down from a level of the chain, in its shape and dtype."""
+        k = (self.time(level.log_snr.double()) * len(self)).round()
+        return self.level((k - 1) / len(self)).to(level.alpha)
+
     def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
         """The time with this log-SNR, as `log_snr` interpolates it; less than the chain's last is taken to t = 1."""
         table = self._log_snr.to(log_snr)
@@ -422,6 +427,15 @@ class LearnedSchedule(nn.Module, Schedule):
             is_early = self.log_snr(middle) > log_snr
             low, high = torch.where(is_early, middle, low), torch.where(is_early, high, middle)
         return (low + high) / 2
+
+
+def finite_ends(schedule: Schedule) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Log-SNR of the schedule's first level with noise and of its last with signal, in nats."""
+    n = len(schedule) if isinstance(schedule, Discrete) else None
+    first, last = schedule.log_snr(torch.tensor([1 / n if n else 0.0, 1.0], dtype=torch.float64))
+    if n and n > 1 and not bool(last.isfinite()):
+        last = schedule.log_snr(torch.tensor((n - 1) / n, dtype=torch.float64))
+    return first, last
 
 
 def _at_least_one(steps: int) -> int:

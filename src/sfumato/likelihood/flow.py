@@ -21,7 +21,7 @@ from torch import Tensor
 from sfumato.denoiser import Cond, Predictor
 from sfumato.noise import Generator, normal_like
 from sfumato.ode import State, dormand_prince, per_row
-from sfumato.schedule import Discrete, Level, Schedule, vp_scales
+from sfumato.schedule import Level, Schedule, finite_ends, vp_scales
 
 _LONGEST_STEP = 1.0  # a factor e of alpha/sigma: no scale of the data is stepped over
 
@@ -133,7 +133,7 @@ def flow_density(
         raise ValueError(f"tolerance must be positive, got {tolerance}.")
     if divergence is None:
         divergence = Exact() if x[0].numel() <= 32 else Hutchinson()
-    start, stop = half_log_snr_ends(schedule)
+    start, stop = (end.detach() / 2 for end in finite_ends(schedule))
     alpha = vp_scales(2 * start)[0]
     flow = _Flow(predict, cond, divergence.probes(x.double(), generator))
     u, products, missed, evaluations = flow.integrate(alpha * x.detach().double(), start, stop, divergence, tolerance)
@@ -319,7 +319,7 @@ def bits_per_dim(
     """
     if draws < 1 or not width > 0:
         raise ValueError(f"draws must be at least 1 and width positive, got {draws} and {width}.")
-    blur, d = math.exp(-float(half_log_snr_ends(schedule)[0])), x0[0].numel()
+    blur, d = math.exp(-float(finite_ends(schedule)[0].detach()) / 2), x0[0].numel()
     log_ratios, densities = [], []
     for _ in range(draws):
         x, log_q = dequantise(x0, width, blur, generator)
@@ -332,12 +332,3 @@ def bits_per_dim(
         bits((shares * torch.stack([density.probe_error for density in densities])).square().sum(0).sqrt()),
         bits((shares * torch.stack([density.step_error for density in densities])).sum(0)),
     )
-
-
-def half_log_snr_ends(schedule: Schedule) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """log(alpha/sigma) of the schedule's first level with noise and of its last with signal."""
-    n = len(schedule) if isinstance(schedule, Discrete) else None
-    first, last, before = (
-        schedule.log_snr(torch.tensor(t, dtype=torch.float64)).detach() for t in (1 / n if n else 0.0, 1.0, 1 - 1 / n if n else 1.0)
-    )
-    return first / 2, (last if bool(last.isfinite()) else before) / 2

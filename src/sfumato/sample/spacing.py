@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.schedule import Discrete, Level, Schedule
+from sfumato.schedule import Discrete, Level, Schedule, finite_ends
 
 Spacing = Callable[[Schedule, int], Tensor]
 
@@ -68,7 +68,7 @@ def quadratic(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
 
 def log_snr(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
     """Log-SNR uniform between the ends; a chain steps from its first level to the data. Lu et al. (2022), section 3.3, arXiv:2206.00927."""
-    first, last = _finite_ends(schedule)
+    first, last = finite_ends(schedule)
     return _between(schedule, steps, lambda u: last + (first - last) * u)
 
 
@@ -83,7 +83,7 @@ class softened:  # noqa: N801 - a spacing with an option, called like its sister
 
     def __call__(self, schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
         """The times of the levels."""
-        first, last = ((self.scale * (end / 2).exp()).log1p() for end in _finite_ends(schedule))
+        first, last = ((self.scale * (end / 2).exp()).log1p() for end in finite_ends(schedule))
         return _between(schedule, steps, lambda u: 2 * ((last + (first - last) * u).expm1() / self.scale).log())
 
 
@@ -95,7 +95,7 @@ class karras:  # noqa: N801 - a spacing with an option, called like its sisters
 
     def __call__(self, schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
         """The times of the levels."""
-        first, last = ((-end / (2 * self.rho)).exp() for end in _finite_ends(schedule))
+        first, last = ((-end / (2 * self.rho)).exp() for end in finite_ends(schedule))
         return _between(schedule, steps, lambda u: -2 * self.rho * (last + (first - last) * u).log())
 
 
@@ -150,18 +150,6 @@ def _snap(times: Tensor, schedule: Schedule) -> Tensor:
     room = torch.arange(len(k) - 1, -1, -1)
     k = torch.maximum(k, room)
     return k.double() / len(schedule)
-
-
-def _finite_ends(schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Log-SNR of the first level with noise and of the last with signal."""
-    if isinstance(schedule, Discrete):
-        n = len(schedule)
-        last = schedule.log_snr(torch.tensor(1.0, dtype=torch.float64))
-        if not bool(last.isfinite()) and n > 1:
-            last = schedule.log_snr(torch.tensor((n - 1) / n, dtype=torch.float64))
-        return schedule.log_snr(torch.tensor(1 / n, dtype=torch.float64)), last
-    ends = schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    return ends[0], ends[1]
 
 
 def _between(schedule: Schedule, steps: int, curve: Callable[[Tensor], Tensor]) -> Tensor:

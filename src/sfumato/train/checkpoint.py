@@ -106,6 +106,14 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}); remove {path.parent} to use the checkpoint before it.")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes aside and renames."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text)
+    fsync(aside)
+    aside.replace(path)
+
+
 def fsync(path: Path) -> None:
     """Has the system put a file or folder on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -237,7 +237,7 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     with _only_writer(out):
         for name, text in papers.items():
-            _write(out / name, text)
+            checkpoint.write_text(out / name, text)
         _cut_metrics(out / "metrics.jsonl", state.step)
         with closing(_board(out, state.step)) as board, (out / "metrics.jsonl").open("a") as metrics, torch.random.fork_rng():
             started, marked = time.perf_counter() - state.seconds, state.seconds
@@ -270,7 +270,7 @@ def fit(
         if not sheet.exists():
             draw(sheet)
         if not (out / "report.json").exists():
-            _write(out / "report.json", json.dumps(_report(state, options), indent=2))
+            checkpoint.write_text(out / "report.json", json.dumps(_report(state, options), indent=2))
 
 
 class _Step(Generic[M]):
@@ -464,15 +464,7 @@ def _cut_metrics(path: Path, step: int) -> None:
             continue
         if done <= step:
             kept.append(line + "\n")
-    _write(path, "".join(kept))
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes aside and renames."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text)
-    checkpoint.fsync(aside)
-    aside.replace(path)
+    checkpoint.write_text(path, "".join(kept))
 
 
 def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: Form) -> dict[str, Any]:

@@ -8,25 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import likelihood, loss, process
-from sfumato.denoiser import Cond, Denoiser, Predictor
+from sfumato.denoiser import Cond, Denoiser
 from sfumato.oracle import GaussianMixture
 from sfumato.prediction import Prediction, edm_target
 from sfumato.schedule import Cosine, Discrete, Flow, Level, LinearVP
 from sfumato.verify.forward import gaussian, raw_chain
 from sfumato.verify.foundations import hermite
 from sfumato.verify.ledger import row, standard_errors, worst
+from sfumato.verify.parts import constant
 
 OPTIMIZE = "004 Optimize Diffusion Models"
 SIMPLE_004 = "004 DDPM L_simple"
-
-
-def known(prediction: Prediction) -> Predictor:
-    """A predictor that says one thing."""
-
-    def predict(x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
-        return prediction
-
-    return predict
 
 
 def errors_at(n: int = 200) -> tuple[Tensor, Tensor, Level, Prediction]:
@@ -40,7 +32,7 @@ def errors_at(n: int = 200) -> tuple[Tensor, Tensor, Level, Prediction]:
 def of_weight(weight: loss.Weight, error: Callable[[Prediction, Tensor, Tensor, Level], Tensor]) -> float:
     """Our loss under a weight against a mean of squares written out."""
     x0, eps, level, wrong = errors_at()
-    return worst(loss.simple(known(wrong), x0, eps, level, weight=weight), error(wrong, x0, eps, level).mean(1))
+    return worst(loss.simple(constant(wrong), x0, eps, level, weight=weight), error(wrong, x0, eps, level).mean(1))
 
 
 @row(
@@ -73,8 +65,8 @@ def _() -> float:
     x0, eps, level, wrong = errors_at()
     by_x0 = level.log_snr.exp().squeeze(1) * (wrong.x0 - x0).square().mean(1)
     by_score = level.sigma.square().squeeze(1) * (wrong.score(level) + eps / level.sigma).square().mean(1)
-    ours = loss.simple(known(wrong), x0, eps, level)
-    return max(worst(ours, by_x0), worst(ours, by_score), worst(loss.score_matching(known(wrong), x0, eps, level), by_score))
+    ours = loss.simple(constant(wrong), x0, eps, level)
+    return max(worst(ours, by_x0), worst(ours, by_score), worst(loss.score_matching(constant(wrong), x0, eps, level), by_score))
 
 
 @row(
@@ -112,7 +104,7 @@ def _() -> float:
     """the larger of the two mean squares."""
     x0, eps, level, wrong = errors_at()
     larger = torch.maximum((wrong.eps - eps).square().mean(1), (wrong.x0 - x0).square().mean(1))
-    return worst(loss.simple(known(wrong), x0, eps, level, weight=loss.truncated_snr_weight), larger)
+    return worst(loss.simple(constant(wrong), x0, eps, level, weight=loss.truncated_snr_weight), larger)
 
 
 @row(
@@ -219,7 +211,7 @@ def _() -> float:
     eps, t = torch.randn(12, 5), torch.arange(1, 13) / 12
     last = process.posterior_log_variance(chain.level(2 / 12), chain.level(1 / 12))
     now, below = chain.level(t, like=x0), chain.level(torch.arange(12) / 12, like=x0)
-    predict = known(Prediction.from_x0(0.8 * x0, now.alpha * x0 + now.sigma * eps, now))
+    predict = constant(Prediction.from_x0(0.8 * x0, now.alpha * x0 + now.sigma * eps, now))
     ours = loss.vlb(predict, x0, eps, now, below, steps=12, last_log_variance=last).mean()
     total = torch.zeros(())
     for k in range(1, 13):
@@ -320,7 +312,7 @@ def _vdm_total(schedule: Cosine | LinearVP | Flow) -> Tensor:
     square = share * oracle.variances[0]
     x0, eps = torch.zeros(n, 2), torch.zeros(n, 2)
     wrong = Prediction(x0, square.sqrt())
-    return loss.vdm(known(wrong), x0, eps, t, schedule).mean()
+    return loss.vdm(constant(wrong), x0, eps, t, schedule).mean()
 
 
 def _snr_total(oracle: GaussianMixture, top: float, bottom: float) -> Tensor:
@@ -359,7 +351,7 @@ def _() -> float:
     losses, distances = [], []
     for guess in (-0.4 * x_t, 0.3 * torch.sin(x_t)):
         p = Prediction.from_x0((x_t + level.sigma.square() * guess) / level.alpha, x_t, level)
-        losses.append((share * loss.score_matching(known(p), x0, eps, level, weight=lambda level: torch.ones(()))).sum())
+        losses.append((share * loss.score_matching(constant(p), x0, eps, level, weight=lambda level: torch.ones(()))).sum())
         distances.append((share * (guess - true).square().squeeze(1)).sum())
     return worst(losses[0] - losses[1], distances[0] - distances[1])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from sfumato import process
 from sfumato.denoiser import Cond, Predictor
 from sfumato.noise import normal_like
+from sfumato.prediction import Prediction
 from sfumato.schedule import Discrete, Level, Schedule
 from sfumato.verify import ledger
 from sfumato.verify.ledger import Check, Result, Row, worst
@@ -121,6 +122,15 @@ def predictor(
             )
         )
     return ledger.run(rows)
+
+
+def constant(prediction: Prediction) -> Predictor:
+    """A predictor that has made up its mind."""
+
+    def predict(x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
+        return prediction
+
+    return predict
 
 
 def _row(id: str, equation: str, name: str, check: "Check | partial[float]", how: str, tolerance: float) -> Row:

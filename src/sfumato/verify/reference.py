@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from sfumato import likelihood, loss, process
-from sfumato.denoiser import Cond, Predictor
 from sfumato.noise import normal_like
 from sfumato.prediction import Prediction, eps_target, previous_target, x0_target
 from sfumato.sample import steps
 from sfumato.schedule import Discrete, Level
+from sfumato.verify.parts import constant
 
 TOLERANCE = 1e-9
 FLOOR = 1e-7  # smaller values are differences of numbers of size 1 on both sides: they are held to 1e-16 absolutely
@@ -181,7 +181,7 @@ class Case:
         kind, fraction = self._variance(variance)
         known = self.prediction(mean, fraction)
         weight = {"eps": loss.eps_weight, "x0": loss.x0_weight, "prev": partial(loss.previous_weight, chain=self.chain)}[mean]
-        predict = _constant(known)
+        predict = constant(known)
         simple = loss.simple(predict, self.x0, self.eps, self.t, weight=weight)
         model = process.reverse(known, self.x_t, self.t, self.s, variance=kind, last_log_variance=self.last)
         scale = (len(self.levels) - 1) / 1000
@@ -205,7 +205,7 @@ class Case:
         for row, i in enumerate(self.index.tolist()):
             t, s, x = self.levels[i + 1], self.levels[i], self.x_t[row : row + 1]
             mine = Prediction(known.x0[row : row + 1], known.eps[row : row + 1])
-            moved, _ = step(_constant(mine), x, t, s, None, torch.Generator().manual_seed(row))
+            moved, _ = step(constant(mine), x, t, s, None, torch.Generator().manual_seed(row))
             drawn = normal_like(x, torch.Generator().manual_seed(row))
             eta = step.eta if isinstance(step, steps.DDIM) else 1.0
             deviation = eta * (process.posterior_log_variance(t, s) / 2).exp()
@@ -218,17 +218,8 @@ class Case:
         above, known, rows = [*self.levels, Level(nothing, nothing + 1)], self.prediction("eps"), []
         for row, i in enumerate(self.index.tolist()):
             mine = Prediction(known.x0[row : row + 1], known.eps[row : row + 1])
-            rows.append(steps.DDIM()(_constant(mine), self.x_t[row : row + 1], above[i + 1], above[i + 2], None, None)[0])
+            rows.append(steps.DDIM()(constant(mine), self.x_t[row : row + 1], above[i + 1], above[i + 2], None, None)[0])
         return torch.cat(rows)
-
-
-def _constant(known: Prediction) -> Predictor:
-    """A predictor that has made up its mind."""
-
-    def predict(x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
-        return known
-
-    return predict
 
 
 def _their_decoder(x0: Tensor, model: process.Normal) -> Tensor:
