@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 import sfumato as sf
 from sfumato.train import checkpoint
 from sfumato.train.checkpoint import CheckpointError
-from sfumato.train.loop import Stopped, _batches, precision, train
+from sfumato.train.loop import Stopped, train
 from sfumato.train.recipe import Training, load_recipe
+from sfumato.train.step import batches, precision
 
 TINY = {
     "data": {"kind": "digits"},
@@ -174,14 +175,14 @@ def test_training_learns_what_can_be_known(tmp_path):
 
 
 def test_each_epoch_sees_every_row_once():
-    seen = _batches(10, Training(batch=4, steps=1), 0)
+    seen = batches(10, Training(batch=4, steps=1), 0)
     rows = np.concatenate([next(seen) for _ in range(5)])
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
     assert list(rows[:10]) != list(rows[10:])
 
 
 def test_a_batch_may_be_larger_than_the_data():
-    rows = next(_batches(3, Training(batch=8, steps=1), 0))
+    rows = next(batches(3, Training(batch=8, steps=1), 0))
     assert sorted(np.bincount(rows)) == [2, 3, 3]
 
 

@@ -25,8 +25,10 @@ from sfumato.run import Run, folder_of, read_form
 from sfumato.schedule import Schedule
 from sfumato.train import checkpoint
 from sfumato.train.checkpoint import CheckpointError
-from sfumato.train.loop import TrainState, begin, fit, manifest_of, refuse_other_data
+from sfumato.train.folder import begin, manifest_of, refuse_other_data
+from sfumato.train.loop import fit
 from sfumato.train.recipe import Data, Options, ScheduleOptions, Size, Times, Training, UniformTimes, read_tree, resolve
+from sfumato.train.state import TrainState
 
 LOG_SNRS = (-8, -4, 0, 4, 8)  # where the accuracy is measured, in nats
 

@@ -1,116 +1,28 @@
-"""The training loop: data → level → denoiser → loss → weights, with checkpoints from which it goes on as if never stopped.
+"""The training loop: data → level → denoiser → loss → weights, with checkpoints from which it goes on as if never stopped."""
 
-Nothing random is carried from step to step: the order of the data depends on (seed, epoch), and the levels, the noise, the dropped labels
-and the flips of step n on (seed, n). So a checkpoint holds weights and averages, and a resumed run sees what an uninterrupted one would.
-"""
-
-import copy
-import fcntl
-import hashlib
 import json
-import platform
 import resource
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from sfumato import loss
 from sfumato.data import Dataset
-from sfumato.denoiser import Cond, drop
-from sfumato.noise import seeded
 from sfumato.pictures import picture
-from sfumato.run import Form, Run, build_denoiser, read_form
-from sfumato.runtime import multiplies_bfloat16
+from sfumato.run import Form, Run, build_denoiser
 from sfumato.train import checkpoint
-from sfumato.train.ema import Ema
-from sfumato.train.optim import Optimizer, set_gradients
-from sfumato.train.recipe import Options, Recipe, Training, load_recipe
+from sfumato.train.folder import begin, manifest_of, only_writer, refuse_other_data
+from sfumato.train.recipe import Recipe, Training, load_recipe
+from sfumato.train.state import M, Objective, TrainState, Window
+from sfumato.train.step import TrainStep
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.partial", ".lock"}  # of a run killed at its very start
-
-ORDER, STEP, DROPOUT = 0, 1, 2  # what a seed is for: the order of an epoch, the randomness of a step, that inside a network
-
-
-@runtime_checkable
-class HasNet(Protocol):
-    """A model around a network whose weights are trained."""
-
-    net: nn.Module
-
-
-M = TypeVar("M", bound=HasNet)
-Objective = Callable[[M, Tensor, Tensor, Tensor, Cond | None], Tensor]  # (model, x0, eps, t, cond) to one loss an example
-
-
-@dataclass
-class TrainState(Generic[M]):
-    """What training changes: the master weights, the optimiser, the averages, what the times have learned, how many steps are done."""
-
-    model: M
-    optimizer: Optimizer
-    emas: list[Ema]
-    times: loss.TimeSampler
-    step: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def begin(cls, model: M, options: Training, times: loss.TimeSampler) -> "TrainState[M]":
-        """Before the first step."""
-        return cls(model, Optimizer(model.net, options), [Ema(model.net, width) for width in options.ema], times)
-
-    def averaged(self) -> M:
-        """A copy of the model with the first average's weights."""
-        model = copy.deepcopy(self.model)
-        model.net.load_state_dict(self.emas[0].tensors)
-        model.net.eval().requires_grad_(False)
-        return model
-
-    def save(self, folder: Path, window: "Window", keep: int) -> None:
-        """Writes a checkpoint."""
-        tensors = {"model": self.model.net.state_dict(), "optimizer": self.optimizer.tensors()}
-        tensors |= {ema.name: ema.tensors for ema in self.emas}
-        if isinstance(self.times, loss.AdaptiveTimes):
-            tensors["times"] = self.times.tensors()
-        state = {"step": self.step, "seconds": self.seconds, "window": [window.losses, window.norms]}
-        checkpoint.write(folder, self.step, tensors, state, keep=keep)
-
-    def load(self, folder: Path) -> "Window":
-        """Takes up a checkpoint."""
-        state = checkpoint.read_state(folder)
-        self.step, self.seconds = state["step"], state["seconds"]
-        takers = {"model": self.model.net.load_state_dict, "optimizer": self.optimizer.load} | {ema.name: ema.load for ema in self.emas}
-        if isinstance(self.times, loss.AdaptiveTimes):
-            takers["times"] = self.times.load
-        for stem, take in takers.items():
-            path = folder / f"{stem}.safetensors"
-            tensors = checkpoint.read_tensors(path)
-            try:
-                take(tensors)
-            except (RuntimeError, KeyError, ValueError) as error:
-                raise checkpoint.damaged(path, error) from None
-        return Window(*state["window"])
-
-
-@dataclass
-class Window:
-    """Losses and gradient norms since the last line of metrics.jsonl."""
-
-    losses: list[float]
-    norms: list[float]
 
 
 class Stopped(RuntimeError):
@@ -176,22 +88,6 @@ def train(
     return out
 
 
-def begin(recipe: Options, out: Path, *, resume: bool, read: Callable[[Path], Options]) -> bool:
-    """Whether `out` holds a run to go on with.
-
-    Raises:
-        ValueError: it holds one already, or one of another recipe, or something else.
-    """
-    has_run = (out / "recipe.yaml").is_file()
-    if has_run and not resume:
-        raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
-    if has_run:
-        _refuse_changes(read(out / "recipe.yaml"), recipe, out)
-    elif out.exists() and (not out.is_dir() or any(path.name not in OURS for path in out.iterdir())):
-        raise ValueError(f"{out} exists and is no run folder; choose another --out.")
-    return has_run
-
-
 def fit(
     state: TrainState[M],
     objective: Objective[M],
@@ -233,9 +129,9 @@ def fit(
     if not papers and checkpoint.steps_in(checkpoints):
         window = state.load(checkpoint.latest(out))
         say(f"Resuming {out} after step {state.step} of {options.steps}.")
-    step_once = _Step(state, objective, examples, options)
+    step_once = TrainStep(state, objective, examples, options)
     out.mkdir(parents=True, exist_ok=True)
-    with _only_writer(out):
+    with only_writer(out):
         for name, text in papers.items():
             checkpoint.write_text(out / name, text)
         _cut_metrics(out / "metrics.jsonl", state.step)
@@ -273,107 +169,6 @@ def fit(
             checkpoint.write_text(out / "report.json", json.dumps(_report(state, options), indent=2))
 
 
-class _Step(Generic[M]):
-    """One optimiser step: a batch, its levels and noise, the loss in slices, the update, the averages."""
-
-    def __init__(self, state: TrainState[M], objective: Objective[M], examples: Dataset, options: Training) -> None:
-        self.state, self.objective, self.examples, self.options = state, objective, examples, options
-        self.times = state.times
-        self.can_flip = options.flip and examples.is_image
-        self.worker = _worker(state.model, options.precision)
-        self.masters = list(state.model.net.parameters())
-        self.workers = list(self.worker.net.parameters())
-        self.batches = _batches(len(examples), options, state.step)
-
-    def __call__(self) -> tuple[float, float]:
-        """Makes the step; returns its loss and gradient norm."""
-        number = self.state.step + 1
-        generator = seeded(self.options.seed, STEP, number)
-        torch.manual_seed(seeded(self.options.seed, DROPOUT, number).initial_seed())  # dropout takes no generator
-        x0, labels = self.examples.batch(next(self.batches))
-        if self.can_flip:
-            x0 = torch.where(_coin(len(x0), 0.5, generator).reshape(-1, 1, 1, 1), x0.flip(-1), x0)
-        cond = None
-        if labels is not None:
-            cond = drop({"labels": labels}, _coin(len(x0), self.options.label_drop, generator))
-        eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
-        t = self.times(len(x0), generator)
-        if self.worker is not self.state.model:
-            for worker, master in zip(self.workers, self.masters, strict=True):
-                worker.data.copy_(master.data)
-        total, seen, weights = torch.zeros(()), [], None
-        if isinstance(self.times, loss.AdaptiveTimes):
-            weights = self.times.weight(t).to(x0)
-        size = self.options.micro_batch or len(x0)
-        for start in range(0, len(x0), size):
-            part = slice(start, start + size)
-            part_cond = None if cond is None else {name: value[part] for name, value in cond.items()}
-            losses = self.objective(self.worker, x0[part], eps[part], t[part], part_cond)
-            value = (losses if weights is None else losses * weights[part]).sum() / len(x0)
-            value.backward()
-            total += value.detach()
-            seen.append(losses.detach())
-        if not bool(total.isfinite()):
-            raise FloatingPointError(_not_finite("loss", float(total), number))
-        if self.worker is not self.state.model:
-            set_gradients(self.masters, self.workers)
-        norm = self.state.optimizer.step(number)
-        if not np.isfinite(norm):
-            raise FloatingPointError(_not_finite("gradient", norm, number))
-        for parameter in self.masters:
-            parameter.grad = None
-        for ema in self.state.emas:
-            ema.update(self.state.model.net, number)
-        if isinstance(self.times, loss.AdaptiveTimes):
-            self.times.update(t, torch.cat(seen))
-        self.state.step = number
-        return float(total), norm
-
-
-def _not_finite(what: str, value: float, step: int) -> str:
-    return (
-        f"the {what} is {value} at step {step}, which was not applied; lower training.rate, or take training.precision=float32, "
-        "and go on with --resume from the last checkpoint."
-    )
-
-
-def precision(choice: str) -> torch.dtype:
-    """float32 or bfloat16: "auto" takes bfloat16 where the processor multiplies it natively."""
-    if choice == "auto":
-        return torch.bfloat16 if multiplies_bfloat16() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
-
-
-def _worker(master: M, choice: str) -> M:
-    """The model that computes gradients: the master itself, or a copy whose parameters are bfloat16 (buffers stay as they are)."""
-    dtype = precision(choice)
-    if dtype == torch.float32:
-        return master
-    worker = copy.deepcopy(master)
-    for parameter in worker.net.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return worker
-
-
-def _batches(count: int, options: Training, done: int) -> Iterator[np.ndarray]:
-    """Row numbers for each step after `done`: every epoch in an order of its own, epochs laid end to end."""
-    position, order, epoch = done * options.batch, np.empty(0, dtype=np.int64), -1
-    while True:
-        rows: list[int] = []
-        while len(rows) < options.batch:
-            now, offset = divmod(position, count)
-            if now != epoch:
-                epoch, order = now, np.random.default_rng((options.seed, ORDER, now)).permutation(count)
-            take = order[offset : offset + options.batch - len(rows)]
-            rows.extend(take)
-            position += len(take)
-        yield np.array(rows)
-
-
-def _coin(n: int, chance: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(n, generator=generator) < chance
-
-
 def _record(state: TrainState[M], window: Window, options: Training, seconds: float) -> dict[str, float | int]:
     return {
         "step": state.step,
@@ -409,43 +204,6 @@ def _standard_deviation(examples: Dataset) -> float:
     return deviation
 
 
-def _refuse_changes(begun: Options, recipe: Options, out: Path) -> None:
-    """Only what `recipe.MAY_CHANGE` lists may change on resuming."""
-    wrong = begun.differences(recipe)
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(
-            f"{out} was begun with another recipe ({'; '.join(wrong[:5])}{more}); resume with the old one, or choose another --out."
-        )
-
-
-def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> Form:
-    """The form of the data as the run began, if they and the number format are still the same."""
-    form, begun = read_form(out), json.loads((out / "manifest.json").read_text())
-    for what, before, now in (
-        ("data", begun.get("data", {}).get("fingerprint"), manifest["data"]["fingerprint"]),
-        ("precision", begun.get("precision"), manifest["precision"]),
-    ):
-        if before != now:
-            raise ValueError(f"{out} was begun with another {what} ({before} → {now}); bring the old one back, or choose another --out.")
-    return form
-
-
-@contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
-    """Holds the run folder's lock, which the system drops with the process however it ends.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training into {out}; wait for it, stop it, or choose another --out.") from None
-        yield
-
-
 def _board(out: Path, step: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
@@ -465,42 +223,6 @@ def _cut_metrics(path: Path, step: int) -> None:
         if done <= step:
             kept.append(line + "\n")
     checkpoint.write_text(path, "".join(kept))
-
-
-def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: Form) -> dict[str, Any]:
-    """What made the run: data, versions, machine, seeds."""
-    return {
-        "form": form.to_json(),
-        "data": {
-            "name": dataset.name,
-            "examples": len(dataset),
-            "fingerprint": dataset.fingerprint(),
-            "held_out": training.held_out,
-            "split_seed": training.seed,
-            "skipped": list(dataset.skipped),
-        },
-        "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
-        "seed": training.seed,
-        "precision": str(precision(training.precision)).removeprefix("torch."),
-        "device": {"machine": platform.machine(), "processor": _processor(), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("sfumato", "torch", "numpy", "safetensors")},
-        "git_commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of sfumato's own checkout; None where it is installed otherwise, or git is not there."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=root)
-    return head.stdout.strip() or None
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _report(state: TrainState[M], options: Training) -> dict[str, Any]:
