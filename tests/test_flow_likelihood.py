@@ -104,6 +104,27 @@ def test_hutchinson_is_unbiased_and_knows_its_error(gaussian_probes):
     assert (exact.probe_error == 0).all()
 
 
+class _SameInEveryRow:
+    """A uniform dequantiser whose place in the bin is drawn once a call, for all rows alike."""
+
+    def __init__(self):
+        self.generator = seeded(7)
+
+    def __call__(self, x0, width, blur, generator):
+        place = torch.rand(x0[0].shape, generator=self.generator) - 0.5
+        return x0 + width * place, torch.full((len(x0),), -x0[0].numel() * math.log(width))
+
+
+def test_several_draws_carry_the_error_of_their_probes():
+    """Rows that differ by their probes alone scatter by what `probe_error` says, although log-mean-exp joins three draws."""
+    correlated = sf.GaussianMixture(torch.ones(1), torch.zeros(1, 4), (0.05 * torch.eye(4) + 0.1)[None])
+    schedule = sf.Cosine(log_snr_max=6.0, log_snr_min=-12.0)
+    options = {"width": 0.5, "dequantise": _SameInEveryRow(), "draws": 3, "divergence": Hutchinson(16), "tolerance": 1e-3}
+    bound = likelihood.bits_per_dim(correlated, torch.full((300, 4), 0.1), schedule, generator=seeded(), **options)
+    assert bound.probe_error.shape == (300,)
+    assert bound.probe_error.square().mean().sqrt().item() == pytest.approx(bound.total.std().item(), rel=0.15)
+
+
 def test_signs_trace_a_diagonal_jacobian_exactly():
     """e·J e = tr J for every vector of signs, and for one probe the error is not known."""
     diagonal = Gaussian(torch.zeros(40), torch.linspace(0.1, 2.0, 40))

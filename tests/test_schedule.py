@@ -188,6 +188,13 @@ def test_the_first_step_has_a_variance_that_grows_linearly():
     torch.testing.assert_close(chain.level(t).sigma ** 2, chain.betas[0] * torch.linspace(0, 1, 11))
 
 
+def test_the_first_step_goes_on_down_to_the_data():
+    """sigma² = k beta_1 for k in (0, 1], down to a billionth of the step, where rounding to a whole k would give the data."""
+    chain, k = sf.Discrete.linear(100), torch.tensor([1e-12, 1e-9, 0.5, 1 - 1e-12, 1.0])
+    wanted = torch.log1p(-k * chain.betas[0]) - torch.log(k * chain.betas[0])
+    torch.testing.assert_close(chain.log_snr(k / 100), wanted, rtol=1e-8, atol=0)
+
+
 def test_tiny_betas_do_not_cancel():
     chain, k = sf.Discrete(torch.full((4,), 1e-13)), torch.arange(1, 5)
     torch.testing.assert_close(chain.level(k / 4).sigma ** 2, k * 1e-13, rtol=1e-9, atol=0)
