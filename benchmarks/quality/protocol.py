@@ -129,6 +129,7 @@ def options(description: str, *, batch: int, sampling_batch: int, sampling_steps
     parser.add_argument("--count", type=int, default=10_000, help="samples to draw; sample i has the label i %% 10")
     parser.add_argument("--batch", type=int, default=batch, help="training batch")
     parser.add_argument("--sample-only", action="store_true", help="draw again from the weights that an earlier run left in the folder")
+    parser.add_argument("--resume", action="store_true", help="go on with a training that was cut off, where its trainer can")
     parser.add_argument("--sampling-batch", type=int, default=sampling_batch)
     parser.add_argument("--sampling-steps", type=int, default=sampling_steps)
     return parser

@@ -25,16 +25,17 @@ def main() -> None:
     protocol.prepare(args)
     keep_memory()
     base = [f"data.path={args.data}", f"training.batch={args.batch}", f"training.seed={args.seed}", *args.changes]
-    quiet = ["training.checkpoint_every=10000000", "training.log_every=100"]
+    quiet = ["training.checkpoint_every=500", "training.log_every=100"]
     run_folder = args.out / "run"
     if not args.sample_only:
         if args.measure:
             measure(base, args)
             return
         steps = protocol.allowed(args) // args.batch
-        shutil.rmtree(run_folder, ignore_errors=True)
+        if not args.resume:
+            shutil.rmtree(run_folder, ignore_errors=True)
         recipe = load_recipe("fashion", [*base, *quiet, f"training.warmup={max(20, steps // 20)}"], steps=steps)
-        train(recipe, run_folder, watch=lambda record: print(json.dumps(record), flush=True))
+        train(recipe, run_folder, resume=args.resume, watch=lambda record: print(json.dumps(record), flush=True))
     run = sf.load(run_folder)
     options = run.recipe.training
 

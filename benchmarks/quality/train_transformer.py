@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 SIGMA_DATA = 0.5
 NO_LABEL = protocol.CLASSES
-PRECISION = protocol.precision()
+IN_BFLOAT16 = protocol.precision() == torch.bfloat16
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -95,10 +95,10 @@ class Transformer(nn.Module):
 
 
 def denoise(net: nn.Module, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-    """D(x; sigma) = c_skip x + c_out F(c_in x; log(sigma) / 4), sigma [b]; the network runs in bfloat16 where that is fast, the rest never."""
+    """D(x; sigma) = c_skip x + c_out F(c_in x; log(sigma) / 4), sigma [b]; the network in bfloat16 where that is fast, the rest never."""
     s = sigma[:, None, None, None]
     total = s**2 + SIGMA_DATA**2
-    with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=IN_BFLOAT16):
         y = net(x / total.sqrt(), sigma.log() / 4, label)
     return SIGMA_DATA**2 / total * x + s * SIGMA_DATA / total.sqrt() * y.float()
 
@@ -143,6 +143,14 @@ def train(args: argparse.Namespace, net: Transformer) -> tuple[Transformer, dict
     ema = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     progress = protocol.Progress(protocol.allowed(args), args.batch)
+    cut_off = args.out / "cut-off.pt"
+    if args.resume and cut_off.exists():  # begins a new epoch
+        kept = torch.load(cut_off, weights_only=True)
+        for part, state in zip((net, ema, optimizer), kept["states"], strict=True):
+            part.load_state_dict(state)
+        generator.set_state(kept["generator"])
+        progress.losses, progress.times = kept["losses"], kept["times"]
+        progress.start -= progress.times[-1]
     for x0, label in protocol.batches(x, labels, args.batch, generator):
         if progress.fraction >= 1:
             break
@@ -156,6 +164,11 @@ def train(args: argparse.Namespace, net: Transformer) -> tuple[Transformer, dict
         n = progress.steps
         torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - min(0.9995, (1 + n) / (10 + n)))
         progress.add(value.item())
+        if progress.steps % 200 == 0 and not args.measure:
+            states = [part.state_dict() for part in (net, ema, optimizer)]
+            kept = {"states": states, "generator": generator.get_state(), "losses": progress.losses, "times": progress.times}
+            torch.save(kept, cut_off.with_suffix(".partial"))
+            cut_off.with_suffix(".partial").replace(cut_off)
     return ema, progress.report()
 
 
@@ -192,7 +205,7 @@ def main() -> None:
             "batch": args.batch,
             "optimizer": f"AdamW, lr {args.lr:g}, betas (0.9, 0.99), weight decay 0.01, clip 1",
             "lr": "100 warm-up steps, cosine to 0 at the end of the budget",
-            "precision": "bfloat16 autocast" if PRECISION == torch.bfloat16 else "float32",
+            "precision": "bfloat16 autocast" if IN_BFLOAT16 else "float32",
             "ema": "min(0.9995, (1 + n) / (10 + n))",
             "label_dropout": 0.1,
         },
