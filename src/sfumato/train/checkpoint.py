@@ -1,25 +1,35 @@
 """Checkpoints: safetensors and JSON, written aside, fsynced and renamed, so that a reader sees a whole one or none.
 
-RUN/checkpoints/00001000/   model.safetensors, ema-*.safetensors, optimizer.safetensors, state.json
+RUN/checkpoints/00001000/   model.safetensors, ema-*.safetensors, optimizer.safetensors, state.json, checksums.b2
+
+Every file is read against its checksum, which sees the flipped bit that safetensors does not (`b2sum -c checksums.b2` tells the same). A
+checkpoint without checksums.b2, as sfumato 0.1 wrote them, is read as it is. What is damaged is said, passed over and kept.
 """
 
+import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+CHECKSUMS = "checksums.b2"
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, cannot be read, or cannot be written."""
 
 
-def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int) -> Path:
+def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int | None) -> Path:
     """Writes a checkpoint for `step` and removes all but the last `keep`; returns its folder.
 
     Args:
@@ -27,42 +37,57 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         step: steps done.
         tensors: file stem to named tensors.
         state: JSON for state.json.
-        keep: how many to leave, this one included.
+        keep: how many to leave, this one included; None leaves all.
 
     Raises:
         CheckpointError: the files cannot be written; those of earlier steps are as they were.
     """
-    final, aside = folder / f"{step:08d}", folder / f".{step:08d}.partial"
-    try:
+    final, partial = folder / f"{step:08d}", folder / f".{step:08d}.partial"
+    with writing(final):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*"):  # of a process that was killed
-            shutil.rmtree(left)
-        aside.mkdir()
-        for stem, named in tensors.items():
-            save_file({name: value.detach().contiguous() for name, value in named.items()}, aside / f"{stem}.safetensors")
-        (aside / "state.json").write_text(json.dumps(state))
-        for path in [*aside.iterdir(), aside]:
-            fsync(path)
-        _remove(final)
-        aside.rename(final)
-        fsync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(f"cannot write {final} ({error}); make room or mend the permissions, then go on with --resume.") from None
-    for old in steps_in(folder)[:-keep]:
-        _remove(folder / f"{old:08d}")
+            _delete(left)
+        try:
+            partial.mkdir()
+            for stem, named in tensors.items():
+                save_file({name: value.detach().contiguous() for name, value in named.items()}, partial / f"{stem}.safetensors")
+            (partial / "state.json").write_text(json.dumps(state))
+            (partial / CHECKSUMS).write_text("".join(f"{_digest(path)}  {path.name}\n" for path in sorted(partial.iterdir())))
+            for path in [*partial.iterdir(), partial]:
+                fsync(path)
+            _remove(final)
+            partial.rename(final)
+            fsync(folder)
+        except (OSError, SafetensorError):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        for old in steps_in(folder)[: -keep if keep else 0]:
+            _remove(folder / f"{old:08d}")
     return final
+
+
+def add(checkpoint: Path, stem: str, tensors: Mapping[str, Tensor]) -> Path:
+    """Puts one more file of tensors into a checkpoint, or another in its place; returns its path."""
+    path = checkpoint / f"{stem}.safetensors"
+    with writing(path):
+        with aside(path) as partial:
+            save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial)
+        known = _checksums(checkpoint)
+        if known is not None:
+            known[path.name] = _digest(path)
+            write_text(checkpoint / CHECKSUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())))
+    return path
 
 
 def steps_in(folder: Path) -> list[int]:
     """The steps that have a checkpoint, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir())
 
 
 def latest(run: Path) -> Path:
-    """The newest checkpoint of a run.
+    """The newest checkpoint of a run, whole or not.
 
     Raises:
         CheckpointError: there is none.
@@ -73,17 +98,51 @@ def latest(run: Path) -> Path:
     return run / "checkpoints" / f"{steps[-1]:08d}"
 
 
+def take_up(run: Path, read: Callable[[Path], T], *, set_aside: bool = False) -> T:
+    """What `read` makes of the newest checkpoint of a run that it can read; a damaged one is passed over and a warning logged.
+
+    Args:
+        run: the run folder; a process may be training into it.
+        read: raises `CheckpointError` for a checkpoint that it cannot read.
+        set_aside: rename what is damaged to NUMBER.damaged; for the one process that writes to the run.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or none can be read; nothing is renamed then.
+    """
+    latest(run)
+    folder, damaged_ones = run / "checkpoints", dict[int, str]()
+    while left := [step for step in steps_in(folder) if step not in damaged_ones]:
+        path = folder / f"{left[-1]:08d}"
+        try:
+            taken = read(path)
+        except CheckpointError as error:
+            if path.exists():  # else training has removed it since, and written a newer one
+                damaged_ones[left[-1]] = str(error).rstrip(".")
+            continue
+        for step, sentence in damaged_ones.items():
+            kept = ""
+            if set_aside:
+                kept = f", and keeping the damaged one as {_set_aside(folder / f'{step:08d}').name}"
+            log.warning(f"{sentence}; going back to {path.name}{kept}.")
+        return taken
+    why = next(iter(damaged_ones.values()), f"{folder} changes while it is read")
+    raise CheckpointError(
+        f"{why}, and no other checkpoint of {run} is whole; restore one from a backup, or train again into another --out."
+    )
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file.
+    """The tensors of one safetensors file of a checkpoint.
 
     Raises:
         CheckpointError: the file is missing or damaged.
     """
     try:
+        _verify(path)
         return load_file(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; the checkpoint is not whole, remove {path.parent} to use the one before it.") from None
-    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is missing, so the checkpoint is not whole.") from None
+    except (SafetensorError, OSError, ValueError) as error:
         raise damaged(path, error) from None
 
 
@@ -95,23 +154,58 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "state.json"
     try:
+        _verify(path)
         state = json.loads(path.read_text())
-        return {"step": int(state["step"]), "seconds": float(state["seconds"]), "window": [list(map(float, v)) for v in state["window"]]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(state, dict) or state.get("step") != int(checkpoint.name):
+            raise ValueError(f"it is not of step {int(checkpoint.name)}")
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from None
+    return state
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """What is said of a file of a checkpoint that cannot be used."""
-    return CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}); remove {path.parent} to use the checkpoint before it.")
+    return CheckpointError(f"{path} is damaged ({' '.join(str(error).split()).rstrip('.')}).")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes a failure to write into a run folder one sentence.
+
+    Raises:
+        CheckpointError: in place of an OSError or SafetensorError.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(f"cannot write {path} ({why}); make room or mend the permissions, then go on with --resume.") from None
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A place to write what becomes `path` when the block has gone well; until then, and after a failure, `path` is as it was.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        fsync(partial)
+        partial.replace(path)
+        fsync(path.parent)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes aside and renames."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text)
-    fsync(aside)
-    aside.replace(path)
+    with aside(path) as partial:
+        partial.write_text(text)
 
 
 def fsync(path: Path) -> None:
@@ -123,9 +217,52 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(folder: Path) -> None:
+def _verify(path: Path) -> None:
+    """Holds a file of a checkpoint against its checksum.
+
+    Raises:
+        ValueError: it is another, has none among the others', or lies out of the run folder.
+    """
+    home = path.parent.parent.resolve()
+    if not path.resolve().is_relative_to(home):
+        raise ValueError(f"it is a link that leads out of {path.parent.parent}")
+    known = _checksums(path.parent)
+    if known is not None and known.get(path.name) != _digest(path):
+        raise ValueError("its checksum is not the one it was written with" if path.name in known else f"{CHECKSUMS} does not know it")
+
+
+def _checksums(checkpoint: Path) -> dict[str, str] | None:
+    """File name to checksum; None where they were not written."""
+    path = checkpoint / CHECKSUMS
+    if not path.is_file():
+        return None
+    lines = [line.split("  ", 1) for line in path.read_text().splitlines()]
+    if not all(len(line) == 2 for line in lines):
+        raise ValueError(f"{CHECKSUMS} is cut short")
+    return {name: digest for digest, name in lines}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    """Renames a damaged checkpoint, out of the way of a good one for the same step."""
+    count = len(list(checkpoint.parent.glob(f"{checkpoint.name}.damaged*")))
+    name = f"{checkpoint.name}.damaged{f'-{count + 1}' if count else ''}"
+    return checkpoint.rename(checkpoint.with_name(name))
+
+
+def _remove(checkpoint: Path) -> None:
     """Takes a checkpoint away under a name that no reader looks for, then deletes it."""
-    if folder.exists():
-        gone = folder.with_name(f".{folder.name}.gone")
-        folder.rename(gone)
-        shutil.rmtree(gone)
+    if checkpoint.exists():
+        _delete(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.gone")))
+
+
+def _delete(path: Path) -> None:
+    """Deletes a folder, or a file or link by itself."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

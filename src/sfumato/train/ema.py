@@ -3,9 +3,12 @@
 The weight of step i in the average at step n grows as (i/n)^γ, so an average is as wide as a fixed share of the run so far: it needs no
 warm-up, forgets the initial weights at once, and is as usable after a hundred steps as after a million. Its `width` is the standard
 deviation of that profile relative to the run's length. Karras et al. (2024), eqs. 123-127, arXiv:2312.02696.
+
+Averages kept on the way make others afterwards: a profile that ends at step n is close to a sum of profiles of other widths that end
+earlier, and the same sum of the stored averages is close to the average that it would have given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +26,11 @@ def exponent(width: float) -> float:
     return float(np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real.max())
 
 
+def name_of(width: float) -> str:
+    """What the average of this width is called in a checkpoint."""
+    return f"ema-{width:.3f}"
+
+
 class Ema:
     """A power-function average of a module's floating-point parameters and buffers, in float32."""
 
@@ -35,7 +43,7 @@ class Ema:
     @property
     def name(self) -> str:
         """What the profile is called in a checkpoint."""
-        return f"ema-{self.width:.3f}"
+        return name_of(self.width)
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
@@ -48,6 +56,39 @@ class Ema:
                 self.tensors[name].copy_(value)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up a saved average."""
+        """Takes up a saved average.
+
+        Raises:
+            ValueError: one of another network.
+        """
         for name, value in self.tensors.items():
+            if name not in tensors or tensors[name].shape != value.shape:
+                raise ValueError(f"it is of another network: {name} should be {list(value.shape)}")
             value.copy_(tensors[name])
+
+
+def coefficients(widths: Sequence[float], steps: Sequence[int], *, width: float, step: int) -> tuple[np.ndarray, float]:
+    """What to multiply averages by so that their sum has another profile, and how far off that is: ‖Σ c_i p_i - p‖ / ‖p‖.
+
+    The profile p(τ) = (γ + 1) τ^γ / n^(γ + 1) on [0, n] has the inner products ∫ p_a p_b dτ =
+    (γ_a + 1)(γ_b + 1) / (γ_a + γ_b + 1) (m/n_a)^(γ_a + 1) (m/n_b)^(γ_b + 1) / m with m = min(n_a, n_b), so the best sum solves a linear
+    system. The coefficients are held to a sum of one, as those of the paper are not: weights that stay the same are then their own average.
+
+    Args:
+        widths: of the averages there are, each in (0, 0.288).
+        steps: the last step that each has taken in; no two averages share both.
+        width: of the profile that is wanted.
+        step: its last step.
+
+    Reference: Karras et al. (2024), section 3.2 and appendix C, arXiv:2312.02696
+    """
+    gammas, ends = np.array([*map(exponent, widths), exponent(width)]), np.array([*steps, step]) / step
+    first, last = np.minimum.outer(ends, ends), np.add.outer(gammas, gammas) + 1
+    reach = (first / ends) ** (gammas + 1)
+    products = np.multiply.outer(gammas + 1, gammas + 1) / last * reach * reach.T / first
+    among, wanted = products[:-1, :-1], products[:-1, -1]
+    ones = np.ones((len(among), 1))
+    system = np.block([[among, ones], [ones.T, np.zeros((1, 1))]])
+    c = np.linalg.solve(system, np.append(wanted, 1.0))[:-1]
+    squared = products[-1, -1] - 2 * c @ wanted + c @ among @ c
+    return c, float(np.sqrt(max(0.0, squared) / products[-1, -1]))
