@@ -21,7 +21,8 @@ from sfumato.noise import normal_like, row_generators
 from sfumato.pictures import cloud, gif, limits_of, picture, sheet
 from sfumato.sample import Step, grid, sample
 from sfumato.schedule import Discrete, Level, Schedule
-from sfumato.train.checkpoint import CheckpointError, damaged, latest, read_tensors, write_text
+from sfumato.train.checkpoint import CheckpointError, damaged, read_tensors, take_up, write_text
+from sfumato.train.ema import name_of
 from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe
 from sfumato.tune import Tuned, tune
 
@@ -328,23 +329,31 @@ def load(model: str | Path, *, ema: float | None = None) -> Run:
         model: a run folder or `zoo:NAME`.
         ema: which average, by its width; the recipe's first where not given.
 
+    A damaged checkpoint is passed over, with a warning in the log, for the one before it.
+
     Raises:
         ValueError: there is no such model, or no such average.
-        CheckpointError: no checkpoint yet, or a damaged one.
+        CheckpointError: no checkpoint yet, or none that is whole.
     """
     folder = folder_of(model)
     recipe, form = load_recipe(folder / "recipe.yaml"), read_form(folder)
-    width = recipe.training.ema[0] if ema is None else ema
-    if width not in recipe.training.ema:
-        raise ValueError(f"{model} has no average of width {width}; it has {', '.join(map(str, recipe.training.ema))}.")
-    checkpoint = latest(folder)
-    tensors = read_tensors(checkpoint / f"ema-{width:.3f}.safetensors")
-    denoiser = build_denoiser(recipe, form)
-    try:
-        denoiser.net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
-    except RuntimeError as error:
-        raise damaged(checkpoint / f"ema-{width:.3f}.safetensors", error) from None
-    return Run(str(model), recipe, form, denoiser.eval().requires_grad_(False), _read_tuned(folder))
+    file = f"{name_of(recipe.training.ema[0] if ema is None else ema)}.safetensors"
+
+    def read(checkpoint: Path) -> Denoiser:
+        there = sorted(path.name for path in checkpoint.glob("ema-*.safetensors"))
+        if ema is not None and file not in {*there, *(f"{name_of(width)}.safetensors" for width in recipe.training.ema)}:
+            raise ValueError(
+                f"{model} has no average of width {ema:g}; it has {', '.join(f'{float(name[4:-12]):g}' for name in there)} "
+                f"(sfumato ema {model} --width {ema:g} makes one of snapshots)."
+            )
+        tensors, denoiser = read_tensors(checkpoint / file), build_denoiser(recipe, form)
+        try:
+            denoiser.net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
+        except RuntimeError as error:
+            raise damaged(checkpoint / file, error) from None
+        return denoiser
+
+    return Run(str(model), recipe, form, take_up(folder, read).eval().requires_grad_(False), _read_tuned(folder))
 
 
 def save_tuned(folder: Path, steps: int, guidance: float, tuned: Tuned) -> Path:

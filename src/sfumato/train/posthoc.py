@@ -17,7 +17,7 @@ LARGEST_MISFIT = 0.1  # of a profile that is made of others, relative to its nor
 
 
 def reconstruct(run: str | Path, width: float) -> tuple[Path, float]:
-    """Makes the average of another width from a run's snapshots, and puts it into the newest checkpoint, where `sf.load(run, ema=width)` looks.
+    """Makes the average of another width from a run's snapshots, and puts it into the newest checkpoint for `sf.load(run, ema=width)`.
 
     Returns:
         The file, and how far its profile is from the one asked for, relative to its norm.
@@ -51,8 +51,8 @@ def reconstruct(run: str | Path, width: float) -> tuple[Path, float]:
         shares, misfit = coefficients([w for w, _ in parts], [number for _, number in parts], width=width, step=step)
         if misfit > LARGEST_MISFIT:
             raise ValueError(
-                f"{len(ends)} snapshots of width {', '.join(f'{w:g}' for w in tracked)} make no average of width {width:g} (its profile would "
-                f"be off by {misfit:.0%}); choose one between or near these, or train with more snapshots."
+                f"{len(ends)} snapshots of width {', '.join(f'{w:g}' for w in tracked)} make no average of width {width:g} (its profile "
+                f"would be off by {misfit:.0%}); choose one between or near these, or train with more snapshots."
             )
         total: dict[str, Tensor] = {}
         for share, (w, number) in zip(shares.tolist(), parts, strict=True):
