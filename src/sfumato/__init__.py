@@ -1,6 +1,6 @@
 """sfumato trains, samples, guides, measures and explains diffusion models on your own data."""
 
-from sfumato import data, guide, likelihood, loss, nets, noise, oracle, probability, process, verify
+from sfumato import data, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, verify
 from sfumato.classifier import Classifier
 from sfumato.denoiser import Cond, Denoiser, Predictor
 from sfumato.noise import normal_like, row_generators
@@ -80,6 +80,7 @@ __all__ = [
     "guide",
     "interpolate",
     "invert",
+    "latent",
     "likelihood",
     "load",
     "loss",

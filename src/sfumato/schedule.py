@@ -413,10 +413,14 @@ class LearnedSchedule(nn.Module, Schedule):
         bends = (self.inward.exp() * t[..., None] + self.bias).sigmoid() @ self.outward.exp()
         return self.slope.exp() * t + bends
 
+    def place(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        """Where between the endpoints t lies, from 0 to 1: the curve without its ends."""
+        start, stop = self._rise(t.new_zeros(())), self._rise(t.new_ones(()))
+        return (self._rise(t) - start) / (stop - start)
+
     def log_snr(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
         """log(alpha²/sigma²) at time t, in nats; differentiable in t and in the parameters."""
-        start, stop = self._rise(t.new_zeros(())), self._rise(t.new_ones(()))
-        return self.log_snr_max - self.span.exp() * (self._rise(t) - start) / (stop - start)
+        return self.log_snr_max - self.span.exp() * self.place(t)
 
     @torch.no_grad()
     def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:

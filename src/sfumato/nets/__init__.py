@@ -1,9 +1,28 @@
-"""Networks: each maps (x of unit scale, log_snr [b], cond) to a tensor of x's size, a classifier to one number a class."""
+"""Networks: each maps (x of unit scale, log_snr [b], cond) to a tensor of x's size, a classifier to one number a class.
 
+Those of `autoencoder` know no level: an encoder maps data to what is said of a latent, a decoder maps a latent to what is said of data.
+"""
+
+from sfumato.nets.autoencoder import Fourier, FromVector, ImageDecoder, ImageEncoder, Ladder, Layout, PatchCritic, Perceptron, ToVector
 from sfumato.nets.dit import DiT
 from sfumato.nets.mlp import MLP
 from sfumato.nets.patch_classifier import PatchClassifier
 from sfumato.nets.patch_unet import PatchUNet
 from sfumato.nets.unet import UNet
 
-__all__ = ["MLP", "DiT", "PatchClassifier", "PatchUNet", "UNet"]
+__all__ = [
+    "MLP",
+    "DiT",
+    "Fourier",
+    "FromVector",
+    "ImageDecoder",
+    "ImageEncoder",
+    "Ladder",
+    "Layout",
+    "PatchClassifier",
+    "PatchCritic",
+    "PatchUNet",
+    "Perceptron",
+    "ToVector",
+    "UNet",
+]

@@ -1,0 +1,98 @@
+"""A diffusion model as the hierarchical VAE that it is: latents as large as x, and an encoder that nobody trains.
+
+    q(z_T | x) Π q(z_k | z_{k+1}, x)      p(z_T) Π p(z_k | z_{k+1}) p(x | z_1)
+
+with z_k = x_t at the k-th level of a chain: the encoder is the process's posterior between two levels (Ho et al. 2020, eq. 6), the decoder
+the model's reverse step. What `latent.bound` then computes of it, with the code that computes a VAE's, is the diffusion bound of
+`likelihood.vlb`. Luo (2022), section 2.5, arXiv:2208.11970.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.denoiser import Cond, Predictor
+from sfumato.latent.bound import Trace, Visit
+from sfumato.noise import Generator
+from sfumato.process import Normal, marginal, posterior, posterior_log_variance, reverse
+from sfumato.sample.spacing import grid, uniform
+from sfumato.schedule import Discrete, Level, Schedule
+
+
+@dataclass(frozen=True)
+class DiffusionVAE:
+    """A predictor along a chain of levels, read as a hierarchical VAE; made by `as_hierarchical_vae`."""
+
+    predict: Predictor
+    levels: Sequence[Level]
+    cond: Cond | None
+    variance: str
+    width: float
+    jumps: bool
+
+    @property
+    def depth(self) -> int:
+        """T: the levels with noise."""
+        return len(self.levels) - 1
+
+    def trace(self, x: Float[Tensor, "b *x"], generator: Generator | None = None) -> Trace:
+        """One walk from z_T to z_1: the fixed encoder's law and the model's at each level, then p(x | z_1) on the grid of x's values."""
+        top = self.levels[0]
+        q, p = marginal(x, top), Normal(torch.zeros_like(x), (top.alpha.square() + top.sigma.square()).log())
+        visits = [Visit(z := q.sample(generator), q, p)]
+        for t, s in zip(self.levels[:-2], self.levels[1:-1], strict=True):
+            q, p = posterior(x, z, t, s), self._reverse(z, t, s)
+            z = marginal(x, s).sample(generator) if self.jumps else q.sample(generator)
+            visits.append(Visit(z, q, p))
+        decoder = self._reverse(z, self.levels[-2], self.levels[-1])
+        return Trace(visits, decoder.binned_log_prob(x, width=self.width).flatten(1).sum(1))
+
+    def sample(self, z: Float[Tensor, "b *x"], generator: Generator | None = None) -> Float[Tensor, "b *x"]:
+        """From z_T ~ p(z_T) down the decoder to the mean of p(x | z_1): ancestral sampling."""
+        for t, s in zip(self.levels[:-2], self.levels[1:-1], strict=True):
+            z = self._reverse(z, t, s).sample(generator)
+        return self._reverse(z, self.levels[-2], self.levels[-1]).mean
+
+    def _reverse(self, z: Tensor, t: Level, s: Level) -> Normal:
+        last = posterior_log_variance(self.levels[-3], self.levels[-2])
+        return reverse(self.predict(z, t, self.cond), z, t, s, variance=self.variance, last_log_variance=last)
+
+
+def as_hierarchical_vae(
+    predict: Predictor,
+    schedule: Schedule,
+    cond: Cond | None = None,
+    *,
+    steps: int | None = None,
+    variance: str = "small",
+    width: float = 2 / 255,
+    jumps: bool = False,
+) -> DiffusionVAE:
+    """The hierarchical VAE that a diffusion model is, for `latent.bound`, `importance_bits` and `level_use`.
+
+    Args:
+        predict: the diffusion model.
+        schedule: a chain, or a curve that is cut into `steps` equal times, the last of which goes to the data.
+        cond: conditions, one row an example.
+        steps: T; the chain's own where not given.
+        variance: of the decoder's steps: "small", "large" or "learned".
+        width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes.
+        jumps: draw each z_k straight from q(z_k | x), which leaves the mean of every divergence as it is and takes the noise in the order
+            of `likelihood.vlb`; an importance bound needs the walk along the chain.
+
+    Raises:
+        ValueError: fewer than two steps, none for a curve, or more than the chain has.
+    """
+    is_chain = isinstance(schedule, Discrete)
+    steps = len(schedule) if steps is None and is_chain else steps
+    if steps is None or steps < 2:
+        raise ValueError(f"a hierarchical VAE of diffusion needs at least two steps, got {steps}; pass steps=….")
+    if is_chain:
+        levels = grid(schedule, steps, spacing=uniform)
+    else:
+        one = torch.ones((), dtype=torch.float64)
+        levels = [*grid(schedule, steps - 1, spacing=uniform), Level(one, 0 * one)]
+    return DiffusionVAE(predict, levels, cond, variance, width, jumps)

@@ -1,0 +1,82 @@
+"""The hierarchical VAE with top-down sharing: encoder and decoder walk down the same stream.
+
+    q(z_1:T | x) = Π q(z_k | z_>k, x)      and      p(z_1:T) = Π p(z_k | z_>k)
+
+At each level both laws are read off the stream of what was drawn above; the encoder's also sees the features of x at that resolution, and
+is said as a correction of the prior, so a level that has nothing to add costs nothing. Every divergence is a closed form. Sønderby et al.
+(2016), arXiv:1602.02282; Kingma et al. (2016), arXiv:1606.04934; the Markov chain of the notes is `VAE` with several latents.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.latent.bound import Trace, Visit
+from sfumato.latent.likelihood import Likelihood
+from sfumato.latent.vae import as_normal, draw, refuse_count
+from sfumato.nets.autoencoder import Ladder
+from sfumato.noise import Generator
+from sfumato.process import Normal
+
+
+class LadderVAE(nn.Module):
+    """A hierarchical VAE on a `nets.Ladder`."""
+
+    def __init__(self, net: Ladder, likelihood: Likelihood) -> None:
+        """Reads the ladder's outputs as laws."""
+        super().__init__()
+        self.net, self.likelihood = net, likelihood
+
+    @property
+    def depth(self) -> int:
+        """T."""
+        return len(self.net.levels)
+
+    def trace(self, x: Float[Tensor, "b c h w"], generator: Generator | None = None) -> Trace:
+        """One walk down, drawing from the encoder.
+
+        Raises:
+            ValueError: an x that does not fit the network.
+        """
+        features, stream, visits = self.net.features(x), self.net.begin(len(x)), []
+        for k in reversed(range(self.depth)):
+            p, q = self._laws(k, stream, features[k])
+            z = q.sample(generator)
+            visits.append(Visit(z, q, p))
+            stream = self.net.go_on(k, stream, z)
+        return Trace(visits, self.likelihood.log_prob(self.net.end(stream), x))
+
+    def encode(self, x: Float[Tensor, "b c h w"], generator: Generator | None = None, *, temperature: float = 0.0) -> list[Tensor]:
+        """The latents of x, z_T first: the encoder's means, or draws with standard deviations times `temperature`."""
+        features, stream, zs = self.net.features(x), self.net.begin(len(x)), []
+        for k in reversed(range(self.depth)):
+            zs.append(draw(self._laws(k, stream, features[k])[1], generator, temperature))
+            stream = self.net.go_on(k, stream, zs[-1])
+        return zs
+
+    def decode(
+        self, latents: Sequence[Tensor | None], generator: Generator | None = None, *, temperature: float = 1.0
+    ) -> Float[Tensor, "b *said"]:
+        """What the decoder says of x; latents that are None are drawn from their priors.
+
+        Raises:
+            ValueError: not one latent a level, no topmost, or one that does not fit.
+        """
+        refuse_count(latents, self.depth)
+        assert latents[0] is not None
+        stream = self.net.begin(len(latents[0]))
+        for k, given in zip(reversed(range(self.depth)), latents, strict=True):
+            z = draw(as_normal(self.net.prior[k](stream)), generator, temperature) if given is None else given
+            stream = self.net.go_on(k, stream, z)
+        return self.net.end(stream)
+
+    def top(self, count: int, generator: Generator | None = None, *, temperature: float = 1.0) -> Float[Tensor, "n c h w"]:
+        """z_T from its prior, whose mean and variance are learnt."""
+        return draw(as_normal(self.net.prior[self.depth - 1](self.net.begin(count))), generator, temperature)
+
+    def _laws(self, k: int, stream: Tensor, features: Tensor) -> tuple[Normal, Normal]:
+        p = as_normal(self.net.prior[k](stream))
+        mean, log_ratio = self.net.posterior[k](torch.cat([stream, features], dim=1)).chunk(2, dim=1)
+        return p, Normal(p.mean + (p.log_variance / 2).exp() * mean, (p.log_variance + log_ratio).clamp(-30, 20))

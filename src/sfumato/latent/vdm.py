@@ -1,0 +1,172 @@
+"""Variational diffusion: the bound in continuous time, under a schedule that is learnt with the model.
+
+    -log p(x) <= KL(q(z_1 | x) ‖ N(0, I)) + ½ E_t[-dλ/dt |eps_hat - eps|²] - E log p(x | z_0),        λ = log_snr
+
+with t in [0, 1], z_0 the least noisy level and z_1 the noisiest. The middle term depends on the schedule's ends alone (it is an integral
+over λ), so between them the schedule is free, and is taught to lower the variance of the term's estimate: E[L] does not move, so the
+gradient of E[L²] is the variance's. Both gradients come of one backward pass, as ∇ L² = 2 L ∇L. Kingma et al. (2021), sections 4.1-5 and
+appendix I, arXiv:2107.00630.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato import loss as losses
+from sfumato.denoiser import Cond, Denoiser, Predictor
+from sfumato.likelihood.bound import Bound, prior_bits, term_bits
+from sfumato.noise import Generator, normal_like
+from sfumato.schedule import LearnedSchedule, Level, Schedule
+
+
+class VDM(nn.Module):
+    """A denoiser and the schedule that it is trained with."""
+
+    def __init__(self, denoiser: Denoiser, schedule: LearnedSchedule, *, width: float = 2 / 255) -> None:
+        """Joins the two.
+
+        Args:
+            denoiser: of any target.
+            schedule: learnt; its two ends are taught by the bound, its curve by the variance.
+            width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes.
+        """
+        super().__init__()
+        self.denoiser, self.schedule, self.width = denoiser, schedule, width
+        self.net = Learnt(denoiser.net, schedule)
+
+    def loss(
+        self, x0: Float[Tensor, "b *x"], eps: Float[Tensor, "b *x"], t: Float[Tensor, "b"], cond: Cond | None = None
+    ) -> Float[Tensor, "b"]:
+        """The whole bound at one time an example, in bits/dim, with the schedule's two kinds of gradient; t uniform in [0, 1]."""
+        clean, noisy = (self.schedule.level(end) for end in (0.0, 1.0))
+        diffusion = diffusion_bits(self.denoiser, x0, eps, t, self.schedule, cond)
+        z_0 = clean.alpha.to(x0) * x0 + clean.sigma.to(x0) * eps
+        return diffusion + prior_bits(x0, noisy.to(x0)) + decoder_bits(x0, z_0, clean, width=self.width)
+
+
+class Learnt(nn.Module):
+    """All that a `VDM` trains, in one module."""
+
+    def __init__(self, denoiser: nn.Module, schedule: LearnedSchedule) -> None:
+        """Holds the network and the schedule."""
+        super().__init__()
+        self.denoiser, self.schedule = denoiser, schedule
+
+    def hidden(self) -> Iterator[nn.Parameter]:
+        """The network's hidden matrices."""
+        return self.denoiser.hidden()  # pyright: ignore[reportCallIssue] - Optimizer asks only networks that have it
+
+
+def diffusion_bits(
+    predict: Predictor,
+    x0: Float[Tensor, "b *x"],
+    eps: Float[Tensor, "b *x"],
+    t: Float[Tensor, "b"],
+    schedule: LearnedSchedule,
+    cond: Cond | None = None,
+) -> Float[Tensor, "b"]:
+    """`loss.vdm`, its value and its gradients but one: what reaches the schedule's curve is the gradient of the squared loss.
+
+    The predictor and the schedule's two ends get the gradient of the loss itself. Kingma et al. (2021), appendix I.2.
+    """
+    with torch.enable_grad():
+        leaf = t.detach().double().requires_grad_()
+        place = schedule.place(leaf)
+        (rate,) = torch.autograd.grad(place.sum(), leaf, create_graph=True)
+        factor: list[Tensor] = []
+        for part in (place, rate):
+            if part.requires_grad:
+                part.register_hook(lambda gradient: gradient * factor[0])
+    log_snr = schedule.log_snr_max - schedule.span.exp() * place
+    alpha, sigma = (scale.to(x0).reshape(-1, *(1,) * (x0.ndim - 1)) for scale in schedule.scales(log_snr))
+    error = predict(alpha * x0 + sigma * eps, Level(alpha, sigma), cond).eps - eps
+    bits = 0.5 * (schedule.span.exp() * rate).to(x0) * error.square().flatten(1).mean(1) / math.log(2)
+    factor.append(2 * bits.detach().double())
+    return bits
+
+
+def decoder_bits(x0: Float[Tensor, "b *x"], z_0: Float[Tensor, "b *x"], level: Level, *, width: float = 2 / 255) -> Float[Tensor, "b"]:
+    """-log p(x | z_0), p(x_i | z_0) ∝ q(z_0,i | x_i) over the values of a grid in [-1, 1], in bits/dim.
+
+    Values so far from x that all together weigh less than a double's rounding are left out of the sum.
+
+    Reference: Kingma et al. (2021), eq. 7 and appendix E, arXiv:2107.00630.
+    """
+    alpha, sigma = level.alpha.to(x0), level.sigma.to(x0)
+    count = round(2 / width)
+    reach = min(count, math.ceil(17 * float((sigma / alpha).detach()) / width) + 1)  # e^(-8.5²/2) on either side of z_0, and x is near it
+    index = ((x0 + 1) / width).round()
+    terms = []
+    for offset in range(-reach, reach + 1):
+        value = (index + offset) * width - 1
+        log_q = -0.5 * ((z_0 - alpha * value) / sigma).square()
+        terms.append(torch.where((index + offset < 0) | (index + offset > count), -torch.inf, log_q))
+    # Under a posterior this sharp the sum can be one term: subtracting it first keeps what little is left.
+    here = terms[reach]
+    others = torch.stack([term - here for term in terms])
+    return others.logsumexp(0).flatten(1).mean(1) / math.log(2)
+
+
+@torch.no_grad()
+def bound(
+    predict: Predictor,
+    x0: Float[Tensor, "b *x"],
+    schedule: Schedule,
+    cond: Cond | None = None,
+    *,
+    steps: int | None = None,
+    draws: int = 8,
+    width: float = 2 / 255,
+    generator: Generator | None = None,
+    times: torch.Generator | None = None,
+) -> Bound:
+    """The bound in bits/dim: prior, diffusion, and the grid's decoder at z_0; in continuous time, or of a chain of `steps`.
+
+    Args:
+        predict: the model.
+        x0: data on the grid of their values, in [-1, 1].
+        schedule: any schedule whose level at t = 0 has noise: a learnt one, or a curve.
+        cond: conditions, one row an example.
+        steps: T of the discrete bound, whose levels are at t = i/T: it falls with T to the continuous one, T → ∞, which is the default.
+        draws: how many times (or steps of the chain) are drawn an example, one from each of so many equal stretches.
+        width: distance of neighbouring values.
+        generator: of the noise.
+        times: of the times.
+
+    Raises:
+        ValueError: draws or steps below 1, or a schedule that begins without noise.
+
+    Reference: Kingma et al. (2021), eqs. 11, 13, 15 and 17, arXiv:2107.00630.
+    """
+    if draws < 1 or (steps is not None and steps < 1):
+        raise ValueError(f"draws and steps must be at least 1, got {draws} and {steps}.")
+    clean, noisy = schedule.level(0.0), schedule.level(1.0)
+    if float(clean.sigma) == 0:
+        raise ValueError("this bound begins at a level with noise, but the schedule has none at t = 0; take likelihood.vlb for a chain.")
+    draws = draws if steps is None else min(draws, steps)
+    terms = []
+    for i in range(draws):
+        u = (i + torch.rand(len(x0), generator=times, dtype=torch.float64)) / draws
+        eps = normal_like(x0, generator)
+        if steps is None:
+            terms.append(_continuous(predict, x0, eps, u, schedule, cond))
+        else:
+            s = (u * steps).floor().clamp(max=steps - 1) / steps
+            terms.append(steps * _discrete(predict, x0, eps, s + 1 / steps, s, schedule, cond))
+    z_0 = clean.alpha.to(x0) * x0 + clean.sigma.to(x0) * normal_like(x0, generator)
+    bits = torch.stack(terms, dim=1)
+    weights = torch.full((draws,), 1 / draws).to(bits)
+    return Bound(prior_bits(x0, noisy.to(x0)), bits, decoder_bits(x0, z_0, clean, width=width), weights)
+
+
+def _continuous(predict: Predictor, x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule, cond: Cond | None) -> Tensor:
+    return losses.vdm(predict, x0, eps, t, schedule, cond).detach()
+
+
+def _discrete(predict: Predictor, x0: Tensor, eps: Tensor, t: Tensor, s: Tensor, schedule: Schedule, cond: Cond | None) -> Tensor:
+    now, below = schedule.level(t.clamp(max=1), like=x0), schedule.level(s, like=x0)
+    x_t = now.alpha * x0 + now.sigma * eps
+    return term_bits(predict(x_t, now, cond), x0, x_t, now, below)
