@@ -52,6 +52,8 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
             for stem, named in tensors.items():
                 save_file({name: value.detach().contiguous() for name, value in named.items()}, partial / f"{stem}.safetensors")
             (partial / "state.json").write_text(json.dumps(state))
+            for path in partial.glob("*.safetensors"):
+                shutil.copymode(partial / "state.json", path)  # safetensors makes them for their owner alone
             (partial / CHECKSUMS).write_text("".join(f"{_digest(path)}  {path.name}\n" for path in sorted(partial.iterdir())))
             for path in [*partial.iterdir(), partial]:
                 fsync(path)
@@ -72,6 +74,7 @@ def add(checkpoint: Path, stem: str, tensors: Mapping[str, Tensor]) -> Path:
     with writing(path):
         with aside(path) as partial:
             save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial)
+            shutil.copymode(checkpoint / "state.json", partial)
         known = _checksums(checkpoint)
         if known is not None:
             known[path.name] = _digest(path)
