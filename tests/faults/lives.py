@@ -71,6 +71,7 @@ def _live(arguments: list[str], said: str, limit: int | None) -> None:
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    sys.argv = ["sfumato", *arguments]
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     if limit is not None:
         import resource

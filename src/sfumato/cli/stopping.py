@@ -1,6 +1,8 @@
 """Ctrl-C, or a polite kill, during training: the step is finished and a checkpoint written; a second one ends it at once."""
 
+import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,7 +26,8 @@ def stoppable() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(signals)
     except Stopped as stopped:
-        typer.echo(f"sfumato: {stopped}", err=True)
+        command = shlex.join(["sfumato", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
+        typer.echo(f"sfumato: {stopped}; go on with: {command}", err=True)
         raise typer.Exit(128 + signals[0]) from None
     finally:
         for number, handler in before.items():
