@@ -15,7 +15,7 @@ every_chain = pytest.mark.parametrize("name", CHAINS)
 
 
 def grid_points(n):
-    return ((mixture.sample(n, torch.Generator().manual_seed(0))[0] / 4).clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
+    return ((mixture.sample(n, torch.Generator().manual_seed(77))[0] / 4).clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
 
 
 @every_chain

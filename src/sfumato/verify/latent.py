@@ -3,13 +3,16 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sfumato import latent, likelihood, loss, process
 from sfumato import probability as pr
-from sfumato import process
+from sfumato.latent import vdm
 from sfumato.oracle import GaussianMixture
+from sfumato.oracle.chain import Affine, LinearGaussianChain
 from sfumato.process import Normal
-from sfumato.schedule import Discrete
+from sfumato.sample.spacing import grid, uniform
+from sfumato.schedule import Discrete, LearnedSchedule, Level, vp_scales
 from sfumato.verify.foundations import hermite, joint
 from sfumato.verify.ledger import row, standard_errors, worst
 
@@ -311,3 +314,240 @@ def _() -> float:
     weight = (-(x - 0.7 * z).square()).exp()
     mean = both.given([1], x).mean
     return standard_errors(weight * (z - mean), 0.0)
+
+
+class Said(nn.Module):
+    """An affine law as a network says it: mean and log variance, the law's own or one that is off."""
+
+    def __init__(self, law: Affine, *, shift: float = 0.0, spread: float = 1.0) -> None:
+        """Keeps the law."""
+        super().__init__()
+        self.law, self.shift = law, shift
+        self.log_variance = (spread * law.covariance.diagonal()).log()
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Mean and log variance at v."""
+        mean = self.law.mean(v) + self.shift
+        return torch.cat([mean, self.log_variance.expand_as(mean)], 1)
+
+    def affine(self) -> Affine:
+        """What is said, as a law."""
+        return Affine(self.law.matrix, self.law.offset + self.shift, self.log_variance.exp().diag())
+
+
+def two_levels() -> tuple[LinearGaussianChain, list[Affine], Tensor]:
+    """A chain z_2 → z_1 → x whose true q(z_1|x) and q(z_2|z_1) have diagonal covariances; those; and some x."""
+    columns = torch.linalg.qr(torch.randn(3, 2))[0] * torch.tensor([1.4, 0.7])
+    chain = LinearGaussianChain(
+        [
+            Affine(columns, torch.randn(3), 0.3 * torch.eye(3)),
+            Affine(torch.diag(torch.tensor([0.9, 0.5])), torch.randn(2), 0.4 * torch.eye(2)),
+        ]
+    )
+    laws = []
+    for k in range(2):
+        above = LinearGaussianChain(chain.links[k:])
+        n, posterior = above.sizes[0], above.posterior
+        laws.append(Affine(posterior.matrix[:2], posterior.offset[:2], posterior.covariance[:2, :2].diagonal().diag()))
+        assert posterior.matrix.shape[1] == n
+    return chain, laws, chain.sample(40, torch.Generator().manual_seed(0))[0]
+
+
+def vae_of(chain: LinearGaussianChain, encoders: list[Said]) -> latent.VAE:
+    """The chain as a VAE with these encoders."""
+    return latent.VAE(encoders, [Said(link) for link in chain.links], latent.Gaussian(), (chain.sizes[-1],))
+
+
+@row(
+    "vae-evidence",
+    "max ELBO of a linear VAE = max log p(x) of probabilistic PCA",
+    notes="003 1.4.2; 002 VAE",
+    function="sf.latent.VAE; sf.latent.importance_bits",
+    tolerance=1e-9,
+)
+def _() -> float:
+    """at the maximum-likelihood weights of Tipping & Bishop (1999), eqs. 7 and 8, every draw against the likelihood of the eigenvalues."""
+    x = torch.randn(60, 4) @ torch.randn(4, 4)
+    centred = x - x.mean(0)
+    values, axes = (part.flip(-1) for part in torch.linalg.eigh(centred.T @ centred / len(x)))
+    noise = values[2:].mean()
+    columns = axes[:, :2] * (values[:2] - noise).sqrt()
+    best = -0.5 * (4 * math.log(2 * math.pi) + values[:2].log().sum() + 2 * noise.log() + 4)
+    chain = LinearGaussianChain([Affine(columns, x.mean(0), noise * torch.eye(4))])
+    model = vae_of(chain, [Said(Affine(chain.posterior.matrix, chain.posterior.offset, chain.posterior.covariance.diagonal().diag()))])
+    bits = latent.importance_bits(model, x, draws=1, generator=torch.Generator().manual_seed(0))
+    return worst(-bits.mean() * 4 * math.log(2), best)
+
+
+@row(
+    "hierarchical-evidence",
+    "E_q log p(x, z_1, z_2)/(q(z_1|x) q(z_2|z_1)) = log p(x) - KL(q ‖ p(z_1, z_2|x))",
+    notes="002 HVAE; 000 2.2",
+    function="sf.latent.bound; sf.latent.VAE",
+    tolerance=4.0,
+)
+def _() -> float:
+    """with the posteriors the evidence at every draw; with others the chain's closed bound, 20,000 draws, in standard errors."""
+    chain, laws, x = two_levels()
+    true = vae_of(chain, [Said(law) for law in laws]).trace(x, torch.Generator().manual_seed(0)).log_ratio
+    if worst(true, chain.log_prob(x)) > 1e-10:
+        return math.inf
+    wrong = [Said(law, shift=0.2, spread=1.4) for law in laws]
+    bits = latent.bound(vae_of(chain, wrong), x[:1].expand(20_000, 3), generator=torch.Generator().manual_seed(0)).total
+    return standard_errors(-bits[:, None] * 3 * math.log(2), chain.elbo(x[:1], [said.affine() for said in wrong]))
+
+
+@row(
+    "consistency-term",
+    "E log q(z_1|x)/p(z_1|z_2) over q(z_1, z_2|x) is no E KL(q(z_1|x) ‖ p(z_1|z_2)): z_2 knows z_1",
+    notes="002 HVAE (the term as the notes print it, from Luo 2022, eq. 41)",
+    function="sf.latent.Visit.divergence",
+    tolerance=4.0,
+)
+def _() -> float:
+    """the ratio at the draws makes the chain's closed bound, in standard errors; the KL in its place must miss it by a tenth of a nat."""
+    chain, laws, x = two_levels()
+    model, rows = vae_of(chain, [Said(law) for law in laws]), x[:1].expand(20_000, 3)
+    trace = model.trace(rows, torch.Generator().manual_seed(0))
+    top, low = trace.visits
+    ratio = trace.log_likelihood - top.divergence - low.divergence
+    divergence = trace.log_likelihood - top.divergence - low.q.kl(low.p).sum(1)
+    truth = chain.log_prob(x[:1])
+    return math.inf if abs(float(divergence.mean() - truth)) < 0.1 else standard_errors(ratio[:, None], truth)
+
+
+@row(
+    "diffusion-bound-by-the-vae",
+    "hierarchical bound with q(z_k|z_{k+1}, x) fixed = L_T + Σ L_{t-1} + L_0, number for number",
+    notes="002 VDM; 000 2.2",
+    function="sf.latent.as_hierarchical_vae; sf.latent.bound; sf.likelihood.vlb",
+    tolerance=1e-12,
+)
+def _() -> float:
+    """the code written for VAEs against the diffusion bound on the same noise, part by part."""
+    chain = Discrete.cosine(12)
+    oracle = GaussianMixture(torch.ones(1), torch.tensor([[0.2]]), torch.tensor([[[0.1]]]))
+    x = (torch.rand(30, 1) * 255).round() / 127.5 - 1
+    model = latent.as_hierarchical_vae(oracle, chain, jumps=True)
+    ours = latent.bound(model, x, generator=torch.Generator().manual_seed(0))
+    theirs = likelihood.vlb(oracle, x, grid(chain, 12, spacing=uniform), generator=torch.Generator().manual_seed(0))
+    return max(worst(getattr(ours, part), getattr(theirs, part)) for part in ("prior", "steps", "decoder", "total"))
+
+
+@row(
+    "logistic-bin",
+    "P(x|z) = σ((x + ½w - μ)/s) - σ((x - ½w - μ)/s) = ∫ of the density over the bin",
+    notes="beyond the notes (Salimans et al. 2017, eq. 2)",
+    function="sf.latent.DiscretisedLogistic",
+    tolerance=1e-8,
+)
+def _() -> float:
+    """20-point Gauss-Legendre quadrature of the density over each inner bin, and the sum over all 256 values."""
+    law, mean, log_scale = latent.DiscretisedLogistic(), torch.tensor(0.1), torch.tensor(-3.0)
+    said = torch.stack([mean, log_scale]).expand(256, 2)
+    values = torch.arange(256)[:, None] / 127.5 - 1
+    ours = law.log_prob(said, values).exp()
+    node, weight = (torch.tensor(part) for part in LEGENDRE)
+    inside = (values + node / 255 - mean) / log_scale.exp()
+    density = inside.sigmoid() * (-inside).sigmoid() / log_scale.exp()
+    return max(worst(ours[1:-1], (density @ (weight / 255))[1:-1]), abs(float(ours.sum()) - 1))
+
+
+LEGENDRE = ([-0.9061798459386640, -0.5384693101056831, 0.0, 0.5384693101056831, 0.9061798459386640],
+            [0.2369268850561891, 0.4786286704993665, 0.5688888888888889, 0.4786286704993665, 0.2369268850561891])  # fmt: skip
+
+
+def known_points() -> tuple[GaussianMixture, Tensor]:
+    """An exact predictor and data of it on a fine grid, with the distance of its values."""
+    oracle = GaussianMixture(torch.ones(1), torch.tensor([[0.1]]), torch.tensor([[[0.05]]]))
+    x = oracle.sample(8000, torch.Generator().manual_seed(0))[0].clamp(-1, 1)
+    return oracle, ((x + 1) * 511.5).round() / 511.5 - 1
+
+
+@row(
+    "vdm-bound",
+    "-log p(x) = KL(q(z_1|x) ‖ N(0, I)) + ½ E[-dλ/dt |ε - ε̂|²] - E log p(x|z_0) at the exact model",
+    notes="002 VDM; beyond the notes (Kingma et al. 2021, eqs. 7, 11, 17)",
+    function="sf.latent.vdm.bound; sf.LearnedSchedule",
+    tolerance=4.0,
+)
+def _() -> float:
+    """the mass of each value of a grid of 1024, from the density, against the bound, in standard errors of their difference."""
+    oracle, x = known_points()
+    bits = vdm.bound(
+        oracle, x, LearnedSchedule(log_snr_max=11.0, log_snr_min=-10.0), draws=16, width=2 / 1023,
+        generator=torch.Generator().manual_seed(2), times=torch.Generator().manual_seed(1),
+    ).total  # fmt: skip
+    truth = -(oracle.log_prob(x) + math.log(2 / 1023)) / math.log(2)
+    return standard_errors((bits - truth)[:, None], 0.0)
+
+
+@row(
+    "vdm-discrete",
+    "L_T(x) falls to L_∞(x) as T grows: T/2 E[expm1(λ_s - λ_t) |ε - ε̂|²] → ½ E[-dλ/dt |ε - ε̂|²]",
+    notes="beyond the notes (Kingma et al. 2021, eqs. 13, 14 and 17)",
+    function="sf.latent.vdm.bound",
+    tolerance=0.1,
+)
+def _() -> float:
+    """the excess of T = 64, 128, 256 over T → ∞ on one variable, by quadrature over noise: it halves each time, as 1/T; shortfall."""
+    oracle, _ = known_points()
+    schedule, x0 = LearnedSchedule(log_snr_max=8.0, log_snr_min=-6.0), torch.tensor([[0.4]])
+    node, weight = hermite(40)
+
+    def error_at(t: Tensor) -> Tensor:
+        level = schedule.level(t)
+        x_t = level.alpha[:, None] * x0 + level.sigma[:, None] * node
+        flat = Level(level.alpha.repeat_interleave(40)[:, None], level.sigma.repeat_interleave(40)[:, None])
+        eps = oracle(x_t.reshape(-1, 1), flat).eps.reshape(x_t.shape)
+        return ((eps - node).square() * weight).sum(1)
+
+    def discrete(steps: int) -> Tensor:
+        times = torch.arange(steps + 1) / steps
+        rise = torch.expm1(-schedule.log_snr(times).detach().diff())
+        return 0.5 * (rise * error_at(times[1:])).sum().detach()
+
+    fine = torch.arange(8192).add(0.5) / 8192
+    endless = 7.0 * error_at(fine).mean().detach()  # this schedule falls by 14 nats, evenly
+    excess = [float(discrete(steps) - endless) for steps in (64, 128, 256)]
+    if not excess[0] > excess[1] > excess[2] > 0:
+        return math.inf
+    return abs(excess[1] / excess[2] - 2)
+
+
+@row(
+    "vdm-variance",
+    "∇ Var L = ∇ E L² for the schedule's curve, ∇ E L for its ends, from one backward pass",
+    notes="beyond the notes (Kingma et al. 2021, section 4.1 and appendix I)",
+    function="sf.latent.vdm.diffusion_bits",
+    tolerance=1e-10,
+)
+def _() -> float:
+    """the gradients against those of two plain backward passes, through the loss and its square."""
+    oracle, x = known_points()
+    schedule, x0 = LearnedSchedule(), x[:50]
+    eps, t = torch.randn(x0.shape), torch.rand(50)
+    curve, ends = [schedule.slope, schedule.inward, schedule.bias, schedule.outward], [schedule.log_snr_max, schedule.span]
+    ours = torch.autograd.grad(vdm.diffusion_bits(oracle, x0, eps, t, schedule).mean(), [*curve, *ends])
+    plain = loss.vdm(oracle, x0, eps, t, schedule)
+    squared, straight = torch.autograd.grad(plain.square().mean(), curve, retain_graph=True), torch.autograd.grad(plain.mean(), ends)
+    return max(worst(mine, theirs) for mine, theirs in zip(ours, [*squared, *straight], strict=True))
+
+
+@row(
+    "vdm-decoder",
+    "p(x|z_0) = q(z_0|x)/Σ_v q(z_0|v) over the values v",
+    notes="beyond the notes (Kingma et al. 2021, eq. 8)",
+    function="sf.latent.vdm.decoder_bits",
+    tolerance=1e-9,
+)
+def _() -> float:
+    """the sum over all values of two grids of the probabilities that it gives them, at 20 z_0 of three levels."""
+    error = 0.0
+    for log_snr, count in ((1.0, 16), (4.0, 16), (13.0, 255)):
+        level = Level(*vp_scales(torch.tensor(log_snr)))
+        z = (level.alpha * (2 * torch.rand(20, 1) - 1)).repeat(count + 1, 1)
+        values = torch.arange(count + 1).repeat_interleave(20)[:, None] * (2 / count) - 1
+        logs = -vdm.decoder_bits(values, z, level, width=2 / count).reshape(count + 1, 20) * math.log(2)
+        error = max(error, float((logs.logsumexp(0).exp() - 1).abs().max()))
+    return error
