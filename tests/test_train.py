@@ -14,11 +14,11 @@ import yaml
 from safetensors.torch import load_file
 
 import sfumato as sf
+from sfumato.runtime import precision
 from sfumato.train import checkpoint
-from sfumato.train.checkpoint import CheckpointError
 from sfumato.train.loop import Stopped, train
 from sfumato.train.recipe import Training, load_recipe
-from sfumato.train.step import batches, precision
+from sfumato.train.step import batches
 
 TINY = {
     "data": {"kind": "digits"},
@@ -121,7 +121,7 @@ def test_a_resumed_run_ends_in_the_same_bits(recipe_file, tmp_path, changes):
         ours, theirs = weights(cut, stem=stem), weights(whole, stem=stem)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    varying = ("seconds", "images_per_second")
+    varying = ("seconds", "images_per_second", "peak_memory_bytes")
     strip = lambda run: [{k: v for k, v in line.items() if k not in varying} for line in lines(run)]  # noqa: E731
     assert strip(cut) == strip(whole)
     assert [line["step"] for line in lines(cut)] == [3, 6, 9, 12]
@@ -236,17 +236,8 @@ def test_a_folder_in_use_is_left_alone(recipe_file, tmp_path):
         train(load_recipe(recipe_file), tmp_path / "other")
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"\xff" * 16 + b[16:], lambda b: b""])
-def test_a_damaged_checkpoint_is_named(recipe_file, tmp_path, damage):
-    run = train(load_recipe(recipe_file), tmp_path / "run")
-    path = run / "checkpoints" / "00000012" / "ema-0.100.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"ema-0\.100\.safetensors is damaged"):
-        sf.load(run)
-
-
 def test_a_non_finite_loss_stops_the_run(recipe_file, tmp_path):
-    with pytest.raises(FloatingPointError, match="which was not applied"):
+    with pytest.raises(FloatingPointError, match="could not be applied, at 0.25 of the recipe's rate, too; the batches are in"):
         train(load_recipe(recipe_file, ["training.rate=1e30", "training.clip=1e30", "training.steps=60"]), tmp_path / "run")
 
 
@@ -300,14 +291,6 @@ def test_resuming_what_is_done_changes_nothing(recipe_file, tmp_path):
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"step": 12}', "nonsense"])
-def test_a_damaged_state_is_named(recipe_file, tmp_path, text):
-    run = train(load_recipe(recipe_file), tmp_path / "run")
-    (run / "checkpoints" / "00000012" / "state.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
-        train(load_recipe(recipe_file), run, resume=True)
-
-
 def test_an_average_that_is_not_there_is_named(recipe_file, tmp_path):
     run = train(load_recipe(recipe_file), tmp_path / "run")
     with pytest.raises(ValueError, match=r"no average of width 0\.05; it has 0\.1"):
@@ -323,6 +306,7 @@ def test_constant_data_are_refused(tmp_path):
 
 
 def test_precision_by_name():
-    assert precision("float32") == torch.float32
-    assert precision("bfloat16") == torch.bfloat16
-    assert precision("auto") in (torch.float32, torch.bfloat16)
+    cpu = torch.device("cpu")
+    assert precision("float32", cpu) == torch.float32
+    assert precision("bfloat16", cpu) == torch.bfloat16
+    assert precision("auto", cpu) in (torch.float32, torch.bfloat16)

@@ -100,6 +100,11 @@ class Run:
         return self.recipe.schedule.build()
 
     @property
+    def device(self) -> torch.device:
+        """Where its network lives."""
+        return next(self.denoiser.parameters()).device
+
+    @property
     def predictor(self) -> Predictor:
         """The averaged network as a `Predictor`."""
         return self.denoiser
@@ -135,9 +140,10 @@ class Run:
         sampler: str | Step | None = None,
         classifier: guide.LogProb | None = None,
         batch: int = 64,
+        rows: slice = slice(None),
         on_batch: Callable[[int], None] | None = None,
     ) -> Samples:
-        """`count` samples; the i-th depends on (model, seed, i) and these options alone, not on `batch`.
+        """`count` samples; the i-th depends on (model, seed, i) and these options alone, not on `batch` or `rows`.
 
         Args:
             count: how many.
@@ -149,6 +155,7 @@ class Run:
             sampler: a name (`ancestral`, `ddim`, `heun`, `multistep`, …) or a step; the recipe's where not given.
             classifier: log p(label | x_t), as `train.classifier.load` gives it.
             batch: how many at a time.
+            rows: which of them to draw, where others draw the rest.
             on_batch: called with the number done after each batch.
 
         Raises:
@@ -160,13 +167,14 @@ class Run:
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}.")
         walk = self.walk(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
-        all_labels = self.labels(range(count), labels)
-        done = []
-        for start in range(0, count, batch):
-            rows = range(start, min(count, start + batch))
-            done.append(walk(rows, seed, None if all_labels is None else all_labels[start : rows.stop]))
+        mine = range(count)[rows]
+        all_labels = self.labels(mine, labels)
+        done = [torch.empty(0, *self.form.shape)]
+        for start in range(0, len(mine), batch):
+            part = mine[start : start + batch]
+            done.append(walk(part, seed, None if all_labels is None else all_labels[start : start + batch]).cpu())
             if on_batch is not None:
-                on_batch(rows.stop)
+                on_batch(start + len(part))
         return Samples(self.form.scaling.decode(torch.cat(done)), None if all_labels is None else all_labels.numpy())
 
     def walk(
@@ -197,8 +205,8 @@ class Run:
         steps = defaults.steps if steps is None else steps
         tuned = self.tuned.get((steps, scale)) if sampler is None and classifier is None else None
         if tuned is not None:
-            return Walk(predict, tuned.step, list(tuned.levels), self.form.shape)
-        return Walk(predict, step, self._levels(steps), self.form.shape)
+            return Walk(predict, tuned.step, list(tuned.levels), self.form.shape, self.device)
+        return Walk(predict, step, self._levels(steps), self.form.shape, self.device)
 
     def tune(self, steps: int, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> Tuned:
         """Levels and method for so many evaluations, fitted to this model: see `sfumato.tune`. `save_tuned` keeps them with the run.
@@ -307,14 +315,15 @@ class Walk:
     step: Step
     levels: list[Level]
     shape: tuple[int, ...]
+    device: torch.device
 
     def __call__(
         self, rows: range, seed: int, labels: Tensor | None = None, on_step: Callable[[int, Tensor], None] | None = None
     ) -> Float[Tensor, "n *x"]:
         """x0 of the samples with these numbers; each has a generator of its own for all its noise."""
         generators = row_generators(seed, rows)
-        noise = normal_like(torch.empty(len(rows), *self.shape), generators)
-        cond = None if labels is None else {"labels": labels}
+        noise = normal_like(torch.empty(len(rows), *self.shape, device=self.device), generators)
+        cond = None if labels is None else {"labels": labels.to(self.device)}
         return sample(self.predict, self.levels[0].sigma * noise, self.levels, self.step, cond, generator=generators, on_step=on_step)
 
 

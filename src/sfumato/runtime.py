@@ -1,9 +1,12 @@
 """What the machine can do, and what it is asked for before heavy work."""
 
 import ctypes
+import resource
 import sys
 from functools import cache
 from pathlib import Path
+
+import torch
 
 
 @cache
@@ -11,6 +14,14 @@ def multiplies_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 natively; where it does not, float32 is far faster."""
     path = Path("/proc/cpuinfo")
     return path.is_file() and any(flag in path.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def precision(choice: str, device: torch.device) -> torch.dtype:
+    """float32 or bfloat16: "auto" takes bfloat16 where the device multiplies it natively."""
+    if choice == "auto":
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else multiplies_bfloat16()
+        return torch.bfloat16 if is_fast else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
 
 
 def keep_memory() -> None:
@@ -26,3 +37,8 @@ def keep_memory() -> None:
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     libc.mallopt(mmap_threshold, 1 << 30)
     libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

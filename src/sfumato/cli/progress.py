@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -36,8 +36,11 @@ class Reporter:
 
 
 @contextmanager
-def reporter(what: str, total: int, *, unit: str, per: int = 1) -> Iterator[Reporter]:
-    """A `Reporter` for the time of a with-block."""
+def reporter(what: str, total: int, *, unit: str, per: int = 1, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A `Reporter` for the time of a with-block; one that says nothing where it is quiet."""
+    if quiet:
+        yield lambda done, note="": None
+        return
     if not sys.stdout.isatty():
         yield Reporter(what, total, unit, per, None)
         return

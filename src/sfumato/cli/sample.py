@@ -7,9 +7,10 @@ import torch
 import typer
 
 from sfumato.cli.progress import reporter
-from sfumato.run import check_target, load
+from sfumato.run import Samples, check_target, load
 from sfumato.runtime import keep_memory
 from sfumato.train.classifier import load as load_classifier
+from sfumato.train.engine import Engine
 from sfumato.train.recipe import SAMPLERS
 
 
@@ -44,7 +45,11 @@ def sample(
         raise ValueError(f"--forward draws a moving picture, so --out must end in .gif, got {out}.")
     check_target(out, is_image=run.form.is_image, has_picture=run.has_picture)
     keep_memory()
-    if forward:
+    engine = Engine.begin()
+    run.denoiser.to(engine.device)
+    if out.suffix == ".gif" and not engine.is_main:
+        pass  # one process draws it
+    elif forward:
         dataset = run.recipe.data.load()
         rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,8 +57,9 @@ def sample(
     elif out.suffix == ".gif":
         run.reverse_gif(out, count, labels=chosen, seed=seed, steps=steps, guidance=guidance, sampler=sampler, classifier=judge)
     else:
-        with reporter("sampling", count, unit="samples") as report:
-            samples = run.sample(
+        rows = engine.share(count)
+        with reporter("sampling", rows.stop - rows.start, unit="samples", quiet=not engine.is_main) as report:
+            part = run.sample(
                 count,
                 steps=steps,
                 labels=chosen,
@@ -62,10 +68,15 @@ def sample(
                 sampler=sampler,
                 classifier=judge,
                 batch=batch,
+                rows=rows,
                 on_batch=report,
             )
-        samples.save(out, columns=run.columns(chosen))
-    typer.echo(f"Wrote {out}.")
+        samples = Samples(engine.gather(part.values), None if part.labels is None else engine.gather(part.labels))
+        if engine.is_main:
+            samples.save(out, columns=run.columns(chosen))
+    if engine.is_main:
+        typer.echo(f"Wrote {out}.")
+    engine.wait()
 
 
 def _labels(text: str | None) -> list[int] | None:

@@ -8,6 +8,7 @@ import typer
 from sfumato.cli.progress import reporter
 from sfumato.cli.stopping import stoppable
 from sfumato.runtime import keep_memory
+from sfumato.train.engine import Engine
 from sfumato.train.loop import train as train_recipe
 from sfumato.train.recipe import load_recipe
 
@@ -29,8 +30,9 @@ def train(
         raise ValueError(f"{recipe} is the recipe of a run; name the folder of the new run with --out.")
     out = out or Path("runs") / Path(recipe).stem
     keep_memory()
-    options = resolved.training
-    with stoppable() as should_stop, reporter("training", options.steps, unit="images", per=options.batch) as report:
+    options, is_main = resolved.training, Engine.begin().is_main
+    progress = reporter("training", options.steps, unit="images", per=options.batch, quiet=not is_main)
+    with stoppable() as should_stop, progress as report:
         train_recipe(
             resolved,
             out,
@@ -39,4 +41,5 @@ def train(
             say=typer.echo,
             should_stop=should_stop,
         )
-    typer.echo(f"Done: {out}. Sample it with: sfumato sample {out} --out samples.png")
+    if is_main:
+        typer.echo(f"Done: {out}. Sample it with: sfumato sample {out} --out samples.png")

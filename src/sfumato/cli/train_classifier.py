@@ -11,6 +11,7 @@ from sfumato.cli.stopping import stoppable
 from sfumato.run import load
 from sfumato.runtime import keep_memory
 from sfumato.train import classifier
+from sfumato.train.engine import Engine
 
 
 def train_classifier(
@@ -39,8 +40,9 @@ def train_classifier(
         nonlocal told
         told = ", ".join(f"{name} {value:.2f}" for name, value in record.items() if name.startswith("accuracy"))
 
-    options = recipe.training
-    with stoppable() as should_stop, reporter("training", options.steps, unit="examples", per=options.batch) as report:
+    options, is_main = recipe.training, Engine.begin().is_main
+    progress = reporter("training", options.steps, unit="examples", per=options.batch, quiet=not is_main)
+    with stoppable() as should_stop, progress as report:
         classifier.train(
             model,
             recipe,
@@ -51,6 +53,7 @@ def train_classifier(
             say=typer.echo,
             should_stop=should_stop,
         )
-    typer.echo(
-        f"Done: {folder}{f' ({told})' if told else ''}. Use it with: sfumato sample {run} --classifier {out or run} --out samples.png"
-    )
+    if is_main:
+        typer.echo(
+            f"Done: {folder}{f' ({told})' if told else ''}. Use it with: sfumato sample {run} --classifier {out or run} --out samples.png"
+        )

@@ -25,12 +25,13 @@ from sfumato.run import Run, folder_of, read_form
 from sfumato.schedule import Schedule
 from sfumato.train import checkpoint
 from sfumato.train.checkpoint import CheckpointError
+from sfumato.train.ema import name_of
+from sfumato.train.engine import Engine
 from sfumato.train.folder import begin, manifest_of, refuse_other_data
 from sfumato.train.loop import fit
 from sfumato.train.recipe import Data, Options, ScheduleOptions, Size, Times, Training, UniformTimes, read_tree, resolve
 from sfumato.train.state import TrainState
-
-LOG_SNRS = (-8, -4, 0, 4, 8)  # where the accuracy is measured, in nats
+from sfumato.train.window import LOG_SNRS
 
 
 class PatchNet(Options):
@@ -122,18 +123,18 @@ def train(
         FloatingPointError: a loss or gradient that is not finite.
         Stopped: as `should_stop` asked.
     """
-    options = recipe.training
-    has_run = begin(recipe, out, resume=resume, read=_read)
+    options, engine = recipe.training, Engine.begin()
+    has_run = begin(recipe, out, resume=resume or engine.was_restarted, read=_read)
     dataset = recipe.data.load()
     _refuse_stranger(run, dataset)
     examples, held_out = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
     counts = np.bincount(_labels(examples), minlength=len(run.form.classes)) + 1  # a class that is missing here has a chance, too
-    manifest = {**manifest_of(recipe, options, dataset, run.form), "prior": (counts / counts.sum()).tolist()}
+    manifest = {**manifest_of(recipe, options, dataset, run.form, engine), "prior": (counts / counts.sum()).tolist()}
     if has_run:
         refuse_other_data(manifest, out)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        model = _build(recipe, run.form, manifest["prior"])
+        model = _build(recipe, run.form, manifest["prior"]).to(engine.device)
     schedule = recipe.schedule.build()
     state = TrainState.begin(model, options, recipe.times.build(schedule))
 
@@ -147,11 +148,13 @@ def train(
         examples,
         options,
         out,
+        engine=engine,
+        schedule=schedule,
         papers={} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()},
         measure=lambda: accuracy(model, schedule, held_out or examples),
-        on_step=on_step,
-        watch=watch,
-        say=say,
+        on_step=on_step if engine.is_main else None,
+        watch=watch if engine.is_main else None,
+        say=say if engine.is_main else lambda text: None,
         should_stop=should_stop,
     )
     return out
@@ -184,13 +187,17 @@ def load(folder: str | Path) -> Classifier:
     if found is None:
         raise ValueError(f"{folder} holds no classifier; train one with sfumato train-classifier {folder}, or name its own folder.")
     recipe, form = _read(found / "recipe.yaml"), read_form(found)
-    path = checkpoint.latest(found) / f"ema-{recipe.training.ema[0]:.3f}.safetensors"
-    model = _build(recipe, form, _manifest(found)["prior"])
-    try:
-        model.net.load_state_dict(checkpoint.read_tensors(path))
-    except RuntimeError as error:
-        raise checkpoint.damaged(path, error) from None
-    return model.eval().requires_grad_(False)
+    file = f"{name_of(recipe.training.ema[0])}.safetensors"
+
+    def read(folder: Path) -> Classifier:
+        tensors, model = checkpoint.read_tensors(folder / file), _build(recipe, form, _manifest(found)["prior"])
+        try:
+            model.net.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise checkpoint.damaged(folder / file, error) from None
+        return model
+
+    return checkpoint.take_up(found, read).eval().requires_grad_(False)
 
 
 def _build(recipe: ClassifierRecipe, form: Form, prior: Sequence[float]) -> Classifier:

@@ -17,8 +17,9 @@ import torch
 from sfumato.data import Dataset
 from sfumato.form import Form
 from sfumato.run import read_form
+from sfumato.runtime import precision
+from sfumato.train.engine import Engine
 from sfumato.train.recipe import Options, Training
-from sfumato.train.step import precision
 
 OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.partial", ".lock"}  # of a run killed at its very start
 
@@ -63,11 +64,12 @@ def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> Form:
 
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Holds the run folder's lock, which the system drops with the process however it ends.
+    """Makes the run folder and holds its lock, which the system drops with the process however it ends.
 
     Raises:
         ValueError: another process holds it.
     """
+    out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +78,7 @@ def only_writer(out: Path) -> Iterator[None]:
         yield
 
 
-def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: Form) -> dict[str, Any]:
+def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: Form, engine: Engine) -> dict[str, Any]:
     """What made the run: data, versions, machine, seeds."""
     return {
         "form": form.to_json(),
@@ -90,8 +92,14 @@ def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: For
         },
         "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
         "seed": training.seed,
-        "precision": str(precision(training.precision)).removeprefix("torch."),
-        "device": {"machine": platform.machine(), "processor": _processor(), "threads": torch.get_num_threads()},
+        "precision": str(precision(training.precision, engine.device)).removeprefix("torch."),
+        "device": {
+            "kind": engine.device.type,
+            "processes": engine.processes,
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+        },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("sfumato", "torch", "numpy", "safetensors")},
         "git_commit": _commit(),
     }

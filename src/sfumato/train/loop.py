@@ -1,13 +1,13 @@
 """The training loop: data → level → denoiser → loss → weights, with checkpoints from which it goes on as if never stopped."""
 
 import json
-import resource
-import sys
+import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TextIO
 
 import numpy as np
 import torch
@@ -15,14 +15,19 @@ import torch
 from sfumato.data import Dataset
 from sfumato.pictures import picture
 from sfumato.run import Form, Run, build_denoiser
+from sfumato.runtime import peak_memory
+from sfumato.schedule import Schedule
 from sfumato.train import checkpoint
+from sfumato.train.board import Board
+from sfumato.train.engine import Engine
 from sfumato.train.folder import begin, manifest_of, only_writer, refuse_other_data
-from sfumato.train.recipe import Recipe, Training, load_recipe
-from sfumato.train.state import M, Objective, TrainState, Window
-from sfumato.train.step import TrainStep
+from sfumato.train.guard import Diverged, Guard
+from sfumato.train.recipe import BitsAtLevel, Recipe, Training, load_recipe
+from sfumato.train.state import M, Objective, TrainState
+from sfumato.train.step import Outcome, TrainStep
+from sfumato.train.window import Window
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+REJECTED, MOST_REJECTED = "rejected", 10  # where batches of steps that were not applied are kept, and how many
 
 
 class Stopped(RuntimeError):
@@ -56,19 +61,19 @@ def train(
         FloatingPointError: a loss or gradient that is not finite; the weights and checkpoints are those of before.
         Stopped: as `should_stop` asked.
     """
-    options = recipe.training
-    has_run = begin(recipe, out, resume=resume, read=load_recipe)
+    options, engine = recipe.training, Engine.begin()
+    has_run = begin(recipe, out, resume=resume or engine.was_restarted, read=load_recipe)
     dataset = recipe.data.load()
     if dataset.skipped:
         say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
     examples, _ = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
     form = Form(dataset.shape, dataset.classes, dataset.scaling, _standard_deviation(examples))
-    manifest = manifest_of(recipe, options, dataset, form)
+    manifest = manifest_of(recipe, options, dataset, form, engine)
     if has_run:
         form = refuse_other_data(manifest, out)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        denoiser = build_denoiser(recipe, form)
+        denoiser = build_denoiser(recipe, form).to(engine.device)
     schedule = recipe.schedule.build()
     state = TrainState.begin(denoiser, options, recipe.objective.times.build(schedule))
     Run(str(out), recipe, form, denoiser).walk()  # what sampling will refuse is refused before anything is written
@@ -78,11 +83,14 @@ def train(
         examples,
         options,
         out,
+        engine=engine,
+        schedule=schedule,
         papers={} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()},
+        bits=recipe.objective.build_bits(schedule, form.data_std),
         draw=lambda path: _draw(Run(str(out), recipe, form, state.averaged()), path),
-        on_step=on_step,
-        watch=watch,
-        say=say,
+        on_step=on_step if engine.is_main else None,
+        watch=watch if engine.is_main else None,
+        say=say if engine.is_main else lambda text: None,
         should_stop=should_stop,
     )
     return out
@@ -95,7 +103,10 @@ def fit(
     options: Training,
     out: Path,
     *,
+    engine: Engine,
+    schedule: Schedule,
     papers: Mapping[str, str],
+    bits: BitsAtLevel | None = None,
     measure: Callable[[], Mapping[str, float]] = dict,
     draw: Callable[[Path], None] = lambda path: None,
     on_step: Callable[[int, float], None] | None = None,
@@ -111,7 +122,10 @@ def fit(
         examples: to train on.
         options: how long, how fast, how often.
         out: the folder; made here.
+        engine: the processes that share the work; the first of them writes.
+        schedule: says at which log-SNR an example was seen.
         papers: files to write before the first step of a new run, name to text.
+        bits: makes bits/dim of losses, for metrics.jsonl.
         measure: what else goes into each line of metrics.jsonl.
         draw: draws the sample sheet into a file.
         on_step: as `train` takes it, like the rest.
@@ -122,63 +136,191 @@ def fit(
     Raises:
         ValueError: another process trains into `out`.
         CheckpointError: a checkpoint that is damaged or cannot be written.
-        FloatingPointError: a loss or gradient that is not finite.
+        FloatingPointError: steps that cannot be applied, whatever the guard tries; the checkpoints are those of before.
         Stopped: as `should_stop` asked.
     """
-    window, checkpoints = Window([], []), out / "checkpoints"
-    if not papers and checkpoint.steps_in(checkpoints):
-        window = state.load(checkpoint.latest(out))
-        say(f"Resuming {out} after step {state.step} of {options.steps}.")
-    step_once = TrainStep(state, objective, examples, options)
-    out.mkdir(parents=True, exist_ok=True)
-    with only_writer(out):
-        for name, text in papers.items():
-            checkpoint.write_text(out / name, text)
-        _cut_metrics(out / "metrics.jsonl", state.step)
-        with closing(_board(out, state.step)) as board, (out / "metrics.jsonl").open("a") as metrics, torch.random.fork_rng():
-            started, marked = time.perf_counter() - state.seconds, state.seconds
+    course = _Course(state, objective, examples, options, out, engine, schedule, bits, measure, draw, on_step, watch, say, should_stop)
+    origin, has_run = state.origin(), not papers and bool(checkpoint.steps_in(out / "checkpoints"))
+    engine.wait()  # until all have looked at the folder as it was
+    with only_writer(out) if engine.is_main else nullcontext():
+        window = Window()
+        if has_run:
+            window = checkpoint.take_up(out, state.load, set_aside=engine.is_main)
+            say(f"Resuming {out} after step {state.step} of {options.steps}.")
+        for name, text in papers.items() if engine.is_main else ():
+            with checkpoint.writing(out / name):
+                checkpoint.write_text(out / name, text)
+        while True:
+            try:
+                course.run(window)
+                break
+            except Diverged:
+                window = course.go_back(origin)
+        if engine.is_main:
+            sheet = out / "samples" / f"{state.step:08d}.png"
+            if not sheet.exists():
+                draw(sheet)
+            if not (out / "report.json").exists():
+                with checkpoint.writing(out / "report.json"):
+                    checkpoint.write_text(out / "report.json", json.dumps(_report(state, options), indent=2))
+        engine.wait()
+
+
+@dataclass
+class _Course(Generic[M]):
+    """The steps from where the state is to the last, and what is written on the way."""
+
+    state: TrainState[M]
+    objective: Objective[M]
+    examples: Dataset
+    options: Training
+    out: Path
+    engine: Engine
+    schedule: Schedule
+    bits: BitsAtLevel | None
+    measure: Callable[[], Mapping[str, float]]
+    draw: Callable[[Path], None]
+    on_step: Callable[[int, float], None] | None
+    watch: Callable[[Mapping[str, float | int]], None] | None
+    say: Callable[[str], None]
+    should_stop: Callable[[], bool]
+
+    def run(self, window: Window) -> None:
+        """Makes the steps that are left.
+
+        Raises:
+            Diverged: too many in a row could not be applied.
+        """
+        state, options = self.state, self.options
+        step_once = TrainStep(state, self.objective, self.examples, options, self.engine)
+        with self._logs() as (board, metrics), torch.random.fork_rng():
+            started, marked, before = time.perf_counter() - state.seconds, state.seconds, state.step
             while state.step < options.steps:
-                value, norm = step_once()
-                window.losses.append(value)
-                window.norms.append(norm)
+                outcome = step_once()
                 state.seconds = time.perf_counter() - started
-                if on_step is not None:
-                    on_step(state.step, value)
+                self._note(window, outcome)
+                if self.on_step is not None:
+                    self.on_step(state.step, outcome.loss)
                 if state.step % options.log_every == 0 or state.step == options.steps:
-                    record = {**_record(state, window, options, state.seconds - marked), **measure()}
-                    metrics.write(json.dumps(record) + "\n")
-                    metrics.flush()
-                    for name, number in record.items():
-                        if name not in ("step", "seconds"):
-                            board.add_scalar(name, number, state.step)
-                    if watch is not None:
-                        watch(record)
-                    window, marked = Window([], []), state.seconds
-                stopping = should_stop()
-                if stopping or state.step % options.checkpoint_every == 0 or state.step == options.steps:
-                    checkpoint.fsync(out / "metrics.jsonl")
-                    state.save(checkpoints, window, options.keep)
-                if stopping and state.step < options.steps:
-                    raise Stopped(f"stopped after step {state.step} of {options.steps}; go on with --resume.")
-                if state.step % options.checkpoint_every == 0:
-                    draw(out / "samples" / f"{state.step:08d}.png")
-        sheet = out / "samples" / f"{state.step:08d}.png"
-        if not sheet.exists():
-            draw(sheet)
-        if not (out / "report.json").exists():
-            checkpoint.write_text(out / "report.json", json.dumps(_report(state, options), indent=2))
+                    record = self._record(window, (state.step - before) * options.batch / max(state.seconds - marked, 1e-9))
+                    with checkpoint.writing(self.out):
+                        metrics.write(json.dumps(record) + "\n")
+                        metrics.flush()
+                        board.log(record)
+                    if self.watch is not None:
+                        self.watch(record)
+                    window, marked, before = Window(), state.seconds, state.step
+                self._keep(window, board, stopping=self.engine.any(self.should_stop()))
 
+    def go_back(self, origin: Callable[[], None]) -> Window:
+        """Takes up the last good state again, at half the rate.
 
-def _record(state: TrainState[M], window: Window, options: Training, seconds: float) -> dict[str, float | int]:
-    return {
-        "step": state.step,
-        "seconds": round(state.seconds, 3),
-        "images": state.step * options.batch,
-        "loss": float(np.mean(window.losses)),
-        "gradient_norm": float(np.mean(window.norms)),
-        "learning_rate": options.rate * state.optimizer.rate(state.step),
-        "images_per_second": round(len(window.losses) * options.batch / max(seconds, 1e-9), 1),
-    }
+        Raises:
+            FloatingPointError: that was tried as often as the recipe allows.
+        """
+        state, options, returns = self.state, self.options, self.state.guard.returns
+        kept = f"the batches are in {self.out / REJECTED}"
+        if returns >= options.retries:
+            raise FloatingPointError(
+                f"{options.patience} steps in a row up to step {state.step} could not be applied, at {state.guard.rate:g} of the recipe's "
+                f"rate, too; {kept}. Look at the data (sfumato doctor {self.out}), lower training.rate, or take training.precision=float32."
+            )
+        window, broken = Window(), state.step
+        state.guard = Guard(options.patience)
+        if checkpoint.steps_in(self.out / "checkpoints"):
+            window = checkpoint.take_up(self.out, state.load, set_aside=self.engine.is_main)
+        else:
+            origin()
+        state.guard.returns, state.guard.in_a_row = returns + 1, 0
+        self.say(
+            f"{options.patience} steps in a row up to step {broken} could not be applied ({kept}): going back to step {state.step}, "
+            f"at {state.guard.rate:g} of the recipe's rate."
+        )
+        self.engine.wait()
+        return window
+
+    @contextmanager
+    def _logs(self) -> Iterator[tuple[Board, TextIO]]:
+        """Where records go; nowhere, in any process but the first."""
+        if not self.engine.is_main:
+            with Path(os.devnull).open("w") as nowhere:
+                yield Board([]), nowhere
+            return
+        path = self.out / "metrics.jsonl"
+        with checkpoint.writing(self.out):
+            _cut_metrics(path, self.state.step)
+            board, metrics = Board.begin(self.out, self.options, self.state.step), path.open("a")
+        try:
+            yield board, metrics
+        except BaseException:  # what ended the run is said, not that its logs could not be closed after it
+            for log in (board, metrics):
+                with suppress(OSError):
+                    log.close()
+            raise
+        with checkpoint.writing(self.out):
+            board.close()
+            metrics.close()
+
+    def _note(self, window: Window, outcome: Outcome) -> None:
+        """Counts a step; keeps the batch of one that was not applied.
+
+        Raises:
+            Diverged: it was one too many in a row.
+        """
+        if outcome.objection is None:
+            window.add(outcome.loss, outcome.norm)
+            log_snr = self.schedule.log_snr(outcome.t)
+            window.add_examples("loss", log_snr, outcome.losses)
+            if self.bits is not None:
+                window.add_examples("bits", log_snr, self.bits(outcome.t, outcome.losses))
+            return
+        window.rejected += 1
+        step = self.state.step
+        self.say(f"Step {step} of {self.options.steps}: {outcome.objection}; it was not applied.")
+        if self.engine.is_main and len(list((self.out / REJECTED).glob("*.npz"))) < MOST_REJECTED:
+            x0, labels = self.examples.batch(outcome.rows)
+            numbers = np.empty(0) if labels is None else labels.numpy()
+            (self.out / REJECTED).mkdir(exist_ok=True)
+            with checkpoint.aside(self.out / REJECTED / f"{step:08d}.npz") as partial, partial.open("wb") as file:
+                np.savez(file, rows=outcome.rows, x0=x0.numpy(), t=outcome.t.numpy(), losses=outcome.losses.numpy(), labels=numbers)
+        self.state.guard.reject()
+
+    def _record(self, window: Window, rate: float) -> dict[str, float | int]:
+        """A line of metrics.jsonl."""
+        state, options = self.state, self.options
+        return {
+            "step": state.step,
+            "seconds": round(state.seconds, 3),
+            "images": state.step * options.batch,
+            **window.means(),
+            "rejected": window.rejected,
+            "learning_rate": options.rate * state.optimizer.rate(state.step) * state.guard.rate,
+            "images_per_second": round(rate, 1),
+            "peak_memory_bytes": peak_memory(),
+            **self.measure(),
+        }
+
+    def _keep(self, window: Window, board: Board, *, stopping: bool) -> None:
+        """A checkpoint and a sheet of samples, where they are due.
+
+        Raises:
+            Stopped: after the checkpoint, where that was asked for.
+        """
+        state, options = self.state, self.options
+        is_due = state.step % options.checkpoint_every == 0
+        if self.engine.is_main and options.snapshot_every and state.step % options.snapshot_every == 0:
+            state.snapshot(self.out / "snapshots")
+        if self.engine.is_main and is_due:
+            sheet = self.out / "samples" / f"{state.step:08d}.png"
+            self.draw(sheet)
+            if sheet.exists():
+                with checkpoint.writing(self.out):
+                    board.show(sheet, state.step)
+        if self.engine.is_main and (stopping or is_due or state.step == options.steps):
+            checkpoint.fsync(self.out / "metrics.jsonl")
+            state.save(self.out / "checkpoints", window, options.keep)  # last: from here on the step is not made again
+        if stopping and state.step < options.steps:
+            raise Stopped(f"stopped after step {state.step} of {options.steps}")
 
 
 def _draw(run: Run, path: Path) -> None:
@@ -191,8 +333,10 @@ def _draw(run: Run, path: Path) -> None:
         samples = run.sample(count, batch=count if len(run.form.shape) == 1 else 64)
     except ValueError as error:
         raise FloatingPointError(f"{path} could not be drawn: {error} Lower training.rate and begin anew.") from None
-    path.parent.mkdir(exist_ok=True)
-    picture(samples.values, columns=columns).save(path)
+    with checkpoint.writing(path):
+        path.parent.mkdir(exist_ok=True)
+        with checkpoint.aside(path) as partial:
+            picture(samples.values, columns=columns).save(partial, format="PNG")
 
 
 def _standard_deviation(examples: Dataset) -> float:
@@ -202,12 +346,6 @@ def _standard_deviation(examples: Dataset) -> float:
     if not deviation > 0:
         raise ValueError("all the data are one constant, so there is nothing to learn; check the path and the range of the data.")
     return deviation
-
-
-def _board(out: Path, step: int) -> "SummaryWriter":
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
-
-    return SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
 
 def _cut_metrics(path: Path, step: int) -> None:
@@ -226,12 +364,11 @@ def _cut_metrics(path: Path, step: int) -> None:
 
 
 def _report(state: TrainState[M], options: Training) -> dict[str, Any]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "steps": state.step,
         "images": state.step * options.batch,
         "seconds": round(state.seconds, 1),
         "images_per_second": round(state.step * options.batch / state.seconds, 1),
         "parameters": sum(p.numel() for p in state.model.net.parameters()),
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory(),
     }

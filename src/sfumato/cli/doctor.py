@@ -1,0 +1,63 @@
+"""`sfumato doctor`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato import doctor as doctors
+from sfumato.runtime import keep_memory
+from sfumato.train.recipe import load_recipe
+
+
+def doctor(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe (a name or a YAML file), a run folder, or zoo:NAME.")],
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one option; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Say what is wrong with a recipe or a run, or will be, and what to do about it.
+
+    Before a training it looks at the data and the options, and tries a few steps; during or after one, at the curve, the losses by noise
+    level and the samples. Exit code 0 where nothing is found (or notes alone), 1 where there is an error or a warning, 2 on bad use.
+    Example: sfumato doctor folder --set data.path=flowers --set data.size=64
+    """
+    keep_memory()
+    if target.startswith("zoo:") or (Path(target) / "recipe.yaml").is_file():
+        outcome = doctors.Outcome(target, changes or [])
+        findings, forecast = doctors.run(outcome), None
+    else:
+        plan = doctors.Plan(load_recipe(target, changes or []))
+        findings, forecast = doctors.recipe(plan), plan.trial
+    if as_json:
+        known = {"findings": [finding.to_json() for finding in findings], "trial": None if forecast is None else asdict(forecast)}
+        typer.echo(json.dumps(known, indent=2, ensure_ascii=False))
+    else:
+        if forecast is not None:
+            steps = plan.recipe.training.steps
+            typer.echo(
+                f"On this machine ({forecast.device}): {forecast.seconds_per_step:.3g} s a step, {_clock(steps * forecast.seconds_per_step)} "
+                f"for {steps} steps; {forecast.peak_bytes / 2**30:.1f} GiB at the peak, {forecast.free_bytes / 2**30:.1f} GiB are free."
+            )
+        typer.echo(_report(findings))
+    if any(finding.severity is not doctors.Severity.NOTE for finding in findings):
+        raise typer.Exit(1)
+
+
+def _report(findings: Sequence[doctors.Finding]) -> str:
+    if not findings:
+        return "Nothing found."
+    blocks = [
+        f"{finding.severity.upper()}  {finding.id}\n  seen    {finding.measured}\n  means   {finding.means}\n  change  {finding.change}\n"
+        for finding in findings
+    ]
+    counts = [f"{n} {kind}{'s' if n > 1 else ''}" for kind in doctors.Severity if (n := sum(f.severity is kind for f in findings))]
+    return "\n".join(["", *blocks, ", ".join(counts) + "."])
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else f"{seconds:.0f} s"

@@ -1,0 +1,60 @@
+"""Where the numbers of a training are shown beside metrics.jsonl: TensorBoard, and the trackers that accelerate knows by name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, TensorBoardTracker, WandBTracker, get_available_trackers
+from PIL import Image
+
+from sfumato.train.recipe import Training
+
+
+class Board:
+    """One or more trackers, written to at once."""
+
+    def __init__(self, trackers: Sequence[GeneralTracker]) -> None:
+        """Takes trackers that were begun."""
+        self.trackers = trackers
+
+    @classmethod
+    def begin(cls, out: Path, options: Training, step: int) -> "Board":
+        """The recipe's trackers, for the steps after `step`.
+
+        Raises:
+            ValueError: one that is not installed.
+        """
+        installed = [str(name) for name in get_available_trackers()]
+        trackers = []
+        for name in options.trackers:
+            if name not in installed:
+                raise ValueError(f"training.trackers: {name} is not installed; install it with pip, or take {', '.join(installed)}.")
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            if name == "tensorboard":  # writes to RUN/tensorboard
+                tracker = kind("tensorboard", str(out), purge_step=step + 1)
+            else:
+                tracker = kind(out.name, str(out)) if kind.requires_logging_directory else kind(out.name)
+            tracker.start()
+            trackers.append(tracker)
+        return cls(trackers)
+
+    def log(self, record: Mapping[str, float | int]) -> None:
+        """Takes a line of metrics.jsonl."""
+        values = {name: number for name, number in record.items() if name not in ("step", "seconds")}
+        for tracker in self.trackers:
+            tracker.log(values, step=int(record["step"]))
+
+    def show(self, sheet: Path, step: int) -> None:
+        """Takes a sheet of samples, where images are shown."""
+        with Image.open(sheet) as image:
+            pixels = np.asarray(image.convert("RGB"))[None]
+        for tracker in self.trackers:
+            if isinstance(tracker, TensorBoardTracker):
+                tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
+            elif isinstance(tracker, WandBTracker):
+                tracker.log_images({"samples": pixels}, step=step)
+
+    def close(self) -> None:
+        """Ends them."""
+        for tracker in self.trackers:
+            tracker.finish()

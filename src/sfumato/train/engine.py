@@ -1,0 +1,87 @@
+"""Where a training runs: one process or many, on CPUs or GPUs, as `torchrun` or `accelerate launch` started them.
+
+Every process draws the whole batch's rows, levels and dropped labels from the same seeds and computes its own share of it; losses and
+gradients are summed over the processes once a step. So many processes make the steps of one, up to the order of summation, and a
+checkpoint of one can be gone on with by many.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The processes of a training and the device of this one."""
+
+    accelerator: Accelerator
+
+    @classmethod
+    def begin(cls) -> "Engine":
+        """Joins the other processes, where the environment names some."""
+        has_others = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return cls(Accelerator(cpu=has_others and not torch.cuda.is_available()))  # else accelerate leaves CPUs by themselves
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.accelerator.is_main_process
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return self.accelerator.num_processes
+
+    @property
+    def was_restarted(self) -> bool:
+        """Whether torchrun has started these processes again after one was lost."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    def share(self, count: int) -> slice:
+        """The rows of `count` that are this process's."""
+        return share_of(self.accelerator.process_index, self.processes, count)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes."""
+        if self.processes == 1:
+            return tensor
+        total = self.accelerator.reduce(tensor, "sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sums the gradients over the processes, in place, in one message."""
+        if self.processes == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def any(self, is_so: bool) -> bool:
+        """Whether it is so in one of the processes at least."""
+        return is_so if self.processes == 1 else bool(self.sum(torch.tensor(float(is_so), device=self.device)))
+
+    def gather(self, array: np.ndarray) -> np.ndarray:
+        """The arrays of all processes, one after another along the first axis."""
+        return array if self.processes == 1 else np.concatenate(gather_object([array]))
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        self.accelerator.wait_for_everyone()
+
+
+def share_of(rank: int, processes: int, count: int) -> slice:
+    """The rows of `count` that are a process's: consecutive, all processes within one of each other."""
+    return slice(rank * count // processes, (rank + 1) * count // processes)

@@ -1,0 +1,75 @@
+"""What is said of the steps since the last line of metrics.jsonl: means, by noise level, too."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOG_SNRS = (-8, -4, 0, 4, 8)  # nats: an example counts for the nearest
+
+
+@dataclass
+class Window:
+    """Sums since the last line: of steps, and of examples by noise level."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    rejected: int = 0
+    levels: dict[str, list[float]] = field(default_factory=dict)  # "loss@-4" to the sum and count of the examples near -4 nats
+
+    def add(self, loss: float, norm: float) -> None:
+        """Takes in a step that was applied."""
+        self.losses.append(loss)
+        self.norms.append(norm)
+
+    def add_examples(self, name: str, log_snr: Tensor, values: Tensor) -> None:
+        """Takes in one number an example, under the noise level that it was measured at.
+
+        Args:
+            name: of the number.
+            log_snr: [b], nats; infinite at the ends of a chain.
+            values: [b].
+        """
+        centres = torch.tensor(LOG_SNRS, dtype=torch.float64)
+        nearest = (log_snr.double().clamp(LOG_SNRS[0], LOG_SNRS[-1])[:, None] - centres).abs().argmin(1)
+        sums, counts = torch.zeros(len(centres), dtype=torch.float64), torch.zeros(len(centres), dtype=torch.float64)
+        sums.index_add_(0, nearest, values.double())
+        counts.index_add_(0, nearest, torch.ones(len(values), dtype=torch.float64))
+        for centre, total, count in zip(LOG_SNRS, sums.tolist(), counts.tolist(), strict=True):
+            if count:
+                held = self.levels.setdefault(f"{name}@{centre:+d}", [0.0, 0.0])
+                held[0] += total
+                held[1] += count
+
+    def means(self) -> dict[str, float]:
+        """The mean loss, gradient norm, and the means by noise level; of the levels that were seen."""
+        by_level = {name: total / count for name, (total, count) in sorted(self.levels.items(), key=lambda item: _order(item[0]))}
+        if not self.losses:
+            return by_level
+        return {"loss": _mean(self.losses), "gradient_norm": _mean(self.norms), **by_level}
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only, for a checkpoint."""
+        return {"losses": self.losses, "norms": self.norms, "rejected": self.rejected, "levels": self.levels}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Window":
+        """What `to_json` wrote.
+
+        Raises:
+            TypeError, KeyError, ValueError: it is something else.
+        """
+        levels = {str(name): [float(total), float(count)] for name, (total, count) in record["levels"].items()}
+        return cls([float(v) for v in record["losses"]], [float(v) for v in record["norms"]], int(record["rejected"]), levels)
+
+
+def _order(name: str) -> tuple[str, int]:
+    """Names with their levels ascending."""
+    kind, level = name.split("@")
+    return kind, int(level)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,196 @@
+"""The guard of a training: what cannot be applied is not, and a run goes back rather than on in ruins."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato.data import digits
+from sfumato.train import checkpoint
+from sfumato.train.engine import Engine
+from sfumato.train.guard import Diverged, Guard
+from sfumato.train.loop import Stopped, fit
+from sfumato.train.recipe import Training
+from sfumato.train.state import TrainState
+from sfumato.train.window import Window
+
+SCHEDULE = sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0)
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    torch.set_default_dtype(torch.float32)
+
+
+class Faulty:
+    """The simple loss, broken on chosen calls: times a number, so that its gradient breaks with it."""
+
+    def __init__(self, faults):
+        self.faults, self.calls = faults, 0
+
+    def __call__(self, model, x0, eps, t, cond):
+        self.calls += 1
+        losses = sf.loss.simple(model, x0, eps, SCHEDULE.level(t, like=x0), cond, weight=sf.loss.v_weight)
+        return losses * self.faults.get(self.calls, 1.0)
+
+
+def course(out, faults, *, begun=False, should_stop=lambda: False, **changes):
+    """A short training of digits, whose losses break on chosen calls; returns its state and what was said."""
+    options = Training(**{"steps": 10, "batch": 16, "checkpoint_every": 4, "log_every": 1, "warmup": 2, "precision": "float32", **changes})
+    torch.manual_seed(0)
+    net = sf.nets.DiT((1, 8, 8), patch=4, width=16, depth=1, heads=2, classes=10)
+    state = TrainState.begin(sf.Denoiser(net, sf.v_target), options, sf.loss.Stratified(SCHEDULE))
+    said, objective = [], Faulty(faults)
+    where = {"engine": Engine.begin(), "schedule": SCHEDULE, "papers": {} if begun else {"recipe.yaml": ""}}
+    fit(state, objective, digits(), options, out, **where, say=said.append, should_stop=should_stop)
+    state.said = said
+    return state
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def weights(out, step, stem="model"):
+    return checkpoint.read_tensors(out / "checkpoints" / f"{step:08d}" / f"{stem}.safetensors")
+
+
+@pytest.mark.parametrize("fault", [math.nan, math.inf, 1e30], ids=["nan", "infinite", "gradient"])
+def test_a_step_that_is_not_finite_moves_nothing(tmp_path, fault):
+    """Weights, averages and the optimiser after it are those of before; the batch is kept, the run goes on."""
+    state = course(tmp_path, {5: fault}, checkpoint_every=1, keep=20)
+    for stem in ("model", "ema-0.100", "optimizer"):
+        assert same(weights(tmp_path, 4, stem), weights(tmp_path, 5, stem))
+        assert not same(weights(tmp_path, 5, stem), weights(tmp_path, 6, stem))
+    assert [line["rejected"] for line in lines(tmp_path)] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+    kept = np.load(tmp_path / "rejected" / "00000005.npz")
+    x0, labels = digits().batch(kept["rows"])
+    assert np.array_equal(kept["x0"], x0.numpy())
+    assert np.array_equal(kept["labels"], labels.numpy())
+    assert len(kept["t"]) == len(kept["losses"]) == 16
+    assert len(state.said) == 1
+    assert "Step 5 of 10" in state.said[0]
+
+
+def test_a_run_goes_back_to_its_last_good_state_at_half_the_rate(tmp_path):
+    state = course(tmp_path, {6: math.nan, 7: math.nan, 8: math.nan})
+    assert state.step == 10
+    assert state.guard.returns == 1
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 11))
+    rates = [line["learning_rate"] for line in lines(tmp_path)]
+    assert rates[4] == pytest.approx(0.5 * 1e-3 * state.optimizer.rate(5))
+    assert rates[3] == pytest.approx(1e-3 * state.optimizer.rate(4))
+    assert "going back to step 4, at 0.5 of the recipe's rate" in state.said[-1]
+    assert [line["rejected"] for line in lines(tmp_path)] == [0] * 10
+
+
+def test_going_back_goes_on_as_a_run_of_half_the_rate_would(tmp_path):
+    """From the first checkpoint on, the weights are those of a run whose guard had halved the rate there."""
+    course(tmp_path / "back", {6: math.nan, 7: math.nan, 8: math.nan}, keep=20)
+    course(tmp_path / "straight", {}, steps=10, keep=20)
+    state_file = tmp_path / "straight" / "checkpoints" / "00000004" / "state.json"
+    state = json.loads(state_file.read_text())
+    state["guard"]["returns"] = 1
+    state_file.write_text(json.dumps(state))
+    (state_file.parent / checkpoint.CHECKSUMS).unlink(missing_ok=True)
+    for step in (8, 10):
+        checkpoint._remove(tmp_path / "straight" / "checkpoints" / f"{step:08d}")
+    course(tmp_path / "straight", {}, begun=True, keep=20)
+    assert same(weights(tmp_path / "back", 10), weights(tmp_path / "straight", 10))
+
+
+def test_before_the_first_checkpoint_a_run_begins_anew(tmp_path):
+    state = course(tmp_path, {1: math.nan, 2: math.nan, 3: math.nan})
+    assert "going back to step 0" in state.said[-1]
+    straight = course(tmp_path / "straight", {}, rate=5e-4)
+    assert same(state.model.net.state_dict(), straight.model.net.state_dict())
+
+
+def test_a_run_that_never_recovers_stops_and_says_so(tmp_path):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"up to step 7 could not be applied, at 0\.25 of the recipe's rate, too; the batches are in",
+    ):
+        course(tmp_path, dict.fromkeys(range(6, 100), math.nan))
+    assert checkpoint.steps_in(tmp_path / "checkpoints") == [4]
+    assert all(value.isfinite().all() for value in weights(tmp_path, 4).values())
+
+
+def test_a_resumed_run_is_judged_as_an_uninterrupted_one(tmp_path):
+    """Two faults before the cut and one after it are three in a row."""
+    asked = iter([False] * 4 + [True])
+    with pytest.raises(Stopped):
+        course(tmp_path, {4: math.nan, 5: math.nan}, should_stop=lambda: next(asked), checkpoint_every=100)
+    resumed = course(tmp_path, {1: math.nan}, begun=True, checkpoint_every=100)
+    assert resumed.guard.returns == 1
+    assert "going back to step 5" in resumed.said[-1]
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "objection"),
+    [
+        (1.2, 1.0, None),
+        (50.0, 1.0, None),  # a tiny batch strays
+        (99.0, 1.0, None),
+        (150.0, 1.0, "the loss is 150, where 1 was usual"),
+        (math.nan, 1.0, "the loss is nan"),
+        (1.0, math.inf, "the gradient's norm is inf"),
+    ],
+)
+def test_what_the_guard_objects_to(loss, norm, objection):
+    guard = Guard(patience=3)
+    for value in [1.0, 0.8, 1.2] * 17:
+        guard.accept(value)
+    assert guard.objection(loss, norm) == objection
+
+
+def test_losses_that_always_stray_are_usual():
+    guard = Guard(patience=3)
+    for i in range(60):
+        guard.accept(1000.0 if i % 20 == 0 else 1.0)
+    assert guard.objection(2000.0, 1.0) is None
+    assert guard.objection(20_000.0, 1.0) is not None
+
+
+def test_patience_counts_steps_in_a_row():
+    guard = Guard(patience=2)
+    guard.reject()
+    guard.accept(1.0)
+    guard.reject()
+    with pytest.raises(Diverged):
+        guard.reject()
+
+
+def test_an_example_counts_for_the_nearest_level():
+    window = Window()
+    window.add_examples("loss", torch.tensor([-math.inf, -9.0, -5.9, 1.9, 2.1, math.inf]), torch.arange(6.0))
+    assert window.means() == {"loss@-8": 0.5, "loss@-4": 2.0, "loss@+0": 3.0, "loss@+4": 4.0, "loss@+8": 5.0}
+
+
+def test_bits_by_level_integrate_to_the_bound():
+    """Mean over uniform log-SNR of the bits a nat costs, times the nats, is VDM's continuous bound: for a Gaussian, in closed form.
+
+    For x0 ~ N(0, v) the best eps has mean square error alpha² v/(alpha² v + sigma²), whose integral over log-SNR is log(1 + v e^λ)."""
+    from sfumato.oracle import Gaussian
+    from sfumato.train.recipe import Objective
+
+    torch.set_default_dtype(torch.float64)
+    v, data = 0.25, Gaussian(torch.zeros(3), torch.full((3,), 0.25))
+    objective = Objective(weight="min-snr")
+    generator = torch.Generator().manual_seed(0)
+    t = sf.loss.Stratified(SCHEDULE)(20_000, generator)
+    low, high = -8.0, 8.0
+    t = SCHEDULE.time(low + (high - low) * torch.rand(20_000, generator=generator))
+    x0, eps = data.sample(20_000, generator)[0], torch.randn(20_000, 3, generator=generator)
+    losses = objective.build_loss(SCHEDULE, 1.0)(data, x0, eps, t, None)
+    bits = objective.build_bits(SCHEDULE, 1.0)(t, losses)
+    wanted = (math.log1p(v * math.exp(high)) - math.log1p(v * math.exp(low))) / (2 * math.log(2))
+    error = 16 * bits.std() / math.sqrt(len(bits))
+    assert abs(16 * bits.mean() - wanted) < 3 * error
