@@ -14,3 +14,11 @@ def _exact_and_repeatable() -> Iterator[None]:
         torch.manual_seed(0)
         yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded data go to a folder that ends with the tests."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SFUMATO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

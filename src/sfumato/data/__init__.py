@@ -2,11 +2,15 @@
 
 from sfumato.data.arrays import from_arrays, npy, npz
 from sfumato.data.bundled import digits, fashion_small
-from sfumato.data.cifar import CIFAR10_CLASSES, cifar10_pngs
+from sfumato.data.cache import cache_folder
+from sfumato.data.cifar import CIFAR10_CLASSES, cifar10, cifar10_pngs, cifar100
 from sfumato.data.dataset import IMAGES, Dataset, Scaling
 from sfumato.data.fashion import FASHION_CLASSES, fashion
 from sfumato.data.folder import folder
+from sfumato.data.hugging_face import from_datasets
 from sfumato.data.idx import idx, read_idx
+from sfumato.data.images import Fit
+from sfumato.data.table import table
 from sfumato.data.toys import (
     TOYS,
     checkerboard,
@@ -27,9 +31,13 @@ __all__ = [
     "IMAGES",
     "TOYS",
     "Dataset",
+    "Fit",
     "Scaling",
+    "cache_folder",
     "checkerboard",
+    "cifar10",
     "cifar10_pngs",
+    "cifar100",
     "circles",
     "datasaurus",
     "digits",
@@ -38,6 +46,7 @@ __all__ = [
     "fashion_small",
     "folder",
     "from_arrays",
+    "from_datasets",
     "gaussian_rings",
     "idx",
     "moons",
@@ -47,5 +56,6 @@ __all__ = [
     "read_idx",
     "s_curve",
     "swiss_roll",
+    "table",
     "toy",
 ]

@@ -3,30 +3,47 @@
 Floats in [0, 1] or [-1, 1] are tensors as any other: they are standardised and come back as floats, not as images.
 """
 
-import tokenize
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from sfumato.data.cache import cached, stamp
 from sfumato.data.dataset import IMAGES, Dataset, Scaling
+from sfumato.data.files import NUMPY_DAMAGE, refuse_beyond_memory
 
 _MOST_CLASSES = 1_000_000
-# What NumPy and zipfile are known to raise on damaged files; MemoryError where a header claims more than there is.
-_DAMAGE = (ValueError, OSError, EOFError, RuntimeError, MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
-def npy(path: str | Path) -> Dataset:
+def npy(path: str | Path, labels: str | Path | None = None, *, classes: tuple[str, ...] = (), cache: Path | None = None) -> Dataset:
     """The data set of an .npy file, memory-mapped where its values can be used as they lie (uint8 or float32).
+
+    Args:
+        labels: an .npy file of integers [n].
+        classes: names of the labels; "0", "1", ... if left out.
+        cache: where its scale and fingerprint are kept, or the values where they have to be converted, so that the second opening reads
+            nothing; None measures them each time, and converts in memory.
 
     Raises:
         ValueError: for a file that cannot be read, or an array that is neither images nor float tensors.
+        OSError: the cache cannot be written.
     """
-    array = _load(Path(path))
+    files = [Path(path)] if labels is None else [Path(path), Path(labels)]
+    arrays = [_load_one(file) for file in files]
+    numbers = None if labels is None else np.array(arrays[1])
+    key = ["npy", *([str(file.resolve()), stamp(file.stat())] for file in files), classes]
+    stays = arrays[0].dtype in (np.uint8, np.float32)
+
+    def build(into: Path | None) -> Dataset:
+        return from_arrays(arrays[0], numbers, classes=classes, name=files[0].stem)
+
+    return cached(build, cache, key, values=files[0] if stays else None)
+
+
+def _load_one(path: Path) -> np.ndarray:
+    array = _load(path)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} holds several arrays, expected one; load it with npz.")
-    return from_arrays(array, name=Path(path).stem)
+    return array
 
 
 def npz(path: str | Path, classes: tuple[str, ...] = ()) -> Dataset:
@@ -60,10 +77,11 @@ def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
+            refuse_beyond_memory(sum(info.file_size for info in loaded.zip.infolist()), path)
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise ValueError(f"{path} is no file; give the path of an .npy or .npz file.") from None
-    except _DAMAGE as error:
+    except NUMPY_DAMAGE as error:
         reason = "it holds Python objects or is no NumPy file" if "allow_pickle" in str(error) else str(error).rstrip(".")
         raise ValueError(f"cannot read {path} as NumPy data: {reason}; save it again with np.save or np.savez.") from None
 

@@ -7,13 +7,13 @@ x0 is float32 with channels first, [n, c, h, w] for images; its axis 1 is the ch
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, Integer, Shaped
+from jaxtyping import Float, Float32, Int64, Integer, Shaped, UInt64
 from torch import Tensor
 
 _CHUNK_BYTES = 1 << 24
@@ -183,6 +183,25 @@ def _from_json_number(number: object) -> float:
 IMAGES = Scaling(shift=127.5, scale=127.5, dtype="uint8")
 
 
+@runtime_checkable
+class Known(Protocol):
+    """What an earlier reading of these very values, labels and captions found, so that they need not be read again (`data.cache`)."""
+
+    @property
+    def of(self) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
+        """The values, labels and captions that it is about; the values are finite."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """`Dataset.fingerprint` of them."""
+        ...
+
+    def ranks(self, seed: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """`Dataset.split_indices`' ranks of the rows, computed where they are not known yet."""
+        ...
+
+
 # Arrays have no single truth value, so data sets compare by identity; compare fingerprints for content.
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
@@ -193,9 +212,11 @@ class Dataset:
         labels: int64 [n].
         classes: names of the labels 0, 1, ...; () where there are no labels.
         skipped: files that could not be read, each with the reason.
+        captions: one text for each row.
+        known: what the cache knows; dropped where it is about other values, labels or captions than these.
 
     Raises:
-        ValueError: for empty or non-finite data, other types or shapes, and labels that do not fit values or classes.
+        ValueError: for empty or non-finite data, other types or shapes, and labels or captions that do not fit values or classes.
     """
 
     # No shapes here: they would be checked before __post_init__ can say in a sentence what is wrong with a user's arrays.
@@ -205,11 +226,19 @@ class Dataset:
     scaling: Scaling
     name: str
     skipped: tuple[str, ...] = ()
+    captions: tuple[str, ...] | None = None
+    known: Known | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no model could be trained on."""
+        if self.known is not None and any(a is not b for a, b in zip(self.known.of, self._content, strict=True)):
+            object.__setattr__(self, "known", None)
         self._check_values()
         self._check_labels()
+        if self.captions is not None and len(self.captions) != len(self.values):
+            raise ValueError(
+                f"{self.name}: there must be one caption for each of {len(self.values)} values, got {len(self.captions)} captions."
+            )
 
     def _check_values(self) -> None:
         values, shape = self.values, list(self.values.shape)
@@ -229,7 +258,7 @@ class Dataset:
         for number in (self.scaling.shift, self.scaling.scale):
             if isinstance(number, tuple) and len(number) not in (1, channels):
                 raise ValueError(f"{self.name}: the Scaling is for {len(number)} channels or features, got {channels} in {shape}.")
-        if not self.is_image:
+        if not self.is_image and self.known is None:
             _check_finite(values)
 
     def _check_labels(self) -> None:
@@ -249,6 +278,10 @@ class Dataset:
                 f"{self.name}: labels must be 0 to {len(self.classes) - 1} for {len(self.classes)} classes, got {low} to {high}; "
                 "renumber them or name every class."
             )
+
+    @property
+    def _content(self) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
+        return self.values, self.labels, self.captions
 
     @property
     def is_image(self) -> bool:
@@ -280,13 +313,17 @@ class Dataset:
         return x0, None if self.labels is None else torch.from_numpy(self.labels[rows])
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of shape, type, values and labels, whatever the memory layout; reads the data once, in pieces."""
+        """SHA-256 (hex) of shape, type, values, labels and captions, whatever the memory layout; reads the data once, in pieces."""
+        if self.known is not None:
+            return self.known.fingerprint
         labels = "none" if self.labels is None else "int64"
         digest = hashlib.sha256(json.dumps([str(self.values.dtype), list(self.values.shape), labels]).encode())
         for chunk in _chunks(self.values):
             digest.update(chunk.data)
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        if self.captions is not None:
+            digest.update(json.dumps(self.captions).encode())
         return digest.hexdigest()
 
     def split_indices(self, held_out: float, seed: int) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " m"]]:
@@ -305,16 +342,7 @@ class Dataset:
             raise ValueError(f"the share held out must lie between 0 and 1, got {held_out}.")
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"a seed must be 0 to 2**64 - 1, got {seed}.")
-        key = seed.to_bytes(8, "little")
-        ranks = np.fromiter(
-            (
-                int.from_bytes(hashlib.blake2b(row.data, digest_size=8, key=key).digest(), "little")
-                for chunk in _chunks(self.values)
-                for row in chunk
-            ),
-            dtype=np.uint64,
-            count=len(self),
-        )
+        ranks = self._ranks(seed) if self.known is None else self.known.ranks(seed, lambda: self._ranks(seed))
         ordered = np.sort(ranks)
         starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
         if not len(starts):
@@ -322,6 +350,16 @@ class Dataset:
         cut = starts[np.abs(starts - round(held_out * len(self))).argmin()]
         is_held_out = ranks < ordered[cut]
         return np.flatnonzero(~is_held_out).astype(np.int64), np.flatnonzero(is_held_out).astype(np.int64)
+
+    def _ranks(self, seed: int) -> UInt64[np.ndarray, " n"]:
+        """A hash of each row and the seed."""
+        key = seed.to_bytes(8, "little")
+        hashes = (
+            int.from_bytes(hashlib.blake2b(row.data, digest_size=8, key=key).digest(), "little")
+            for chunk in _chunks(self.values)
+            for row in chunk
+        )
+        return np.fromiter(hashes, dtype=np.uint64, count=len(self))
 
     def split(self, held_out: float, seed: int) -> tuple["Dataset", "Dataset"]:
         """The data to train on and the data held out, by `split_indices`. Both are copies in memory.
@@ -334,7 +372,5 @@ class Dataset:
 
     def _rows(self, rows: Integer[np.ndarray, " b"], name: str) -> "Dataset":
         labels = None if self.labels is None else self.labels[rows]
-        return Dataset(
-            values=np.asarray(self.values[rows]), labels=labels, classes=self.classes, scaling=self.scaling, name=name,
-            skipped=self.skipped,
-        )  # fmt: skip
+        captions = None if self.captions is None else tuple(self.captions[row] for row in rows)
+        return replace(self, values=np.asarray(self.values[rows]), labels=labels, captions=captions, name=name)

@@ -15,6 +15,7 @@ from jaxtyping import Shaped
 
 from sfumato.data.arrays import from_arrays
 from sfumato.data.dataset import Dataset
+from sfumato.data.files import refuse_beyond_memory
 
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _PIECE = 1 << 20
@@ -49,6 +50,7 @@ def _read(file: "gzip.GzipFile | BinaryIO", path: Path) -> np.ndarray:
         raise ValueError(f"{path} is truncated: its header needs {4 + 4 * rank} bytes, got {4 + len(header)}; get it again.")
     shape = struct.unpack(f">{rank}I", header)
     expected = math.prod(shape) * dtype.itemsize
+    refuse_beyond_memory(expected, path)
     body = bytearray()
     # In pieces: a damaged header may claim more bytes than there is memory, and one large read would reserve them.
     while len(body) <= expected and (piece := file.read(min(_PIECE, expected + 1 - len(body)))):

@@ -1,0 +1,215 @@
+"""Decoded data kept on disk, so that the second opening is a memory map.
+
+They lie in `$SFUMATO_CACHE`, by default `$XDG_CACHE_HOME/sfumato` or `~/.cache/sfumato`; an empty SFUMATO_CACHE keeps nothing. One folder
+an entry, under `data/`: values.npy and labels.npy, the ranks of rows that splits have asked for, and record.json, which is the rest. Its
+name is a hash of everything that made it: every file's name, size and times, and the options. So a changed file makes a new entry; and
+when a new one takes the whole past 50 GB (`$SFUMATO_CACHE_GB`), those longest unused are removed. All of it may be deleted at any time.
+
+An entry is written aside and renamed, by one process at a time; others that need it wait. An entry cut short or changed is made again.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato.data.dataset import Dataset, Scaling
+from sfumato.data.files import NUMPY_DAMAGE
+
+_VERSION = 1  # of the layout and of what decoding yields: raise it with either
+_FULL_OR_CLOSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EFBIG}
+
+Stamp = tuple[int, int, int]
+
+
+def cache_folder() -> Path | None:
+    """Where decoded data are kept, by the environment; None where SFUMATO_CACHE is empty."""
+    where = os.environ.get("SFUMATO_CACHE")
+    if where is not None:
+        return Path(where).expanduser() if where else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfumato"
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """What tells that a file has changed: its size and times. The last of them no program can set back."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def cached(build: Callable[[Path | None], Dataset], cache: Path | None, key: object, *, values: Path | None = None) -> Dataset:
+    """The data set that `build` makes, taken from the cache where an earlier call with this key has left it.
+
+    Args:
+        build: is given a folder, and may leave its values there as values.npy while it makes them; None to make them in memory.
+        cache: the folder of the cache; None does without.
+        key: JSON types that say everything on which the data depend.
+        values: the .npy file in which the data lie and stay; the cache then holds only what was worked out of them.
+
+    Raises:
+        ValueError: as `build`.
+        OSError: the cache cannot be written.
+    """
+    if cache is None:
+        return build(None)
+    entry = cache / "data" / hashlib.sha256(json.dumps([_VERSION, key], sort_keys=True).encode()).hexdigest()[:32]
+    found = _read(entry, values)
+    if found is not None:
+        return found
+    try:
+        with _only_builder(entry):
+            found = _read(entry, values)  # another process may have written it meanwhile
+            if found is None:
+                _write(entry, build, values)
+                _trim(entry)
+                found = _read(entry, values)
+    except OSError as error:
+        if error.errno not in _FULL_OR_CLOSED:
+            raise
+        raise OSError(
+            f"cannot keep decoded data in {cache}: {os.strerror(error.errno).lower()}; make room there, or set SFUMATO_CACHE to another "
+            "folder, or to nothing to decode them each time."
+        ) from None
+    if found is None:
+        raise OSError(f"{entry} cannot be read back after it was written; set SFUMATO_CACHE to a folder on a sound disk.")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What the cache knows of an entry's data (`dataset.Known`)."""
+
+    of: tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]
+    fingerprint: str
+    entry: Path
+
+    def ranks(self, seed: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """Those in the entry; else they are computed and, where the entry can be written, kept."""
+        path = self.entry / f"ranks-{seed}.npy"
+        with suppress(*NUMPY_DAMAGE):
+            ranks = np.load(path, allow_pickle=False)
+            if ranks.dtype == np.uint64 and ranks.shape == self.of[0].shape[:1]:
+                return ranks
+        ranks = compute()
+        # The cache may be full, read-only or gone by now: this is a note that the next split can do without.
+        with suppress(OSError):
+            aside = path.with_name(f"{path.name}.{os.getpid()}")
+            with aside.open("wb") as file:
+                np.save(file, ranks)
+            aside.replace(path)
+        return ranks
+
+
+@contextmanager
+def _only_builder(entry: Path) -> Iterator[None]:
+    """Waits until no other process makes this entry. The lock's file stays: removing it would let two in."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with entry.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(entry: Path, build: Callable[[Path | None], Dataset], values: Path | None) -> None:
+    """Makes the entry aside and puts it in its place, all of it or nothing."""
+    aside = entry.with_suffix(".partial")
+    shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
+    aside.mkdir()
+    try:
+        dataset = build(aside)
+        if values is None and not (aside / "values.npy").exists():
+            np.save(aside / "values.npy", dataset.values)
+        if dataset.labels is not None:
+            np.save(aside / "labels.npy", dataset.labels)
+        record = {
+            "name": dataset.name,
+            "shape": dataset.values.shape,
+            "classes": dataset.classes,
+            "captions": dataset.captions,
+            "skipped": dataset.skipped,
+            "scaling": dataset.scaling.to_json(),
+            "fingerprint": dataset.fingerprint(),
+            "probe": _probe(dataset),
+        }
+        (aside / "record.json").write_text(json.dumps(record), encoding="utf-8")
+        for file in aside.iterdir():
+            _fsync(file)
+        shutil.rmtree(entry, ignore_errors=True)  # one that could not be read
+        aside.rename(entry)
+        _fsync(entry.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _read(entry: Path, values: Path | None) -> Dataset | None:
+    """The data set of an entry; None where there is none, or where it is not as it was written."""
+    try:
+        record: dict[str, Any] = json.loads((entry / "record.json").read_text(encoding="utf-8"))
+        array = np.load(entry / "values.npy" if values is None else values, mmap_mode="r", allow_pickle=False)
+        array = array.reshape(record["shape"])  # images of an [n, h, w] file gain a channel axis
+        labels = np.load(entry / "labels.npy", allow_pickle=False) if record["classes"] else None
+        captions = None if record["captions"] is None else tuple(record["captions"])
+        dataset = Dataset(
+            values=array,
+            labels=labels,
+            classes=tuple(record["classes"]),
+            scaling=Scaling.from_json(record["scaling"]),
+            name=record["name"],
+            skipped=tuple(record["skipped"]),
+            captions=captions,
+            known=Kept((array, labels, captions), record["fingerprint"], entry),
+        )
+        if _probe(dataset) != record["probe"]:
+            return None
+        with suppress(OSError):  # a cache that others share may be read-only
+            os.utime(entry)
+    except (*NUMPY_DAMAGE, KeyError, TypeError):
+        return None
+    return dataset
+
+
+def _probe(dataset: Dataset) -> str:
+    """The fingerprint of up to 64 rows, evenly spaced, with their labels: a damaged disk or a hand in the cache is likely to show."""
+    rows = np.linspace(0, len(dataset) - 1, min(64, len(dataset))).astype(np.int64)
+    labels = None if dataset.labels is None else dataset.labels[rows]
+    few = replace(dataset, values=np.array(dataset.values[rows]), labels=labels, captions=None)
+    return few.fingerprint()
+
+
+def _trim(newest: Path) -> None:
+    """Removes the entries longest unused until the rest, with the newest, are within the limit."""
+    entries = []
+    for entry in newest.parent.iterdir():
+        with suppress(FileNotFoundError):  # another process removes it
+            if entry.is_dir() and not entry.suffix:
+                entries.append((entry == newest, entry.stat().st_mtime, sum(file.stat().st_size for file in entry.iterdir()), entry))
+    total = sum(size for *_, size, _ in entries)
+    for is_newest, _, size, entry in sorted(entries):
+        if is_newest or total <= _most_bytes():
+            break
+        shutil.rmtree(entry, ignore_errors=True)
+        total -= size
+
+
+def _most_bytes() -> float:
+    """The limit of the whole cache."""
+    text = os.environ.get("SFUMATO_CACHE_GB") or "50"
+    try:
+        return float(text) * 1e9
+    except ValueError:
+        raise ValueError(f"SFUMATO_CACHE_GB must be a number of gigabytes, got {text!r}.") from None
+
+
+def _fsync(path: Path) -> None:
+    """Waits until the disk has it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
