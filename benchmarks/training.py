@@ -1,0 +1,92 @@
+"""What the safety of a training costs: checkpoints, the guard, the logs, as shares of its time. Writes training.md beside this file.
+
+    python benchmarks/training.py [--steps 300]
+
+The recipe `fashion` (the small set that ships) on this machine. Each part is timed where it is called, inside a real run; the checkpoint's
+share is that of one write in the default interval; the logs are losses and bits by noise level, records, TensorBoard.
+"""
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from quality.protocol import processor
+
+from sfumato.runtime import keep_memory
+from sfumato.train.board import Board
+from sfumato.train.guard import Guard
+from sfumato.train.loop import train
+from sfumato.train.recipe import Training, load_recipe
+from sfumato.train.state import TrainState
+from sfumato.train.window import Window
+
+HERE = Path(__file__).parent
+PARTS: dict[str, list[tuple[type, str]]] = {
+    "checkpoint": [(TrainState, "save")],
+    "guard": [(Guard, "objection"), (Guard, "accept")],
+    "logs": [(Window, "add"), (Window, "add_examples"), (Window, "means"), (Board, "log")],
+}
+
+
+def timed(method: Callable[..., Any], spent: dict[str, float], part: str) -> Callable[..., Any]:
+    """The method, with its time added to a part's."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            spent[part] += time.perf_counter() - start
+
+    return call
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    args = parser.parse_args()
+    keep_memory()
+    spent: dict[str, float] = defaultdict(float)
+    for part, methods in PARTS.items():
+        for owner, name in methods:
+            setattr(owner, name, timed(getattr(owner, name), spent, part))
+    writes = 3
+    changes = ["data={kind: fashion-small}", f"training.checkpoint_every={args.steps // writes}", "training.warmup=20"]
+    with tempfile.TemporaryDirectory() as folder:
+        records: list[dict] = []
+        recipe = load_recipe("fashion", [*changes, "sampling.steps=1"], steps=args.steps)
+        train(recipe, Path(folder) / "run", watch=lambda record: records.append(dict(record)))
+    step = 1 / (records[-1]["images_per_second"] / recipe.training.batch)
+    interval = Training().checkpoint_every
+    rows = [
+        ("one checkpoint", spent["checkpoint"] / writes, spent["checkpoint"] / writes / (interval * step), f"of {interval} steps"),
+        ("the guard, a step", spent["guard"] / args.steps, spent["guard"] / args.steps / step, "of a step"),
+        (
+            "losses and bits by level, records, TensorBoard, a step",
+            spent["logs"] / args.steps,
+            spent["logs"] / args.steps / step,
+            "of a step",
+        ),
+    ]
+    lines = [
+        "# What the safety of a training costs",
+        "",
+        f"Written by `benchmarks/training.py`: recipe `fashion`, {args.steps} steps of {recipe.training.batch} images, "
+        f"{1e3 * step:.0f} ms each ({records[-1]['images_per_second']:.0f} images/s); {processor()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}. Wanted: under 1% each.",
+        "",
+        "| part | ms | share |",
+        "| --- | ---: | ---: |",
+        *(f"| {name} | {1e3 * seconds:.3g} | {100 * share:.3f}% {of} |" for name, seconds, share, of in rows),
+    ]
+    (HERE / "training.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
