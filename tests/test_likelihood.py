@@ -26,6 +26,16 @@ def test_a_bin_is_an_integral_of_the_density():
         torch.testing.assert_close(q.binned_log_prob(x.reshape(1)).exp().squeeze(), mass, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("off", [-1e-3, 1e-3])
+def test_the_bins_next_to_the_outermost_are_closed_even_for_rounded_data(side, off):
+    width, q = 2 / 255, torch.distributions.Normal(side * 0.99, 0.02)
+    x = side * (1 - width * (1 + torch.tensor([off])))
+    mass = q.cdf(x + width / 2) - q.cdf(x - width / 2)
+    ours = sf.Normal(torch.tensor([side * 0.99]), torch.tensor(2 * math.log(0.02))).binned_log_prob(x, width=width)
+    torch.testing.assert_close(ours, mass.log(), rtol=1e-9, atol=0)
+
+
 def test_far_bins_stay_finite():
     """A hundred standard deviations away: log-density times width, to the width's curvature."""
     q = sf.Normal(torch.zeros(1), torch.tensor(2 * math.log(0.005)))

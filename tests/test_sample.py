@@ -400,6 +400,17 @@ def test_a_deterministic_step_draws_nothing(step):
     assert torch.equal(generator.get_state(), before)
 
 
+@pytest.mark.parametrize(("halves", "looks_back"), [((-4.0, -1.0, 2.0), True), ((-0.01, 0.0, 0.5), False), ((-0.1, 0.0, 0.39), True)])
+@pytest.mark.parametrize("step", [sf.steps.Multistep(2), sf.steps.AdamsBashforth(2)], ids=label)
+def test_a_prediction_is_extrapolated_over_four_times_the_last_step_at_most(step, halves, looks_back):
+    """Whatever the steps' lengths (of half the log-SNR) are: beyond, a step is DDIM's."""
+    before, now, then = (sf.Level(*sf.schedule.vp_scales(2 * torch.tensor(half))) for half in halves)
+    x, memory = step(mixture, torch.randn(16, 2), before, now, None, None)
+    ours, _ = step(mixture, x, now, then, memory, None)
+    plain, _ = sf.steps.DDIM()(mixture, x, now, then, None, None)
+    assert torch.allclose(ours, plain) != looks_back
+
+
 def test_a_multistep_after_a_step_of_another_length_has_local_order_three():
     """One step from exact points of a Gaussian's flow; globally, wrong lengths can cancel from step to step."""
     schedule, x = sf.Cosine(), torch.randn(64, 2)

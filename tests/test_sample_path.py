@@ -31,6 +31,11 @@ def test_the_flow_of_a_gaussian_is_its_closed_form(scales, down):
         assert error < 20 * tolerance
 
 
+def test_the_flow_is_close_by_default():
+    x = NOISY.alpha * gaussian.means + NOISY.sigma * torch.randn(32, 2)
+    assert (flow(gaussian, x, NOISY, CLEAN).x - gaussian_flow(x, NOISY, CLEAN)).abs().max() < 1e-3
+
+
 def test_the_flow_goes_there_and_back():
     x = torch.randn(32, 2)
     there = flow(mixture, x, NOISY, CLEAN, rtol=1e-8, atol=1e-8)
@@ -53,6 +58,13 @@ def test_the_flow_counts_its_evaluations_and_a_row_is_a_batch_of_one():
         alone = flow(mixture, x[i : i + 1], NOISY, CLEAN, {"labels": labels[i : i + 1]}, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(alone.x, whole.x[i : i + 1])
         assert alone.nfe[0] == whole.nfe[i]
+
+
+def test_inversion_does_not_see_the_scale_of_its_levels():
+    """Levels twice as large and data to match, down to data whose alpha is 2: noise twice as large."""
+    levels, x = sf.grid(sf.Discrete.linear(100), 10, spacing=sf.spacing.uniform), torch.randn(8, 2)
+    doubled = [sf.Level(2 * level.alpha, 2 * level.sigma) for level in levels]
+    torch.testing.assert_close(invert(mixture, 2 * x, doubled), 2 * invert(mixture, x, levels))
 
 
 @pytest.mark.parametrize("step", [None, sf.steps.Heun(), sf.steps.Multistep(), sf.steps.AdamsBashforth(3)], ids=label)

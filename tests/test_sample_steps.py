@@ -337,6 +337,7 @@ def test_evaluations_of_ten_steps(step, calls):
         (lambda: sf.steps.Langevin(0), "at least 1 step, got 0"),
         (lambda: sf.steps.Langevin(3, 0.0), "step_size must be positive, in units of sigma²"),
         (lambda: sf.steps.langevin(lambda x: -x, torch.zeros(1, 1), step_size=-1.0, steps=1), "step_size must be positive"),
+        (lambda: sf.steps.langevin(lambda x: -x, torch.zeros(1, 1), step_size=0.0, steps=1), "step_size must be positive"),
         (lambda: sf.steps.langevin(lambda x: -x, torch.zeros(1, 1), step_size=1.0, steps=0), "at least 1 step"),
         (
             lambda: sf.steps.Multistep()(

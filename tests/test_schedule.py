@@ -323,3 +323,18 @@ def test_the_widest_and_narrow_ranges_are_allowed(limits):
     schedule = sf.Cosine(log_snr_max=limits[0], log_snr_min=limits[1])
     ends = schedule.log_snr(torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(ends, torch.tensor(limits), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [sf.Cosine, sf.LinearVP, sf.SubVP, sf.VE, sf.Flow], ids=lambda kind: kind.__name__)
+def test_the_options_of_a_curve_go_by_name(kind):
+    with pytest.raises(TypeError, match="positional argument"):
+        kind(1.0)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10])
+def test_the_last_level_with_signal_is_before_the_end_of_a_zero_terminal_chain(steps):
+    chain = sf.Discrete(torch.linspace(0.1, 0.3, steps)).zero_terminal()
+    first, last = sf.schedule.finite_ends(chain)
+    assert last == chain.log_snr(torch.tensor((steps - 1) / steps))
+    assert last.isfinite()
+    assert first == chain.log_snr(torch.tensor(1 / steps))
