@@ -12,8 +12,8 @@ from sfumato.data import digits
 from sfumato.train import checkpoint
 from sfumato.train.engine import Engine
 from sfumato.train.guard import Diverged, Guard
-from sfumato.train.loop import Stopped, fit
-from sfumato.train.recipe import Training
+from sfumato.train.loop import Stopped, fit, train
+from sfumato.train.recipe import Training, load_recipe
 from sfumato.train.state import TrainState
 from sfumato.train.window import Window
 
@@ -149,6 +149,31 @@ def test_what_the_guard_objects_to(loss, norm, objection):
     for value in [1.0, 0.8, 1.2] * 17:
         guard.accept(value)
     assert guard.objection(loss, norm) == objection
+
+
+def test_a_tracker_that_is_not_there_is_named_before_anything_is_written(tmp_path):
+    recipe = load_recipe("digits", ["training.trackers=[tensorboard,clearml]"], steps=1)
+    with pytest.raises(ValueError, match="clearml is not installed; install it with pip, or take tensorboard"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_has_every_number_and_the_sheets(tmp_path):
+    """Those of metrics.jsonl at their steps; a sheet of samples at each checkpoint; nothing twice after a resumption."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = ["net={kind: dit, patch: 4, width: 16, depth: 1, heads: 2}", "training.optimizer=adamw", "training.log_every=2"]
+    recipe = load_recipe("digits", [*changes, "training.checkpoint_every=4", "sampling.steps=2"], steps=8)
+    asked = iter([False] * 4 + [True])
+    with pytest.raises(Stopped):
+        train(recipe, tmp_path / "run", should_stop=lambda: next(asked))
+    train(recipe, tmp_path / "run", resume=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for name in ("loss", "gradient_norm", "rejected", "peak_memory_bytes"):
+        told = [(event.step, event.value) for event in events.Scalars(name)]
+        wanted = [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines(tmp_path / "run")]
+        assert told == wanted
+    assert [image.step for image in events.Images("samples")] == [4, 8]
 
 
 def test_losses_that_always_stray_are_usual():

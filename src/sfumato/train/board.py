@@ -1,6 +1,8 @@
 """Where the numbers of a training are shown beside metrics.jsonl: TensorBoard, and the trackers that accelerate knows by name."""
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +21,11 @@ class Board:
 
     @classmethod
     def begin(cls, out: Path, options: Training, step: int) -> "Board":
-        """The recipe's trackers, for the steps after `step`.
-
-        Raises:
-            ValueError: one that is not installed.
-        """
-        installed = [str(name) for name in get_available_trackers()]
+        """The recipe's trackers, for the steps after `step`; TensorBoard's files lie in RUN/tensorboard."""
         trackers = []
         for name in options.trackers:
-            if name not in installed:
-                raise ValueError(f"training.trackers: {name} is not installed; install it with pip, or take {', '.join(installed)}.")
             kind = LOGGER_TYPE_TO_CLASS[name]
-            if name == "tensorboard":  # writes to RUN/tensorboard
+            if kind is TensorBoardTracker:
                 tracker = kind("tensorboard", str(out), purge_step=step + 1)
             else:
                 tracker = kind(out.name, str(out)) if kind.requires_logging_directory else kind(out.name)
@@ -58,3 +53,31 @@ class Board:
         """Ends them."""
         for tracker in self.trackers:
             tracker.finish()
+
+
+@contextmanager
+def raised_once() -> Iterator[None]:
+    """Keeps TensorBoard's thread from printing the traceback of what it could not write: its next call raises the same error here."""
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
+            before(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def refuse_missing(options: Training) -> None:
+    """Asked before a training writes anything.
+
+    Raises:
+        ValueError: a tracker that is not installed.
+    """
+    installed = [str(name) for name in get_available_trackers()]
+    missing = [name for name in options.trackers if name not in installed]
+    if missing:
+        raise ValueError(f"training.trackers: {missing[0]} is not installed; install it with pip, or take {', '.join(installed)}.")

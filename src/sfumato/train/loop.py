@@ -18,7 +18,7 @@ from sfumato.run import Form, Run, build_denoiser
 from sfumato.runtime import peak_memory
 from sfumato.schedule import Schedule
 from sfumato.train import checkpoint
-from sfumato.train.board import Board
+from sfumato.train.board import Board, refuse_missing, raised_once
 from sfumato.train.engine import Engine
 from sfumato.train.folder import begin, manifest_of, only_writer, refuse_other_data
 from sfumato.train.guard import Diverged, Guard
@@ -62,6 +62,7 @@ def train(
         Stopped: as `should_stop` asked.
     """
     options, engine = recipe.training, Engine.begin()
+    refuse_missing(options)
     has_run = begin(recipe, out, resume=resume or engine.was_restarted, read=load_recipe)
     dataset = recipe.data.load()
     if dataset.skipped:
@@ -193,7 +194,7 @@ class _Course(Generic[M]):
         """
         state, options = self.state, self.options
         step_once = TrainStep(state, self.objective, self.examples, options, self.engine)
-        with self._logs() as (board, metrics), torch.random.fork_rng():
+        with raised_once(), self._logs() as (board, metrics), torch.random.fork_rng():
             started, marked, before = time.perf_counter() - state.seconds, state.seconds, state.step
             while state.step < options.steps:
                 outcome = step_once()
