@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check mutants bench docs clean
+.PHONY: demo test check mutants bench bench-trained docs clean
 
 # Installed once; again when the pins change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -26,8 +26,14 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Accuracy and overhead beside the peers, what safety costs, how fast data come: about a quarter of an hour on an idle machine.
 bench: $(VENV)/.installed
 	benchmarks/accuracy/run.sh
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/data.py
+
+# What takes trainings: toys, likelihoods, and hours of quality for minutes of training.
+bench-trained: $(VENV)/.installed
 	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/toys.py
 	benchmarks/quality/run.sh
