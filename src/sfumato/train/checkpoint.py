@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -181,7 +182,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
+        number = error.errno if isinstance(error, OSError) else int((re.findall(r"os error (\d+)", str(error)) or [0])[0])
+        why = os.strerror(number).lower() if number else error
         raise CheckpointError(f"cannot write {path} ({why}); make room or mend the permissions, then go on with --resume.") from None
 
 

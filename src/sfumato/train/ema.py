@@ -56,14 +56,8 @@ class Ema:
                 self.tensors[name].copy_(value)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up a saved average.
-
-        Raises:
-            ValueError: one of another network.
-        """
+        """Takes up a saved average."""
         for name, value in self.tensors.items():
-            if name not in tensors or tensors[name].shape != value.shape:
-                raise ValueError(f"it is of another network: {name} should be {list(value.shape)}")
             value.copy_(tensors[name])
 
 

@@ -91,12 +91,19 @@ class Optimizer:
         return named
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes up saved states."""
+        """Takes up saved states.
+
+        Raises:
+            ValueError: they are of other parameters.
+        """
         for i, part in enumerate(self.parts):
             state: dict[int, dict[str, Any]] = {}
+            shapes = [parameter.shape for group in part.param_groups for parameter in group["params"]]
             for name, value in tensors.items():
                 which, index, key = name.split(".", 2)
                 if int(which) == i:
+                    if value.ndim and shapes[int(index) : int(index) + 1] != [value.shape]:
+                        raise ValueError(f"{name} is {list(value.shape)}")
                     state.setdefault(int(index), {})[key] = value
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 

@@ -1,7 +1,7 @@
 """What training changes from step to step, and its way into a checkpoint and back."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, runtime_checkable
@@ -71,12 +71,17 @@ class TrainState(Generic[M]):
 
     def save(self, folder: Path, window: Window, keep: int) -> None:
         """Writes a checkpoint."""
-        tensors = {"model": self.model.net.state_dict(), "optimizer": self.optimizer.tensors()}
+        tensors = {**self._tensors(), "optimizer": self.optimizer.tensors()}
+        state = {"step": self.step, "seconds": self.seconds, "window": window.to_json(), "guard": self.guard.to_json()}
+        checkpoint.write(folder, self.step, tensors, state, keep=keep)
+
+    def _tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """File stem to tensors, of all whose names and shapes the recipe settles."""
+        tensors: dict[str, Mapping[str, Tensor]] = {"model": self.model.net.state_dict()}
         tensors |= {ema.name: ema.tensors for ema in self.emas}
         if isinstance(self.times, loss.AdaptiveTimes):
             tensors["times"] = self.times.tensors()
-        state = {"step": self.step, "seconds": self.seconds, "window": window.to_json(), "guard": self.guard.to_json()}
-        checkpoint.write(folder, self.step, tensors, state, keep=keep)
+        return tensors
 
     def snapshot(self, folder: Path) -> None:
         """Keeps the averages, for `posthoc.reconstruct`."""
@@ -97,10 +102,14 @@ class TrainState(Generic[M]):
         takers = {"model": self.model.net.load_state_dict, "optimizer": self.optimizer.load} | {ema.name: ema.load for ema in self.emas}
         if isinstance(self.times, loss.AdaptiveTimes):
             takers["times"] = self.times.load
+        held = self._tensors()
         for stem, take in takers.items():
             path = folder / f"{stem}.safetensors"
             tensors = checkpoint.read_tensors(path)
             try:
+                for name, value in held.get(stem, {}).items():
+                    if name not in tensors or tensors[name].shape != value.shape:
+                        raise ValueError(f"{name} should be {list(value.shape)}")
                 take(tensors)
             except (RuntimeError, KeyError, ValueError) as error:
                 raise checkpoint.damaged(path, error) from None
