@@ -68,7 +68,7 @@ def train(
     if dataset.skipped:
         say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
     examples, _ = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
-    form = Form(dataset.shape, dataset.classes, dataset.scaling, _standard_deviation(examples))
+    form = Form(dataset.shape, dataset.classes, dataset.scaling, standard_deviation(examples))
     manifest = manifest_of(recipe, options, dataset, form, engine)
     if has_run:
         form = refuse_other_data(manifest, out)
@@ -105,7 +105,7 @@ def fit(
     out: Path,
     *,
     engine: Engine,
-    schedule: Schedule,
+    schedule: Schedule | None,
     papers: Mapping[str, str],
     bits: BitsAtLevel | None = None,
     measure: Callable[[], Mapping[str, float]] = dict,
@@ -124,7 +124,7 @@ def fit(
         options: how long, how fast, how often.
         out: the folder; made here.
         engine: the processes that share the work; the first of them writes.
-        schedule: says at which log-SNR an example was seen.
+        schedule: says at which log-SNR an example was seen; None for a model without noise levels.
         papers: files to write before the first step of a new run, name to text.
         bits: makes bits/dim of losses, for metrics.jsonl.
         measure: what else goes into each line of metrics.jsonl.
@@ -177,7 +177,7 @@ class _Course(Generic[M]):
     options: Training
     out: Path
     engine: Engine
-    schedule: Schedule
+    schedule: Schedule | None
     bits: BitsAtLevel | None
     measure: Callable[[], Mapping[str, float]]
     draw: Callable[[Path], None]
@@ -270,7 +270,9 @@ class _Course(Generic[M]):
         """
         if outcome.objection is None:
             window.add(outcome.loss, outcome.norm)
-            log_snr = self.schedule.log_snr(outcome.t)
+            if self.schedule is None:
+                return
+            log_snr = self.schedule.log_snr(outcome.t).detach()
             window.add_examples("loss", log_snr, outcome.losses)
             if self.bits is not None:
                 window.add_examples("bits", log_snr, self.bits(outcome.t, outcome.losses))
@@ -340,7 +342,7 @@ def _draw(run: Run, path: Path) -> None:
             picture(samples.values, columns=columns).save(partial, format="PNG")
 
 
-def _standard_deviation(examples: Dataset) -> float:
+def standard_deviation(examples: Dataset) -> float:
     """Of all entries of x0 together, measured on up to 10,000 examples."""
     x0, _ = examples.batch(np.random.default_rng(0).permutation(len(examples))[:10_000])
     deviation = float(x0.std())
