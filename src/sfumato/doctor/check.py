@@ -1,0 +1,134 @@
+"""What a check is: one number read from a recipe or a run, one limit it is held to, one finding where it passes the limit.
+
+A check is a function of a subject, `Plan` (a recipe, its data, a short trial) or `Outcome` (a run), that returns a `Reading`, or None where
+it does not apply. `check` enters it into the registry with its limit, so that the whole list can be read as a table (`docs/doctor.md`) and
+every limit can be held against what healthy and faulty subjects give.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Severity(StrEnum):
+    """How bad a finding is: an error spoils the run, a warning may, a note is good to know."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or will be: what was measured, what it means, what to change."""
+
+    id: str
+    severity: Severity
+    measured: str
+    means: str
+    change: str
+
+    def to_json(self) -> dict[str, str]:
+        """As JSON types."""
+        return {name: str(value) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where a reading becomes a finding: above `value`, or below it; `why` it is there, and not elsewhere."""
+
+    value: float
+    is_ceiling: bool
+    why: str
+
+    def is_passed_by(self, reading: float) -> bool:
+        """Whether the reading lies beyond; one that is not a number does."""
+        return math.isnan(reading) or (reading > self.value if self.is_ceiling else reading < self.value)
+
+    def __str__(self) -> str:
+        """As in a table: "above 0.25"."""
+        return f"{'above' if self.is_ceiling else 'below'} {self.value:g}"
+
+
+def above(value: float, why: str) -> Limit:
+    """A ceiling."""
+    return Limit(value, True, why)
+
+
+def below(value: float, why: str) -> Limit:
+    """A floor."""
+    return Limit(value, False, why)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The number that a check reads, with the words of a finding, should it pass the limit."""
+
+    value: float
+    measured: str
+    means: str
+    change: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One idea: what is read, of which kind of subject, its limit, and how bad it is beyond."""
+
+    id: str
+    severity: Severity
+    limit: Limit
+    subject: type
+    read: Callable[[Any], Reading | None]
+
+    @property
+    def what(self) -> str:
+        """What is read, in one line: the first of the function's docstring."""
+        return (self.read.__doc__ or "").strip().splitlines()[0]
+
+    def __call__(self, subject: object) -> Finding | None:
+        """The finding, where there is one."""
+        reading = self.read(subject)
+        if reading is None or not self.limit.is_passed_by(reading.value):
+            return None
+        return Finding(self.id, self.severity, reading.measured, reading.means, reading.change)
+
+
+_CHECKS: dict[str, Check] = {}
+
+
+def check(id: str, severity: Severity, limit: Limit) -> Callable[[Callable[[Any], Reading | None]], Callable[[Any], Reading | None]]:
+    """Enters a function of one annotated argument, its subject, into the registry."""
+
+    def enter(read: Callable[[Any], Reading | None]) -> Callable[[Any], Reading | None]:
+        if id in _CHECKS:
+            raise ValueError(f'there is a check "{id}" already; give this one a name of its own.')
+        (subject,) = (kind for name, kind in read.__annotations__.items() if name != "return")
+        _CHECKS[id] = Check(id, severity, limit, subject, read)
+        return read
+
+    return enter
+
+
+def checks() -> list[Check]:
+    """All checks, in the order of the table."""
+    from sfumato.doctor import table  # the checks enter themselves as their modules are read
+
+    del table
+    return list(_CHECKS.values())
+
+
+def examine(subject: object) -> Iterator[Finding]:
+    """The findings of every check that is for this kind of subject."""
+    for each in checks():
+        if each.subject is type(subject) and (finding := each(subject)) is not None:
+            yield finding
+
+
+def share(part: float) -> str:
+    """A share as a percentage in words: "12%", "0.3%"."""
+    return f"{100 * part:.2g}%" if part < 0.1 else f"{100 * part:.0f}%"

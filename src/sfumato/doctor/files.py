@@ -1,0 +1,62 @@
+"""Image files as they lie on the disk, before a loader has made them alike: their sizes, their depth, their transparency."""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MOST = 500  # files opened: shares are known to a few percent
+MOST_BYTES = 1 << 28  # of one file: more is nothing that a loader takes
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image file.
+
+    Args:
+        is_transparent: whether some of its pixels are.
+        is_deep: whether it has more than 8 bits a channel.
+    """
+
+    name: str
+    width: int
+    height: int
+    is_transparent: bool
+    is_deep: bool
+
+
+def pictures(path: Path) -> Sequence[Picture]:
+    """Up to `MOST` of the images in a folder or a .zip, evenly over their names; broken ones are left to the loader."""
+    return [found for name, content in _contents(path) if (found := _look(name, content)) is not None]
+
+
+def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        yield from ((str(file.relative_to(path)), file.read_bytes()) for file in _evenly(files) if file.stat().st_size < MOST_BYTES)
+    elif path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if Path(info.filename).suffix.lower() in SUFFIXES and info.file_size < MOST_BYTES]
+            yield from ((info.filename, archive.read(info)) for info in _evenly(members))
+
+
+def _evenly(things: Sequence[T]) -> Sequence[T]:
+    return [things[i * len(things) // MOST] for i in range(MOST)] if len(things) > MOST else things
+
+
+def _look(name: str, content: bytes) -> Picture | None:
+    try:
+        with Image.open(BytesIO(content)) as image:
+            transparent = image.has_transparency_data and bool((np.asarray(image.convert("RGBA"))[..., 3] < 255).any())
+            # Pillow opens a PNG of 16-bit colours as one of 8; the depth is the 25th byte of the file.
+            deep = image.mode.startswith("I") or (image.format == "PNG" and content[24] == 16)
+            return Picture(name, image.width, image.height, transparent, deep)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None

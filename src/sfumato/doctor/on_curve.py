@@ -1,0 +1,104 @@
+"""What metrics.jsonl tells of the training."""
+
+import numpy as np
+
+from sfumato.doctor.check import ERROR, WARNING, Reading, above, check, share
+from sfumato.doctor.outcome import Outcome
+
+ENOUGH = 8  # records, below which there is no curve
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Medians of three."""
+    return np.median(np.lib.stride_tricks.sliding_window_view(values, 3), axis=1)
+
+
+@check("loss-not-finite", ERROR, above(0, "a loss that is no number teaches nothing"))
+def loss_not_finite(run: Outcome) -> Reading | None:
+    """Records whose loss or gradient norm is not finite."""
+    bad = [r["step"] for r in run.records if not np.isfinite([r["loss"], r.get("gradient_norm", 0.0)]).all()]
+    return Reading(
+        float(len(bad)),
+        f"{len(bad)} of {len(run.records)} records have a loss or gradient that is not finite, the first at step {bad[0] if bad else 0}.",
+        "The weights were lost there: samples will be black (NaN has no grey level).",
+        f"Begin anew with --set training.rate={run.recipe.training.rate / 4:.1g} --set training.precision=float32",
+    )
+
+
+@check("loss-exploded", ERROR, above(2, "a curve may end 10% above its lowest point by chance of its batches, not at twice it"))
+def loss_exploded(run: Outcome) -> Reading | None:
+    """The last losses over the lowest (medians of three records)."""
+    losses = run.curve("loss")
+    if len(losses) < ENOUGH or not np.isfinite(losses).all() or losses.min() <= 0:
+        return None
+    smooth = _smooth(losses)
+    at = run.records[int(smooth.argmin()) + 1]["step"]
+    return Reading(
+        float(smooth[-1] / smooth.min()),
+        f"The loss was {smooth.min():.3g} at step {at} and ended at {smooth[-1]:.3g}.",
+        "The training has diverged after that step; what came later undid what was learnt.",
+        f"Begin anew with --set training.rate={run.recipe.training.rate / 4:.1g}",
+    )
+
+
+@check("loss-never-fell", WARNING, above(0.985, "healthy curves fall by 5% (points) to 90% (images) from their first record on"))
+def loss_never_fell(run: Outcome) -> Reading | None:
+    """Median loss of the last quarter of the records over the first record's."""
+    losses = run.curve("loss")
+    if len(losses) < ENOUGH or not np.isfinite(losses).all() or losses[0] <= 0:
+        return None
+    ratio = float(np.median(losses[-len(losses) // 4 :]) / losses[0])
+    return Reading(
+        ratio,
+        f"The loss began at {losses[0]:.4g} and has a median of {ratio * losses[0]:.4g} over the last quarter of the records.",
+        "Nothing was learnt: samples are noise.",
+        f"--set training.rate={1e-3:g}; if the rate is as usual, look at the data with sfumato doctor RECIPE",
+    )
+
+
+@check("loss-spikes", WARNING, above(2, "records are means over many steps; healthy ones stay within 30% of their neighbours"))
+def loss_spikes(run: Outcome) -> Reading | None:
+    """The largest loss over the median of the four records around it."""
+    losses = run.curve("loss")
+    if len(losses) < ENOUGH or not np.isfinite(losses).all() or losses.min() <= 0:
+        return None
+    around = [np.median(np.delete(losses[max(0, i - 2) : i + 3], min(i, 2))) for i in range(len(losses))]
+    ratios = losses[2:] / np.array(around)[2:]
+    worst = int(ratios.argmax()) + 2
+    return Reading(
+        float(ratios.max()),
+        f"At step {run.records[worst]['step']} the loss is {losses[worst]:.3g}, around it {around[worst]:.3g}.",
+        "A few batches throw the weights far off, and it takes the run a while to come back; a broken example or too long steps.",
+        f"--set training.clip={run.recipe.training.clip / 4:g}, or training.rate={run.recipe.training.rate / 2:.1g}; look at the examples of "
+        "that step",
+    )
+
+
+@check("rate-was-zero", WARNING, above(0.3, "a cosine spends 2% of a run below a thousandth of its peak"))
+def rate_was_zero(run: Outcome) -> Reading | None:
+    """Share of the records at a learning rate below 1e-7."""
+    rates = run.curve("learning_rate")
+    if len(rates) < ENOUGH:
+        return None
+    idle = float((rates < 1e-7).mean())
+    return Reading(
+        idle,
+        f"The learning rate was below 1e-7 in {share(idle)} of the records; the highest was {np.nanmax(rates):.2g}.",
+        "At such a rate float32 weights do not change: that time was lost.",
+        "--set training.rate=1e-3 --set training.warmup=100",
+    )
+
+
+@check("always-clipped", WARNING, above(20, "healthy norms lie between 0.1 and 5 times the clip of 1; at 20 all steps have one length"))
+def always_clipped(run: Outcome) -> Reading | None:
+    """Median gradient norm over training.clip."""
+    norms = run.curve("gradient_norm")
+    if len(norms) < ENOUGH or not np.isfinite(norms).all():
+        return None
+    ratio = float(np.median(norms)) / run.recipe.training.clip
+    return Reading(
+        ratio,
+        f"Gradient norms have a median of {np.median(norms):.3g}, training.clip is {run.recipe.training.clip:g}.",
+        "Every step is clipped hard: a batch that is wrong counts as much as one that is right.",
+        f"--set training.clip={float(f'{2 * np.median(norms):.1g}'):g}",
+    )

@@ -1,0 +1,76 @@
+"""What a loader of image files does to them without a word."""
+
+import math
+
+from sfumato.doctor.check import NOTE, WARNING, Reading, above, check, share
+from sfumato.doctor.files import Picture
+from sfumato.doctor.plan import Plan
+
+
+@check("alpha-on-white", NOTE, above(0, "any transparent pixel is painted over, which the owner should know"))
+def alpha_on_white(plan: Plan) -> Reading | None:
+    """Share of the image files with transparent pixels."""
+    if not plan.pictures:
+        return None
+    clear = sum(picture.is_transparent for picture in plan.pictures)
+    return Reading(
+        clear / len(plan.pictures),
+        f"{clear} of {len(plan.pictures)} files have transparent pixels.",
+        "They are laid on white, so white around things will be part of what is learnt.",
+        "If another ground is wanted, lay the images on it yourself.",
+    )
+
+
+@check("sixteen-bit", NOTE, above(0, "any file of 16 bits is rounded to 8, which the owner should know"))
+def sixteen_bit(plan: Plan) -> Reading | None:
+    """Share of the image files with 16 bits a channel."""
+    if not plan.pictures:
+        return None
+    deep = sum(picture.is_deep for picture in plan.pictures)
+    return Reading(
+        deep / len(plan.pictures),
+        f"{deep} of {len(plan.pictures)} files have 16 bits a channel.",
+        "They are rounded to 8 bits: of 65,536 levels 256 stay, and data in a corner of the range (12-bit scans) keep a handful.",
+        "If the fine levels matter, save the images as a float32 array [n, 1, h, w] and take --set data.kind=array --set data.path=FILE.npy.",
+    )
+
+
+@check("cropped-away", WARNING, above(0.2, "a square cut from 5:4 loses 20%; from 4:3, 25%; from 16:9, 44%"))
+def cropped_away(plan: Plan) -> Reading | None:
+    """Mean share of an image that is cut away to fit the size."""
+    if not plan.pictures or len(plan.x0.shape) != 4:
+        return None
+    height, width = plan.x0.shape[2:]
+    lost = [_lost(picture, height, width) for picture in plan.pictures]
+    mean = sum(lost) / len(lost)
+    aspect = math.exp(sum(math.log(picture.width / picture.height) for picture in plan.pictures) / len(lost))
+    side = lambda n: max(8, 8 * round(n / 8))  # noqa: E731
+    better = f"[{side(height / aspect**0.5)}, {side(height * aspect**0.5)}]"
+    return Reading(
+        mean,
+        f"On average {share(mean)} of an image is cut away to fit {width}×{height}; up to {share(max(lost))}.",
+        "The centre is kept: heads, feet and whatever stands at the side are never seen, so never drawn.",
+        f"--set data.size='{better}' (height, width) has the images' mean aspect",
+    )
+
+
+@check("enlarged", WARNING, above(0.2, "a few small files do no harm; a fifth teaches blur"))
+def enlarged(plan: Plan) -> Reading | None:
+    """Share of the image files that are enlarged by more than a tenth to fit the size."""
+    if not plan.pictures or len(plan.x0.shape) != 4:
+        return None
+    height, width = plan.x0.shape[2:]
+    small = sum(picture.width < width / 1.1 or picture.height < height / 1.1 for picture in plan.pictures) / len(plan.pictures)
+    smallest = min(min(picture.width, picture.height) for picture in plan.pictures)
+    return Reading(
+        small,
+        f"{share(small)} of the files are smaller than {width}×{height}; the smallest side is {smallest} pixels.",
+        "They are enlarged, and their blur is learnt as a way that images look.",
+        f"--set data.size={max(8, 8 * (smallest // 8))}, or remove the small files",
+    )
+
+
+def _lost(picture: Picture, height: int, width: int) -> float:
+    """The share of a picture outside the largest centred rectangle of this aspect."""
+    scale = min(picture.width / width, picture.height / height)
+    return 1 - scale * width * scale * height / (picture.width * picture.height)

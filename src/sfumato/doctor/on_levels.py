@@ -1,0 +1,84 @@
+"""Loss by noise level, beside an untrained predictor and the perfect one of Gaussian data."""
+
+import numpy as np
+
+from sfumato.doctor.check import ERROR, WARNING, Reading, above, check
+from sfumato.doctor.outcome import LevelErrors, Outcome
+
+
+def _at(errors: LevelErrors, ratios: np.ndarray, place: int) -> str:
+    return f"{ratios[place]:.2f} at log-SNR {errors.log_snr[place]:.1f} nats"
+
+
+@check("learnt-nothing", ERROR, above(0.95, "trained networks have 0.1 to 0.7 of the untrained error at their best level"))
+def learnt_nothing(run: Outcome) -> Reading | None:
+    """Error of x0 over that of an untrained network, at the level where this is least."""
+    if (errors := run.errors) is None:
+        return None
+    ratios = errors.model / errors.untrained
+    return Reading(
+        float(ratios.min()),
+        f"At its best level the model has {_at(errors, ratios, int(ratios.argmin()))} of the error of untrained weights.",
+        "Nothing was learnt at any level: samples are noise.",
+        "Look at training.rate and at the data: sfumato doctor RECIPE tries both.",
+    )
+
+
+@check("worse-than-gaussian", WARNING, above(1.25, "a trained network is within 10% of the perfect Gaussian predictor where the data look Gaussian, below it elsewhere"))
+def worse_than_gaussian(run: Outcome) -> Reading | None:
+    """Error of x0 over that of the perfect predictor of Gaussian data with the same mean and covariance, at the level where this is largest."""
+    if (errors := run.errors) is None:
+        return None
+    ratios = errors.model / errors.gaussian
+    worst = int(ratios.argmax())
+    return Reading(
+        float(ratios.max()),
+        f"The error is {_at(errors, ratios, worst)} times that of a Gaussian with the data's mean and "
+        f"{'covariance' if errors.gaussian_is_full else 'variances'}.",
+        "At this level the network has learnt less than a formula knows: too short a training, levels drawn too seldom there, or a target or "
+        "weight that hides the error.",
+        "--set training.steps=… for longer, or objective.times='{kind: uniform}' to see all levels alike",
+    )
+
+
+@check("only-gaussian", WARNING, above(0.97, "trained networks beat it at some level by 10% (two-dimensional points) to 90% (images)"))
+def only_gaussian(run: Outcome) -> Reading | None:
+    """The same ratio, at the level where it is least."""
+    if (errors := run.errors) is None:
+        return None
+    ratios = errors.model / errors.gaussian
+    return Reading(
+        float(ratios.min()),
+        f"At its best level the error is {_at(errors, ratios, int(ratios.argmin()))} times that of a Gaussian with the data's mean and "
+        f"{'covariance' if errors.gaussian_is_full else 'variances'}.",
+        "The network knows no more than the brightness and the blur of the data: samples are coloured fog. (If the data are Gaussian, all is well.)",
+        f"--set training.steps={4 * run.recipe.training.steps}",
+    )
+
+
+@check("held-out-gap", WARNING, above(1.5, "healthy runs have 0.9 to 1.2; at 1.5 a third of what is known of the training examples holds for them alone"))
+def held_out_gap(run: Outcome) -> Reading | None:
+    """Error of x0 on held-out examples over that on training examples, at the level where this is largest."""
+    if (errors := run.errors) is None or errors.on_training is None:
+        return None
+    ratios = errors.model / errors.on_training
+    return Reading(
+        float(ratios.max()),
+        f"The error on held-out examples is {_at(errors, ratios, int(ratios.argmax()))} times that on training examples.",
+        "The network is learning the training examples by heart: samples will be copies of them.",
+        f"--set training.steps={max(1, run.recipe.training.steps // 3)}, a smaller network, net.dropout for a U-Net, or more data",
+    )
+
+
+@check("average-worse", WARNING, above(1.1, "an average is as good as the weights or better; at most it lags by 2% early in a run"))
+def average_worse(run: Outcome) -> Reading | None:
+    """Error of x0 with averaged weights over that with the weights themselves, the geometric mean over levels."""
+    if (errors := run.errors) is None or errors.raw is None:
+        return None
+    ratio = float(np.exp(np.log(errors.model / errors.raw).mean()))
+    return Reading(
+        ratio,
+        f"The averaged weights have {ratio:.2f} times the error of the weights themselves.",
+        "Samples are drawn with the average, which lags behind or is damaged: noise or mush from a network that is sound.",
+        "--set training.ema='[0.1]' (a narrower average); or train on, if the run is young",
+    )

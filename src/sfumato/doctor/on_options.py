@@ -1,0 +1,210 @@
+"""What the options of a recipe say against each other, and against the data."""
+
+import math
+
+import torch
+
+from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check, share
+from sfumato.doctor.plan import Plan, log_snr
+from sfumato.runtime import multiplies_bfloat16
+from sfumato.schedule import finite_ends
+from sfumato.train.recipe import ChainSchedule, VESchedule
+
+
+@check("options-refused", ERROR, above(0, "what `train` refuses"))
+def options_refused(plan: Plan) -> Reading | None:
+    """Whether no network or no sampler can be built of the options."""
+    return Reading(float(bool(plan.build_refusal)), plan.build_refusal, "Training will refuse this recipe.", "As the sentence says.")
+
+
+@check("signal-in-noise", WARNING, above(1, "at 1 the strongest direction of the data stands one deviation above the noise, which a network sees"))
+def signal_in_noise(plan: Plan) -> Reading | None:
+    """SNR of the strongest direction of the data (mostly the mean brightness) in x_t where sampling begins."""
+    if not plan.levels or not math.isfinite(float(plan.levels[0].sigma)) or float(plan.levels[0].sigma) == 0:
+        return None
+    flat = plan.x0[:400].flatten(1).double()
+    strongest = float(torch.linalg.eigvalsh(flat @ flat.mT)[-1]) / len(flat)
+    kept = strongest * float(plan.levels[0].alpha / plan.levels[0].sigma) ** 2
+    least = math.floor(-math.log(strongest / 0.1))
+    options = plan.recipe.schedule
+    if isinstance(options, ChainSchedule):
+        change = "--set schedule.zero_terminal=true --set objective.target=v"
+    elif isinstance(options, VESchedule):
+        change = f"--set schedule.sigma_max={math.ceil(math.exp(-least / 2))}"
+    else:
+        change = f"--set schedule.log_snr_min={min(least, options.log_snr_min):g}"
+        change += f" --set sampling.log_snr_min={least}" if plan.recipe.sampling.log_snr_min is not None else ""
+    return Reading(
+        kept,
+        f"Sampling begins at log-SNR {log_snr(plan.levels[0]):.1f} nats, where the strongest direction of these data has an SNR of {kept:.2g}.",
+        "Training shows the network x_T with the brightness of the data still in it, sampling begins from noise without: samples come out "
+        "of medium brightness, washed out. The larger the images, the more noise is needed.",
+        change,
+    )
+
+
+@check("noise-at-the-end", WARNING, above(0.08, "a deviation of 0.08 of the data's is 7 grey levels; the schedules of the papers end at 0.003 to 0.02"))
+def noise_at_the_end(plan: Plan) -> Reading | None:
+    """Noise of the cleanest level, sigma/alpha, in standard deviations of the data."""
+    if plan.form is None:
+        return None
+    end = float(finite_ends(plan.sampling_schedule)[0])
+    left = math.exp(-end / 2) / plan.form.data_std
+    is_sampling = plan.recipe.sampling.log_snr_max is not None
+    change = {"discrete": "--set schedule.betas=linear --set schedule.steps=1000", "ve": "--set schedule.sigma_min=0.002"}
+    return Reading(
+        left,
+        f"The cleanest level has log-SNR {end:.1f} nats: noise of {left:.2g} standard deviations of the data"
+        + (f", {127.5 * math.exp(-end / 2):.0f} grey levels." if plan.form.is_image else "."),
+        "What is finer than this noise is never learnt: the last step guesses it at once, and samples are blurred or grainy.",
+        change.get(plan.recipe.schedule.kind, f"--set {'sampling' if is_sampling else 'schedule'}.log_snr_max=10"),
+    )
+
+
+@check("untrained-levels", WARNING, above(3, "networks continue for a nat or two beyond what they saw; the recipes that ship leave under 2"))
+def untrained_levels(plan: Plan) -> Reading | None:
+    """Nats of log-SNR that sampling visits beyond the outermost level that the whole training draws."""
+    if len(plan.levels) < 2:
+        return None
+    first, last = log_snr(plan.levels[0]), log_snr(plan.levels[-2])
+    low, high = float(plan.drawn.min()), float(plan.drawn.max())
+    beyond = max(low - first, last - high, 0.0)
+    ends = f"--set sampling.log_snr_min={math.ceil(low)} --set sampling.log_snr_max={math.floor(high)}"
+    curve = plan.recipe.schedule.kind not in ("ve", "discrete")
+    return Reading(
+        beyond,
+        f"Sampling goes from {first:.1f} to {last:.1f} nats of log-SNR, training draws levels from {low:.1f} to {high:.1f}.",
+        "At the levels beyond, the network was never taught: what it says there is chance, and shows as casts (noisy end) or grain "
+        "(clean end).",
+        "--set objective.times='{kind: uniform}'" + (f", or {ends}" if curve else ""),
+    )
+
+
+@check("blind-target", ERROR, above(0, "a division by zero"))
+def blind_target(plan: Plan) -> Reading | None:
+    """Whether the target says nothing of x0 at a level without signal that training or sampling visits."""
+    end = plan.recipe.schedule.build().log_snr(torch.ones((), dtype=torch.float64))
+    target = plan.recipe.objective.target
+    return Reading(
+        float(not bool(end.isfinite()) and target in ("eps", "score")),
+        f"The schedule ends at zero SNR, and the target is {target}.",
+        "Without signal x_T is the noise: the network has nothing to say about the data there, and x0 is 0/0: NaN, black samples.",
+        "--set objective.target=v",
+    )
+
+
+@check("few-steps", WARNING, below(5, "second-order methods need about 8 steps for a picture, 5 for a likeness; fewer is for distilled models"))
+def few_steps(plan: Plan) -> Reading | None:
+    """Sampling steps."""
+    steps = plan.recipe.sampling.steps
+    return Reading(
+        float(steps),
+        f"sampling.steps is {steps}.",
+        "In so few steps the sampler averages over what the image could be: samples are blurred and grey.",
+        "--set sampling.steps=20",
+    )
+
+
+@check("average-too-short", WARNING, below(5, "an average over fewer than five steps is the raw weights with a delay"))
+def average_too_short(plan: Plan) -> Reading | None:
+    """Steps that the narrowest average of the weights spans: its width times the run's length."""
+    training = plan.recipe.training
+    spanned = min(training.ema) * training.steps
+    return Reading(
+        spanned,
+        f"The average of width {min(training.ema):g} spans {spanned:.1f} of {training.steps} steps.",
+        "It smooths nothing: samples are those of the raw weights, with their noise.",
+        "--set training.ema='[0.1]'",
+    )
+
+
+@check("average-too-wide", WARNING, above(0.24, "from 0.24 on, a tenth of the average's weight lies in the first quarter of the run"))
+def average_too_wide(plan: Plan) -> Reading | None:
+    """Width of the widest average of the weights, relative to the run's length."""
+    width = max(plan.recipe.training.ema)
+    return Reading(
+        width,
+        f"The widest average of the weights has width {width:g}.",
+        "It still holds weights of the run's beginning: samples lag behind what the network has learnt.",
+        "--set training.ema='[0.1]'",
+    )
+
+
+@check("warm-up-too-long", WARNING, above(0.5, "the recipes that ship warm up for 2% to 5%; past a half the full rate is hardly used"))
+def warm_up_too_long(plan: Plan) -> Reading | None:
+    """Share of the run that is warm-up."""
+    training = plan.recipe.training
+    return Reading(
+        training.warmup / training.steps,
+        f"training.warmup is {training.warmup} of {training.steps} steps.",
+        "The rate is still rising when the run is over."
+        if training.warmup >= training.steps
+        else "Little of the run is left at the full rate.",
+        f"--set training.warmup={max(1, training.steps // 20)}",
+    )
+
+
+@check("no-checkpoint-on-the-way", WARNING, above(1, "the last step always writes one, so up to the run's length is a choice; beyond it a slip"))
+def no_checkpoint_on_the_way(plan: Plan) -> Reading | None:
+    """training.checkpoint_every over the run's length."""
+    training = plan.recipe.training
+    return Reading(
+        training.checkpoint_every / training.steps,
+        f"training.checkpoint_every is {training.checkpoint_every}, the run has {training.steps} steps.",
+        "Nothing is written, and no sample sheet drawn, before the run is over.",
+        f"--set training.checkpoint_every={max(1, training.steps // 4)}",
+    )
+
+
+@check("guidance-untaught", WARNING, below(0.02, "Ho & Salimans drop 10% to 20% of the labels; below 2% the unconditional model is an afterthought"))
+def guidance_untaught(plan: Plan) -> Reading | None:
+    """Share of the labels that training drops, or keeps if that is less, where sampling is guided by them."""
+    training, sampling = plan.recipe.training, plan.recipe.sampling
+    if sampling.guidance == 1 or (plan.dataset is not None and plan.dataset.labels is None):
+        return None
+    taught = min(training.label_drop, 1 - training.label_drop)
+    return Reading(
+        taught,
+        f"training.label_drop is {training.label_drop:g} and sampling.guidance {sampling.guidance:g}.",
+        "Guidance compares the model with and without a label, and one of the two is hardly trained: the difference is noise, amplified.",
+        "--set training.label_drop=0.1",
+    )
+
+
+@check("guidance-too-strong", WARNING, above(8, "guidance of pixels is useful from 1 to 4; 7.5 is a habit of latent models; beyond 8 colours saturate"))
+def guidance_too_strong(plan: Plan) -> Reading | None:
+    """sampling.guidance."""
+    scale = plan.recipe.sampling.guidance
+    return Reading(
+        scale,
+        f"sampling.guidance is {scale:g}.",
+        "x0 is pushed far out of the data's range: saturated colours, and all samples of a class alike.",
+        "--set sampling.guidance=2",
+    )
+
+
+@check("bfloat16-emulated", WARNING, above(0, "emulated products take 10 to 400 times as long"))
+def bfloat16_emulated(plan: Plan) -> Reading | None:
+    """Whether training is asked for in bfloat16, which the processor would emulate."""
+    asked = plan.recipe.training.precision == "bfloat16"
+    return Reading(
+        float(asked and not torch.cuda.is_available() and not multiplies_bfloat16()),
+        "training.precision is bfloat16, and this processor has no bfloat16 products.",
+        "Every product is emulated: a step takes many times as long as in float32, and is less exact.",
+        "--set training.precision=auto",
+    )
+
+
+@check("bound-of-floats", WARNING, above(0, "the decoder of the bound is a probability of evenly spaced values"))
+def bound_of_floats(plan: Plan) -> Reading | None:
+    """Share of float data that lie outside [-1, 1], where the loss is the bound of values evenly spaced in it."""
+    if plan.dataset is None or plan.recipe.objective.loss == "simple":
+        return None
+    outside = float((plan.x0.abs() > 1 + 1e-6).double().mean())
+    return Reading(
+        outside,
+        f"{share(outside)} of the entries of x0 lie outside [-1, 1].",
+        f"objective.loss={plan.recipe.objective.loss} gives a likelihood to {plan.recipe.objective.values} values in [-1, 1]; for these data "
+        "it has none.",
+        "--set objective.loss=simple --set objective.variance=fixed",
+    )

@@ -1,0 +1,157 @@
+"""Samples beside the data."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check, share
+from sfumato.doctor.neighbours import features, nearest
+from sfumato.doctor.outcome import Outcome
+
+
+@check("samples-not-finite", ERROR, above(0, "NaN has no grey level"))
+def samples_not_finite(run: Outcome) -> Reading | None:
+    """Whether sampling gives something else than numbers, or nothing."""
+    return Reading(
+        float(bool(run.sample_refusal)),
+        run.sample_refusal,
+        "The weights or the sampler have diverged: such samples are shown black.",
+        "Begin anew with a lower training.rate; if the losses are sound, take --set sampling.sampler=multistep",
+    )
+
+
+@check("saturated", WARNING, above(0.12, "healthy samples have the data's share within 5%; pixels at the ends come from too strong guidance"))
+def saturated(run: Outcome) -> Reading | None:
+    """Share of the samples' pixels within two levels of black or white (of entries beyond the data's range), less the data's."""
+    if not run.is_comparable:
+        return None
+    assert run.samples is not None and run.run is not None
+    if run.run.form.is_image:
+        at_end = lambda x: float((x.abs() > 1 - 2.5 / 127.5).double().mean())  # noqa: E731
+    else:
+        low, high = run.real.amin(0), run.real.amax(0)
+        at_end = lambda x: float(((x < low - 0.1 * (high - low)) | (x > high + 0.1 * (high - low))).double().mean())  # noqa: E731
+    ours, theirs = at_end(run.samples), at_end(run.real)
+    where = "black or white" if run.run.form.is_image else "beyond the data's range"
+    return Reading(
+        ours - theirs,
+        f"{share(ours)} of the samples' entries are {where}, {share(theirs)} of the data's.",
+        "x0 is driven out of the range of the data and cut off: glaring samples.",
+        f"--guidance {max(1.0, run.recipe.sampling.guidance / 2):g}, more --steps; the weights need no change if the losses by level are sound",
+    )
+
+
+@check("colour-shift", WARNING, above(0.25, "256 samples know a mean to 0.06 deviations, and short trainings are off by 0.1"))
+def colour_shift(run: Outcome) -> Reading | None:
+    """Largest difference between the mean of a channel (or feature) in the samples and in the data, in standard deviations of the data."""
+    if not run.is_comparable:
+        return None
+    assert run.samples is not None
+    means = [x.transpose(0, 1).flatten(1).mean(1) for x in (run.samples, run.real)]
+    shift = (means[0] - means[1]) / run.real.std()
+    worst = int(shift.abs().argmax())
+    return Reading(
+        float(shift.abs().max()),
+        f"Channel {worst} is {abs(float(shift[worst])):.2f} standard deviations {'higher' if shift[worst] > 0 else 'lower'} than in the data.",
+        "Samples have a cast: too little noise where sampling begins, an average that lags, or too short a training at the noisy levels.",
+        "--sampler ancestral --steps 100 tells whether it is the sampler; if not, train longer",
+    )
+
+
+@check("collapsed", WARNING, below(0.6, "healthy samples have 0.8 to 1.1 of the data's variance"))
+def collapsed(run: Outcome) -> Reading | None:
+    """Variance between samples over that between examples, summed over entries."""
+    if not run.is_comparable:
+        return None
+    assert run.samples is not None
+    ratio = float(run.samples.flatten(1).var(0).sum() / run.real.flatten(1).var(0).sum())
+    return Reading(
+        ratio,
+        f"Samples have {ratio:.2f} of the variance of the data.",
+        "They are more alike than the data: averages of what could be, or few kinds of it.",
+        f"--guidance {max(1.0, run.recipe.sampling.guidance / 2):g}, more --steps, or a longer training",
+    )
+
+
+@check("samples-alike", WARNING, below(0.6, "healthy samples lie 0.8 to 1.3 times as far from each other as examples do"))
+def samples_alike(run: Outcome) -> Reading | None:
+    """Median distance from a sample to the nearest other, over the same among as many examples."""
+    if not run.is_comparable or run.run is None or len(run.real) < 2:
+        return None
+    assert run.samples is not None
+    count = min(len(run.samples), len(run.real))
+    ours, theirs = (float(nearest(features(x[:count]))[0].median()) for x in (run.samples, run.real))
+    return Reading(
+        ours / theirs if theirs > 0 else 1.0,
+        f"The nearest other sample is {ours:.3g} away in the median, the nearest other example {theirs:.3g}.",
+        "The same few things are drawn again and again.",
+        f"--guidance {max(1.0, run.recipe.sampling.guidance / 2):g}; if that does not help, a lower training.rate and a longer training",
+    )
+
+
+@check("blurred", WARNING, below(0.5, "healthy samples have 0.8 to 1.3 of the data's steps between neighbouring pixels"))
+def blurred(run: Outcome) -> Reading | None:
+    """Mean square of the steps between neighbouring pixels, over the data's."""
+    if (ratio := _roughness(run)) is None:
+        return None
+    return Reading(
+        ratio,
+        f"Neighbouring pixels differ by {ratio:.2f} of what they do in the data (mean square).",
+        "Samples are blurred: too few steps, a last step from too noisy a level, or too short a training.",
+        "--steps 40; if that does not help, sampling.log_snr_max=9, then a longer training",
+    )
+
+
+@check("grainy", WARNING, above(1.8, "as for `blurred`"))
+def grainy(run: Outcome) -> Reading | None:
+    """The same ratio, from above."""
+    if (ratio := _roughness(run)) is None:
+        return None
+    return Reading(
+        ratio,
+        f"Neighbouring pixels differ by {ratio:.2f} times what they do in the data (mean square).",
+        "Noise is left in the samples: the sampler stops too early or adds noise at the end, or the network is untrained at clean levels.",
+        "--sampler multistep --steps 20; sampling.log_snr_max within what training draws",
+    )
+
+
+@check("flat", WARNING, below(0.8, "healthy samples have 0.95 to 1.05 of the data's contrast; the mean of all digits has 0.7"))
+def flat(run: Outcome) -> Reading | None:
+    """Median standard deviation of the pixels within a sample, over the data's."""
+    if not run.is_comparable or run.real.ndim != 4:
+        return None
+    assert run.samples is not None
+    ours, theirs = (float(x.flatten(1).std(1).median()) for x in (run.samples, run.real))
+    return Reading(
+        ours / theirs if theirs > 0 else 1.0,
+        f"Samples have a contrast of {ours:.2f}, the data of {theirs:.2f} (standard deviation in x0).",
+        "Samples are grey: the network says the mean of all data, for want of training or of steps.",
+        "--steps 40; if that does not help, a longer training",
+    )
+
+
+@check("training-copies", WARNING, above(0.1, "of healthy samples under 2% lie so near to a training example"))
+def training_copies(run: Outcome) -> Reading | None:
+    """Share of the samples nearer to a training example than a third of the median distance between training examples and their nearest."""
+    if not run.is_comparable or math.prod(run.real.shape[1:]) < 16 or len(run.real) < 8:
+        return None
+    assert run.samples is not None
+    examples: Tensor = features(run.real.unique(dim=0))
+    between = nearest(examples)[0].median()
+    copied = float((nearest(features(run.samples), examples)[0] < between / 3).double().mean())
+    of = f"{len(examples)} training examples" + ("" if len(run.real) == len(run.plan.rows[0]) else ", a part of all")
+    return Reading(
+        copied,
+        f"{share(copied)} of the samples are copies of one of {of} (a third of the usual distance away, or less).",
+        "The network has learnt the data by heart.",
+        f"--set training.steps={max(1, run.recipe.training.steps // 3)} --set training.held_out=0.1, a smaller network, or more data",
+    )
+
+
+def _roughness(run: Outcome) -> float | None:
+    if not run.is_comparable or run.real.ndim != 4 or min(run.real.shape[2:]) < 2:
+        return None
+    assert run.samples is not None
+    ours, theirs = (float(torch.stack([x.diff(dim=d).square().mean() for d in (2, 3)]).sum()) for x in (run.samples, run.real))
+    return ours / theirs if theirs > 0 else 1.0

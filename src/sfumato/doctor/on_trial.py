@@ -1,0 +1,95 @@
+"""What a few steps on the real data show."""
+
+import math
+
+from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check
+from sfumato.doctor.plan import Plan
+
+
+@check("rate-too-high", ERROR, above(1.5, "40 steps of a healthy recipe bring the loss down, or up by 7% where points leave little to learn"))
+def rate_too_high(plan: Plan) -> Reading | None:
+    """Loss on fixed examples, levels and noise after a trial at the full rate, over the loss before."""
+    if (trial := plan.trial) is None:
+        return None
+    training = plan.recipe.training
+    rate = "training.muon_rate" if training.optimizer == "muon" and training.muon_rate > training.rate else "training.rate"
+    lower = getattr(training, rate.split(".")[1]) / 10
+    return Reading(
+        trial.after / trial.before if math.isfinite(trial.after) and all(map(math.isfinite, trial.norms)) else math.nan,
+        f"In {trial.steps} steps at the full rate the loss went from {trial.before:.3g} to {trial.after:.3g}; the last gradient norm is "
+        f"{trial.norms[-1]:.3g}.",
+        "The steps are too long: the loss will explode or turn NaN, and samples will be black, or noise.",
+        f"--set {rate}={lower:.1g}, or a longer training.warmup",
+    )
+
+
+@check("rate-too-low", WARNING, below(0.002, "40 steps at a usable rate change the loss of a network that begins with nothing by at least 1%"))
+def rate_too_low(plan: Plan) -> Reading | None:
+    """How much the same loss changed in the trial, either way, relative to where it began."""
+    if (trial := plan.trial) is None or not math.isfinite(trial.after):
+        return None
+    return Reading(
+        abs(trial.after / trial.before - 1),
+        f"In {trial.steps} steps at the full rate the loss went from {trial.before:.5g} to {trial.after:.5g}.",
+        "The weights hardly move: the run will end where it began, with grey noise for samples.",
+        f"--set training.rate={max(1e-4, min(1e-3, 1000 * plan.recipe.training.rate)):g}",
+    )
+
+
+@check("memory", ERROR, above(0.9, "beyond nine tenths of what is free the system begins to kill or to swap"))
+def memory(plan: Plan) -> Reading | None:
+    """Predicted peak of the memory over what is free on this machine."""
+    if (trial := plan.trial) is None:
+        return None
+    slice_ = plan.recipe.training.micro_batch or plan.recipe.training.batch
+    fitting = max(1, int(slice_ * 0.5 * trial.free_bytes / trial.peak_bytes))
+    return Reading(
+        trial.peak_bytes / trial.free_bytes,
+        f"Training will need about {trial.peak_bytes / 2**30:.1f} GiB, {trial.free_bytes / 2**30:.1f} GiB are free ({trial.device}).",
+        "The process will be killed in its first steps.",
+        f"--set training.micro_batch={fitting} (the same steps, computed in slices)",
+    )
+
+
+@check("too-long", WARNING, above(72, "three days: beyond, most people would rather know before than after"))
+def too_long(plan: Plan) -> Reading | None:
+    """Predicted hours of training on this machine."""
+    if (trial := plan.trial) is None:
+        return None
+    training = plan.recipe.training
+    hours = training.steps * trial.seconds_per_step / 3600
+    return Reading(
+        hours,
+        f"A step takes {trial.seconds_per_step:.3g} s here ({trial.device}), so {training.steps} steps take {hours:.0f} hours.",
+        "The run will not be done before then.",
+        f"--set training.steps={max(1, int(training.steps * 24 / hours)) if hours else training.steps} ends in a day; or a smaller network.",
+    )
+
+
+@check("checkpoints-far-apart", WARNING, above(2, "two hours of work are more than a power cut should cost; writing a checkpoint takes seconds"))
+def checkpoints_far_apart(plan: Plan) -> Reading | None:
+    """Predicted hours between two checkpoints."""
+    if (trial := plan.trial) is None:
+        return None
+    training = plan.recipe.training
+    hours = min(training.checkpoint_every, training.steps) * trial.seconds_per_step / 3600
+    return Reading(
+        hours,
+        f"{min(training.checkpoint_every, training.steps)} steps from checkpoint to checkpoint will take {hours:.1f} hours here.",
+        "So much is lost when the machine stops.",
+        f"--set training.checkpoint_every={max(1, int(900 / trial.seconds_per_step))} writes one every quarter of an hour",
+    )
+
+
+@check("nothing-clipped-off", WARNING, below(1e-3, "a clip a thousand times below the norm leaves AdamW's rounding to decide"))
+def nothing_clipped_off(plan: Plan) -> Reading | None:
+    """training.clip over the median gradient norm of the trial."""
+    if (trial := plan.trial) is None or not all(map(math.isfinite, trial.norms)):
+        return None
+    norm, clip = sorted(trial.norms)[len(trial.norms) // 2], plan.recipe.training.clip
+    return Reading(
+        clip / norm if norm > 0 else 1.0,
+        f"Gradients have a norm of {norm:.3g}; training.clip cuts them to {clip:.3g}.",
+        "Every step is cut to nearly nothing, so all steps weigh alike, however wrong their batch.",
+        f"--set training.clip={max(1.0, float(f'{2 * norm:.1g}')):g}",
+    )

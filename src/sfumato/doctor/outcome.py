@@ -1,0 +1,246 @@
+"""A run, during or after its training: its papers, its curve, its weights, its samples. Everything is read once, when a check first asks."""
+
+import fcntl
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sfumato import oracle
+from sfumato.denoiser import Predictor
+from sfumato.doctor.plan import Plan, log_snr
+from sfumato.noise import seeded
+from sfumato.run import Run, build_denoiser, folder_of, load, read_form
+from sfumato.schedule import Level
+from sfumato.train.checkpoint import CheckpointError, read_state, read_tensors, steps_in
+from sfumato.train.recipe import load_recipe
+
+JUDGED = 96  # examples whose loss is compared level by level
+LEVELS = 6
+FITTED = 20_000  # examples that the Gaussian is fitted to, at most
+MOST_DIMENSIONS = 1024  # for which it has a full covariance
+TRAINING = 5000  # examples that samples are compared with, at most
+SAMPLING_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class LevelErrors:
+    """Mean squared error of x0 at each level, on the same examples and noise for all who are compared."""
+
+    log_snr: tuple[float, ...]
+    model: Float[np.ndarray, "k"]
+    raw: Float[np.ndarray, "k"] | None
+    untrained: Float[np.ndarray, "k"]
+    gaussian: Float[np.ndarray, "k"]
+    on_training: Float[np.ndarray, "k"] | None
+    gaussian_is_full: bool
+
+
+class Outcome:
+    """What a run folder, or `zoo:NAME`, holds."""
+
+    def __init__(self, model: str | Path, changes: Sequence[str] = (), *, samples: int = 256) -> None:
+        """Reads nothing but the recipe.
+
+        Args:
+            model: a run folder or `zoo:NAME`.
+            changes: `path=value`, of where the data are or of how it is sampled.
+            samples: how many are drawn, at most.
+
+        Raises:
+            ValueError: there is no such model, or a change does not fit.
+        """
+        self.name, self.folder, self.count = str(model), folder_of(model), samples
+        self.recipe = load_recipe(self.folder / "recipe.yaml", changes)
+        self.plan = Plan(self.recipe, trial_seconds=None)
+
+    @cached_property
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """The lines of metrics.jsonl that tell a loss."""
+        path = self.folder / "metrics.jsonl"
+        found = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a last line that is being written
+            if isinstance(record, dict) and isinstance(record.get("loss"), int | float):
+                found.append(record)
+        return found
+
+    def curve(self, name: str) -> Float[np.ndarray, "n"]:
+        """One column of the records."""
+        return np.array([record.get(name, math.nan) for record in self.records], dtype=np.float64)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint."""
+        return steps_in(self.folder / "checkpoints")
+
+    @cached_property
+    def is_running(self) -> bool:
+        """Whether a process holds the run's lock."""
+        lock = self.folder / ".lock"
+        if not lock.is_file():
+            return False
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    @cached_property
+    def damage(self) -> Sequence[str]:
+        """What is wrong with the files of the checkpoints, one sentence each."""
+        found = []
+        for step in self.steps:
+            checkpoint = self.folder / "checkpoints" / f"{step:08d}"
+            for path in sorted(checkpoint.glob("*.safetensors")):
+                found += _refusal(lambda path=path: read_tensors(path))
+            if (checkpoint / "state.json").exists() or (checkpoint / "model.safetensors").exists():  # the zoo keeps averages alone
+                found += _refusal(lambda checkpoint=checkpoint: read_state(checkpoint))
+        found += _refusal(lambda: read_form(self.folder))
+        return found
+
+    @cached_property
+    def data_changed(self) -> bool:
+        """Whether the data are others than those of the manifest."""
+        assert self.plan.dataset is not None
+        begun = json.loads((self.folder / "manifest.json").read_text()).get("data", {}).get("fingerprint")
+        return begun is not None and begun != self.plan.dataset.fingerprint()
+
+    @cached_property
+    def run(self) -> Run | None:
+        """The model with its averaged weights; None where there is none that can be read."""
+        try:
+            return replace(load(self.folder), recipe=self.recipe) if self.steps else None
+        except CheckpointError:
+            return None
+
+    @cached_property
+    def has_data(self) -> bool:
+        """Whether the data are there, and of the model's form."""
+        dataset = self.plan.dataset
+        return dataset is not None and self.run is not None and dataset.shape == self.run.form.shape
+
+    @cached_property
+    def errors(self) -> LevelErrors | None:
+        """Errors by level on held-out examples, or on training examples where fewer than 32 are held out; None where they are no numbers."""
+        if self.run is None or not self.has_data:
+            return None
+        is_held_out = len(self.plan.rows[1]) >= 32
+        judged, seen = self.plan.some(JUDGED, held_out=is_held_out), self.plan.some(JUDGED)
+        schedule = self.run.schedule
+        low, high = np.quantile(self.plan.drawn.numpy(), [0.05, 0.95])
+        visited = [log_snr(level) for level in self.plan.levels[:-1]]
+        points = np.linspace(max(low, min(visited)), min(high, max(visited)), LEVELS)
+        levels = [schedule.level(t) for t in schedule.time(torch.as_tensor(points))]
+        model = _errors(self.run.predictor, *judged, levels)
+        if not np.isfinite(model).all():
+            return None
+        untrained = build_denoiser(self.recipe, self.run.form).eval()
+        gaussian, is_full = self._gaussian()
+        raw = self._raw()
+        return LevelErrors(
+            tuple(map(float, points)),
+            model,
+            None if raw is None else _errors(raw, *judged, levels),
+            _errors(untrained, *judged, levels),
+            _errors(gaussian, judged[0], None, levels),
+            _errors(self.run.predictor, *seen, levels) if is_held_out else None,
+            is_full,
+        )
+
+    def _gaussian(self) -> tuple[Predictor, bool]:
+        """The perfect predictor of Gaussian data with the mean and the covariance of these, entry by entry where they are too few or long."""
+        flat = self.plan.some(FITTED)[0].flatten(1).double()
+        if flat.shape[1] <= MOST_DIMENSIONS and len(flat) >= 4 * flat.shape[1]:
+            return oracle.Gaussian(flat.mean(0), torch.cov(flat.T)), True
+        return oracle.Gaussian(flat.mean(0), flat.var(0)), False
+
+    def _raw(self) -> Predictor | None:
+        """The model with the weights themselves instead of their average; None where they are not kept, or damaged."""
+        assert self.run is not None
+        path = self.folder / "checkpoints" / f"{self.steps[-1]:08d}" / "model.safetensors"
+        if not path.is_file():
+            return None
+        denoiser = build_denoiser(self.recipe, self.run.form)
+        try:
+            denoiser.net.load_state_dict(read_tensors(path))
+        except (CheckpointError, RuntimeError):
+            return None
+        return denoiser.eval().requires_grad_(False)
+
+    @cached_property
+    def _drawn(self) -> tuple[Float[Tensor, "n *x"] | None, str]:
+        """x0 of samples with the labels' frequencies of the data, or why there are none."""
+        if self.run is None:
+            return None, ""
+        labels = None
+        if self.plan.labels is not None and self.run.form.classes:
+            labels = self.plan.labels[np.random.default_rng(1).permutation(len(self.plan.labels))]
+        parts, done, started = [], 0, time.perf_counter()
+        try:
+            while done < self.count and (not done or time.perf_counter() - started < SAMPLING_SECONDS):
+                some = min(64, self.count - done)
+                mine = None if labels is None else [int(labels[i % len(labels)]) for i in range(done, done + some)]
+                parts.append(self.run.form.scaling.encode(self.run.sample(some, labels=mine, seed=done).values))
+                done += some
+        except ValueError as error:
+            return None, str(error)
+        return torch.cat(parts), ""
+
+    @property
+    def samples(self) -> Float[Tensor, "n *x"] | None:
+        """x0 of samples; None where there are none, or none that are numbers."""
+        found = self._drawn[0]
+        return found if found is not None and bool(found.isfinite().all()) else None
+
+    @property
+    def sample_refusal(self) -> str:
+        """Why no samples could be drawn; empty where they could."""
+        found, refusal = self._drawn
+        if found is not None and not bool(found.isfinite().all()):
+            return f"{int((~found.isfinite().flatten(1).all(1)).sum())} of {len(found)} samples are not finite."
+        return refusal
+
+    @cached_property
+    def real(self) -> Float[Tensor, "n *x"]:
+        """Training examples, which the samples are to be like."""
+        return self.plan.some(TRAINING)[0]
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether there are samples, and data to compare them with."""
+        return self.has_data and self.samples is not None
+
+
+def _refusal(read: Any) -> list[str]:
+    try:
+        read()
+    except CheckpointError as error:
+        return [str(error)]
+    return []
+
+
+@torch.no_grad()
+def _errors(
+    predict: Predictor, x0: Float[Tensor, "n *x"], labels: Int64[Tensor, "n"] | None, levels: Sequence[Level]
+) -> Float[np.ndarray, "k"]:
+    cond = None if labels is None else {"labels": labels}
+    found = []
+    for number, level in enumerate(levels):
+        eps = torch.randn(x0.shape, generator=seeded(0, number), dtype=x0.dtype)
+        error = predict(level.alpha * x0 + level.sigma * eps, level, cond).x0 - x0
+        found.append(float(error.double().square().mean()))
+    return np.array(found)

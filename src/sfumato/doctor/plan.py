@@ -1,0 +1,156 @@
+"""A recipe before its training: its options, its data, the levels it will visit. Everything is read once, when a check first asks."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato import data
+from sfumato.data import Dataset
+from sfumato.doctor.files import Picture, pictures
+from sfumato.doctor.trial import Trial, try_out
+from sfumato.form import Form
+from sfumato.noise import seeded
+from sfumato.run import Run, build_denoiser
+from sfumato.schedule import Level, Schedule
+from sfumato.train.recipe import FolderData, Recipe
+
+SUBSET = 1500  # examples looked at where a check compares each with each
+FARTHEST = 30.0  # nats: stands for an infinite log-SNR
+DRAWS = 1_000_000  # of training times at most
+
+
+class Plan:
+    """What a recipe is going to do. `trial` is None where none is wanted: for a run that is trained already."""
+
+    def __init__(self, recipe: Recipe, *, trial_seconds: float | None = 10.0) -> None:
+        """Reads nothing yet.
+
+        Args:
+            recipe: the recipe.
+            trial_seconds: how long the short trial of its training may take; None for no trial.
+        """
+        self.recipe = recipe
+        self.trial_seconds = trial_seconds
+
+    @cached_property
+    def _loaded(self) -> tuple[Dataset | None, str]:
+        """The data, and why they cannot be had. A folder with too many broken images is read without them, so that all else is seen too."""
+        options = self.recipe.data
+        try:
+            return options.load(), ""
+        except ValueError as error:
+            refusal = str(error)
+        if isinstance(options, FolderData):
+            try:
+                return data.folder(options.path, size=options.size, channels=options.channels, limit_broken=10**9), refusal
+            except ValueError:
+                pass  # the first refusal says what is wrong
+        return None, refusal
+
+    @property
+    def dataset(self) -> Dataset | None:
+        """The data; None where they cannot be read."""
+        return self._loaded[0]
+
+    @property
+    def refusal(self) -> str:
+        """What the loader says against the data; empty where it takes them."""
+        return self._loaded[1]
+
+    @cached_property
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on and rows held out."""
+        assert self.dataset is not None
+        training, everything = self.recipe.training, np.arange(len(self.dataset))
+        if not training.held_out:
+            return everything, everything[:0]
+        return self.dataset.split_indices(training.held_out, training.seed)
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Of the training examples."""
+        dataset = self.dataset
+        return None if dataset is None or dataset.labels is None else dataset.labels[self.rows[0]]
+
+    def some(self, count: int = SUBSET, *, held_out: bool = False) -> tuple[Float[Tensor, "n *x"], Tensor | None]:
+        """x0 and labels of up to `count` training (or held-out) examples, the same ones every time."""
+        assert self.dataset is not None
+        rows = self.rows[1] if held_out else self.rows[0]
+        return self.dataset.batch(rows[np.random.default_rng(0).permutation(len(rows))[:count]])
+
+    @cached_property
+    def x0(self) -> Float[Tensor, "n *x"]:
+        """Up to `SUBSET` training examples."""
+        return self.some()[0]
+
+    @cached_property
+    def pictures(self) -> Sequence[Picture]:
+        """The image files as they lie on the disk; none where the data are no folder of them."""
+        return pictures(self.recipe.data.path) if isinstance(self.recipe.data, FolderData) and self.dataset is not None else ()
+
+    @cached_property
+    def form(self) -> Form | None:
+        """The form of the data; None where they cannot be read, or are one constant."""
+        dataset = self.dataset
+        if dataset is None or not float(self.x0.std()) > 0:
+            return None
+        return Form(dataset.shape, dataset.classes, dataset.scaling, float(self.x0.std()))
+
+    @cached_property
+    def _built(self) -> tuple[list[Level], int, str]:
+        """The levels that sampling visits and the weights of the network, or why the options are refused."""
+        if self.form is None:
+            return [], 0, ""
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.recipe.training.seed)
+                denoiser = build_denoiser(self.recipe, self.form)
+                levels = Run("the recipe", self.recipe, self.form, denoiser).walk().levels
+        except ValueError as error:
+            return [], 0, str(error)
+        return levels, sum(p.numel() for p in denoiser.net.parameters()), ""
+
+    @property
+    def levels(self) -> list[Level]:
+        """The levels that sampling visits, from noise to data; none where nothing can be built."""
+        return self._built[0]
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the network; 0 where it cannot be built."""
+        return self._built[1]
+
+    @property
+    def build_refusal(self) -> str:
+        """Why no network or sampler can be built of the options; empty where they can."""
+        return self._built[2]
+
+    @cached_property
+    def sampling_schedule(self) -> Schedule:
+        """The training schedule between the ends that the recipe samples from."""
+        options, ends = self.recipe.schedule, self.recipe.sampling
+        changes = {name: value for name in ("log_snr_max", "log_snr_min") if (value := getattr(ends, name)) is not None}
+        return options.model_copy(update=changes).build()
+
+    @cached_property
+    def drawn(self) -> Float[Tensor, "n"]:
+        """Log-SNR of the levels that training draws, in nats: as many as the run will draw, a million at most."""
+        schedule, training = self.recipe.schedule.build(), self.recipe.training
+        times = self.recipe.objective.times.build(schedule)(min(DRAWS, training.steps * training.batch), seeded(0))
+        return schedule.log_snr(times.double()).clamp(-FARTHEST, FARTHEST)
+
+    @cached_property
+    def trial(self) -> Trial | None:
+        """A few steps on the real data; None where none is wanted or none can be made."""
+        if self.trial_seconds is None or self.dataset is None or self.form is None or self.build_refusal:
+            return None
+        return try_out(self.recipe, self.form, self.dataset, self.rows[0], seconds=self.trial_seconds)
+
+
+def log_snr(level: Level) -> float:
+    """Of a single level, in nats, the infinite ones at `FARTHEST`."""
+    return max(-FARTHEST, min(FARTHEST, float(level.log_snr)))

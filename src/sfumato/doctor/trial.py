@@ -1,0 +1,170 @@
+"""A short trial of a training on the real data: does the loss fall, how long does a step take, how much memory will it need?
+
+The trial goes at the full rate after a few steps of warm-up, in float32, with no guard: what it looks for is what a guard would hide. Time
+and memory are for the recipe's batch; where that would take too long a smaller one is tried and the time scaled.
+"""
+
+import copy
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfumato.data import Dataset
+from sfumato.denoiser import Cond, Denoiser, drop
+from sfumato.doctor.machine import available_memory, compute_device
+from sfumato.form import Form
+from sfumato.noise import seeded
+from sfumato.run import build_denoiser
+from sfumato.train.optim import Optimizer
+from sfumato.train.recipe import Recipe
+
+STEPS, WARMUP = 40, 10
+LEAST = 16  # examples in a batch of the trial, where the recipe's has as many
+PROBE = 128  # examples, with one noise each, on which the loss is compared before and after
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the trial saw.
+
+    Args:
+        steps: made, at a batch of `batch`.
+        seconds_per_step: for the recipe's batch.
+        before: the loss on fixed examples, levels and noise, before the first step; nan where it is none.
+        after: the same after the last step.
+        norms: of the gradients, before clipping.
+        peak_bytes: what training will need at its peak.
+        free_bytes: what this machine can give.
+        device: where.
+    """
+
+    steps: int
+    batch: int
+    seconds_per_step: float
+    before: float
+    after: float
+    norms: tuple[float, ...]
+    peak_bytes: int
+    free_bytes: int
+    device: str
+
+
+def try_out(recipe: Recipe, form: Form, dataset: Dataset, rows: np.ndarray, *, seconds: float) -> Trial:
+    """Trains a copy of what the recipe describes for at most `STEPS` steps and about so many seconds."""
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.training.seed)
+        return _Bench(recipe, form, dataset, rows).run(seconds)
+
+
+class _Bench:
+    """A network, its optimiser and its batches, for the time of a trial."""
+
+    def __init__(self, recipe: Recipe, form: Form, dataset: Dataset, rows: np.ndarray) -> None:
+        self.options = recipe.training.model_copy(update={"warmup": WARMUP, "decay": "constant"})
+        self.dataset, self.rows, self.device = dataset, rows, compute_device()
+        self.model = build_denoiser(recipe, form).to(self.device)
+        self.optimizer = Optimizer(self.model.net, self.options)
+        schedule = recipe.schedule.build()
+        self.times = recipe.objective.times.build(schedule)
+        self.objective = recipe.objective.build_loss(schedule, form.data_std)
+        self.emas = len(recipe.training.ema)
+        self.parameters = sum(p.numel() for p in self.model.net.parameters())
+
+    def run(self, seconds: float) -> Trial:
+        """The trial itself."""
+        free = available_memory(self.device)
+        a_few = min(4, self.options.batch)
+        self._timed(copy.deepcopy(self.model), a_few)  # the first call of a kernel is slow
+        fixed, per_example = self._memory(a_few)
+        taken, many = self._timed(self.model, a_few), min(LEAST * 4, self.options.batch)
+        one = taken / a_few if taken * many / a_few > seconds / 4 else self._timed(self.model, many) / many
+        slice_ = self.options.micro_batch or self.options.batch
+        batch = self.options.batch
+        batch = min(batch, max(LEAST, int(seconds / (STEPS * one))), max(1, int(0.5 * free / max(1, per_example))))
+        before, durations, norms = self._probe(), [], []
+        deadline = time.perf_counter() + seconds
+        while len(norms) < STEPS and (len(norms) < 3 or time.perf_counter() < deadline):
+            started = time.perf_counter()
+            norms.append(self._step(len(norms) + 1, batch))
+            durations.append(time.perf_counter() - started)
+            if not math.isfinite(norms[-1]):
+                break
+        return Trial(
+            steps=len(norms),
+            batch=batch,
+            seconds_per_step=float(np.median(durations)) * self.options.batch / batch,
+            before=before,
+            after=self._probe(),
+            norms=tuple(norms),
+            peak_bytes=fixed + per_example * slice_,
+            free_bytes=free,
+            device=self.device.type,
+        )
+
+    def _batch(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor, Cond | None]:
+        """x0, eps, times and labels of a step."""
+        generator = seeded(self.options.seed, step)
+        rows = self.rows[torch.randint(len(self.rows), (count,), generator=generator).numpy()]
+        x0, labels = self.dataset.batch(rows)
+        t, eps = self.times(count, generator), torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+        dropped = torch.rand(count, generator=generator) < self.options.label_drop
+        cond = None if labels is None else drop({"labels": labels.to(self.device)}, dropped)
+        return x0.to(self.device), eps.to(self.device), t.to(self.device), cond
+
+    def _loss(self, model: Denoiser, step: int, count: int) -> Tensor:
+        x0, eps, t, cond = self._batch(step, count)
+        return self.objective(model, x0, eps, t, cond)
+
+    def _timed(self, model: Denoiser, count: int) -> float:
+        """Seconds for the gradient of so many examples."""
+        started = time.perf_counter()
+        loss = self._loss(model, 0, count).mean()
+        loss.backward()
+        float(loss.detach())  # waits for a GPU
+        return time.perf_counter() - started
+
+    @torch.no_grad()
+    def _probe(self) -> float:
+        self.model.eval()
+        loss = float(self._loss(self.model, 0, PROBE).mean())
+        self.model.train()
+        return loss
+
+    def _step(self, number: int, count: int) -> float:
+        """One step; the gradient's norm before clipping."""
+        for parameter in self.optimizer.parameters:
+            parameter.grad = None
+        size = min(count, self.options.micro_batch or count)
+        for part in range(-(-count // size)):
+            (self._loss(self.model, number * 1000 + part, size).mean() * size / count).backward()
+        norm = float(nn.utils.clip_grad_norm_(self.optimizer.parameters, self.options.clip))
+        if math.isfinite(norm):
+            self.optimizer.step(number)
+        return norm
+
+    def _memory(self, count: int) -> tuple[int, int]:
+        """Bytes that do not grow with the batch, and bytes for each example in a slice of it: what autograd keeps for the way back."""
+        kept: dict[int, int] = {}
+        weights = {p.untyped_storage().data_ptr() for p in self.model.net.parameters()}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = self._loss(self.model, 0, count).mean()
+        loss.backward()
+        copies = 2 + 2 + self.emas  # weights and gradients, AdamW's two moments, the averages
+        base = self.parameters * FLOAT * copies
+        if self.device.type == "cpu":
+            base += resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return base, sum(kept.values()) // count
