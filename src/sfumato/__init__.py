@@ -35,6 +35,7 @@ from sfumato.schedule import (
     ve_scales,
     vp_scales,
 )
+from sfumato.train.posthoc import reconstruct_ema
 from sfumato.tune import BoundCosts, Fitted, Tuned, bound_costs, tune, tune_bound
 
 __version__ = "0.1.0"
@@ -92,6 +93,7 @@ __all__ = [
     "probability",
     "process",
     "progressive",
+    "reconstruct_ema",
     "row_generators",
     "sample",
     "score_target",

@@ -26,6 +26,7 @@ def sample(
     classifier: Annotated[
         str | None, typer.Option(metavar="RUN", help="Guide by RUN/classifier: the model without its labels, 1 = Bayes' rule.")
     ] = None,
+    ema: Annotated[float | None, typer.Option(help="Which average of the weights, by its width; the recipe's first by default.")] = None,
     batch: Annotated[int, typer.Option(help="How many at a time; does not change the samples.")] = 64,
     forward: Annotated[bool, typer.Option("--forward", help="With a .gif: the forward process on the training data instead.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -34,7 +35,7 @@ def sample(
 
     Example: sfumato sample zoo:fashion --labels 0,1,2 --count 30 --out sheet.png
     """
-    run, chosen = load(model), _labels(labels)
+    run, chosen = load(model, ema=ema), _labels(labels)
     judge = None if classifier is None else load_classifier(classifier)
     if count is None:
         count = 64 if run.form.is_image else 2000

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from sfumato.train import checkpoint
 from sfumato.train.ema import coefficients, exponent, name_of
-from sfumato.train.folder import only_writer
 from sfumato.train.recipe import load_recipe
 
 LARGEST_MISFIT = 0.1  # of a profile that is made of others, relative to its norm
 
 
-def reconstruct(run: str | Path, width: float) -> tuple[Path, float]:
+def reconstruct_ema(run: str | Path, width: float) -> tuple[Path, float]:
     """Makes the average of another width from a run's snapshots, and puts it into the newest checkpoint for `sf.load(run, ema=width)`.
 
     Returns:
@@ -28,6 +27,8 @@ def reconstruct(run: str | Path, width: float) -> tuple[Path, float]:
 
     Reference: Karras et al. (2024), section 3, arXiv:2312.02696
     """
+    from sfumato.train.folder import only_writer  # what training imports is slow to import, and `import sfumato` needs none of it
+
     run = Path(run)
     exponent(width)
     tracked = load_recipe(run / "recipe.yaml").training.ema

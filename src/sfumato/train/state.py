@@ -84,7 +84,7 @@ class TrainState(Generic[M]):
         return tensors
 
     def snapshot(self, folder: Path) -> None:
-        """Keeps the averages, for `posthoc.reconstruct`."""
+        """Keeps the averages, for `reconstruct_ema`."""
         checkpoint.write(folder, self.step, {ema.name: ema.tensors for ema in self.emas}, {"step": self.step}, keep=None)
 
     def load(self, folder: Path) -> Window:

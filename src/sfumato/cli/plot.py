@@ -1,0 +1,28 @@
+"""`sfumato plot`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.curves import draw
+from sfumato.train.checkpoint import aside
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are laid over one another.")],
+    out: Annotated[Path | None, typer.Option(help="A .png; RUN/curves.png by default, curves.png for several runs.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Draw how runs went into one picture: losses, by noise level too, gradients, rates, speed, memory, samples.
+
+    Example: sfumato plot runs/first runs/second --out both.png
+    """
+    out = out or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
+    if out.suffix != ".png":
+        raise ValueError(f"the picture is a .png, so --out must end in .png, got {out}.")
+    image = draw(runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with aside(out) as partial:
+        image.save(partial, format="PNG")
+    typer.echo(f"Wrote {out}.")
