@@ -5,6 +5,8 @@ import traceback
 
 import typer
 
+from sfumato.cli.ema import ema
+from sfumato.cli.plot import plot
 from sfumato.cli.recipes import recipes
 from sfumato.cli.sample import sample
 from sfumato.cli.train import train
@@ -22,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (train, train_classifier, sample, recipes, zoo, tune, verify):
+for command in (train, train_classifier, sample, plot, ema, recipes, zoo, tune, verify):
     app.command()(command)
 
 
