@@ -93,11 +93,12 @@ class Run:
     form: Form
     denoiser: Denoiser
     tuned: Mapping[tuple[int, float], Tuned] = field(default_factory=dict)  # by steps and guidance: walks that `sample` takes by itself
+    learned: Schedule | None = None  # the schedule, where it was trained with the network
 
     @cached_property
     def schedule(self) -> Schedule:
         """The noise schedule it was trained under."""
-        return self.recipe.schedule.build()
+        return self.learned or self.recipe.schedule.build()
 
     @property
     def device(self) -> torch.device:
@@ -362,7 +363,7 @@ def load(model: str | Path, *, ema: float | None = None) -> Run:
             raise damaged(checkpoint / file, error) from None
         return denoiser
 
-    return Run(str(model), recipe, form, take_up(folder, read).eval().requires_grad_(False), _read_tuned(folder))
+    return Run(str(model), recipe, form, take_up(folder, read).eval().requires_grad_(False), read_tuned(folder))
 
 
 def save_tuned(folder: Path, steps: int, guidance: float, tuned: Tuned) -> Path:
@@ -373,7 +374,7 @@ def save_tuned(folder: Path, steps: int, guidance: float, tuned: Tuned) -> Path:
     return path
 
 
-def _read_tuned(folder: Path) -> dict[tuple[int, float], Tuned]:
+def read_tuned(folder: Path) -> dict[tuple[int, float], Tuned]:
     found = {}
     for path in sorted((folder / "tuned").glob("*.json")):
         try:

@@ -88,7 +88,7 @@ def train(
         schedule=schedule,
         papers={} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()},
         bits=recipe.objective.build_bits(schedule, form.data_std),
-        draw=lambda path: _draw(Run(str(out), recipe, form, state.averaged()), path),
+        draw=lambda path: draw_samples(Run(str(out), recipe, form, state.averaged()), path),
         on_step=on_step if engine.is_main else None,
         watch=watch if engine.is_main else None,
         say=say if engine.is_main else lambda text: None,
@@ -326,7 +326,7 @@ class _Course(Generic[M]):
             raise Stopped(f"stopped after step {state.step} of {options.steps}")
 
 
-def _draw(run: Run, path: Path) -> None:
+def draw_samples(run: Run, path: Path) -> None:
     """The sample sheet: fixed noise, one class a column; nothing for data without a picture."""
     if not run.has_picture:
         return
