@@ -16,7 +16,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values, [records] each
 
@@ -28,7 +28,8 @@ PLAIN = {  # panels of one curve a run: name in metrics.jsonl to title and what 
     "images_per_second": ("images a second", 1.0),
     "peak_memory_bytes": ("peak memory, GB", 1e9),
 }
-LEVELLED = {"loss": "loss by noise level", "bits": "bits/dim for a nat of log-SNR"}
+LEVELLED = {"loss": "loss by noise level", "bits": "bits/dim per nat"}
+COLUMNS = 4
 LOGARITHMIC = ("loss", "bits", "gradient_norm")
 
 
@@ -96,36 +97,32 @@ def draw(runs: Sequence[str | Path]) -> Image.Image:
     histories = [History.read(run) for run in runs]
     levelled = [name for name in LEVELLED if any(history.levels(name) for history in histories)]
     plain = [name for name in PLAIN if any(name in history.curves for history in histories)]
-    count, columns = 1 + len(levelled) + len(plain), 3
-    rows = math.ceil(count / columns)
-    sheets = [history for history in histories if history.sheet is not None][:4]
+    sheets = [history for history in histories if history.sheet is not None]
+    rows = math.ceil((1 + len(levelled) + len(plain) + len(sheets)) / COLUMNS)
     style: dict[Any, Any] = {
         "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.edgecolor": INK,
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.grid": True, "grid.color": FAINT,
         "grid.linewidth": 0.6, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "lines.linewidth": 1.6,
     }  # fmt: skip
     with rc_context(style):
-        figure = Figure(figsize=(12.5 + 4.0 * bool(sheets), 0.9 + 2.9 * rows), dpi=110, layout="constrained")
-        halves = np.atleast_1d(figure.subfigures(1, 1 + bool(sheets), width_ratios=(12.5, 4.0)[: 1 + bool(sheets)]))
-        left = halves[0]
-        grid = left.subplots(rows, columns, squeeze=False).flatten()
-        panels = iter(grid)
+        figure = Figure(figsize=(4.1 * COLUMNS, 0.6 + 3.1 * rows), dpi=110, layout="constrained")
+        panels = iter(figure.subplots(rows, COLUMNS, squeeze=False).flatten())
         _loss(next(panels), histories)
         for name in levelled:
             (_levels_over_steps if len(histories) == 1 else _levels_at_the_end)(next(panels), histories, name)
         for name in plain:
             _plain(next(panels), histories, name)
+        for history in sheets:
+            _samples(next(panels), history, alone=len(histories) == 1)
         for empty in panels:
             empty.set_axis_off()
-        _title(left, histories)
-        if sheets:
-            _samples(halves[1], sheets, alone=len(histories) == 1)
+        _title(figure, histories)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", facecolor="white")
     return Image.open(buffer).convert("RGB")
 
 
-def _title(figure: "Figure | SubFigure", histories: Sequence[History]) -> None:
+def _title(figure: "Figure", histories: Sequence[History]) -> None:
     if len(histories) == 1:
         figure.suptitle(f"{histories[0].name}: {histories[0].summary()}", x=0.01, ha="left", fontsize=12, fontweight="bold")
         return
@@ -143,7 +140,8 @@ def _loss(axes: "Axes", histories: Sequence[History]) -> None:
             _curve(axes, history.curves["loss"], _colour(i))
         steps, rejected = history.curves.get("rejected", (np.empty(0), np.empty(0)))
         if rejected.any():
-            axes.plot(steps[rejected > 0], np.full((rejected > 0).sum(), 0.02), "|", color=ALARM, transform=axes.get_xaxis_transform())
+            places = steps[rejected > 0]
+            axes.plot(places, np.full(len(places), 0.03), "|", color=ALARM, markersize=8, mew=2, transform=axes.get_xaxis_transform())
     _scale(axes, "loss")
     _over_steps(axes)
 
@@ -154,8 +152,11 @@ def _levels_over_steps(axes: "Axes", histories: Sequence[History], name: str) ->
     for place, (level, curve) in enumerate(levels.items()):
         colour = _shade(place, len(levels))
         _curve(axes, curve, colour, is_faint=False)
-        axes.plot([], [], color=colour, label=f"{level:+d}".replace("-", "−"))
-    axes.legend(title="log-SNR, nats", ncols=len(levels), loc="best", fontsize=7, title_fontsize=7, handlelength=1.0, columnspacing=0.8)
+        where = (1.0 - 0.085 * (len(levels) - 1 - place), 1.02)
+        axes.text(
+            *where, f"{level:+d}" if level else "0", color=colour, fontweight="bold", fontsize=8, ha="right", transform=axes.transAxes
+        )
+    axes.text(1.0 - 0.085 * len(levels), 1.02, "log-SNR", fontsize=8, ha="right", transform=axes.transAxes)
     _scale(axes, name)
     _over_steps(axes)
 
@@ -182,14 +183,13 @@ def _plain(axes: "Axes", histories: Sequence[History], name: str) -> None:
     _over_steps(axes)
 
 
-def _samples(figure: "SubFigure", histories: Sequence[History], *, alone: bool) -> None:
-    for axes, history in zip(figure.subplots(len(histories), 1, squeeze=False).flatten(), histories, strict=True):
-        assert history.sheet is not None
-        with Image.open(history.sheet) as image:
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
-        of = "" if alone else f"{history.name}: "
-        axes.set_title(f"{of}samples after step {int(history.sheet.stem):,}")
-        axes.set_axis_off()
+def _samples(axes: "Axes", history: History, *, alone: bool) -> None:
+    assert history.sheet is not None
+    with Image.open(history.sheet) as image:
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+    of = "" if alone else f"{history.name}: "
+    axes.set_title(f"{of}samples after step {int(history.sheet.stem):,}")
+    axes.set_axis_off()
 
 
 def _curve(axes: "Axes", curve: Curve, colour: str, *, is_smoothed: bool = True, is_faint: bool = True) -> None:
@@ -202,20 +202,27 @@ def _curve(axes: "Axes", curve: Curve, colour: str, *, is_smoothed: bool = True,
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Over a fortieth of the values to either side; as it is, where they are few."""
-    half = len(values) // 40
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(len(values))
+    """Over a thirtieth of the values to either side; as it is, where they are few; of those that are finite."""
+    half, ends, is_known = len(values) // 30, np.arange(len(values)), np.isfinite(values)
     low, high = np.maximum(0, ends - half), np.minimum(len(values), ends + half + 1)
-    return (sums[high] - sums[low]) / (high - low)
+    sums, counts = (np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(is_known, values, 0.0), is_known))
+    total, count = sums[high] - sums[low], counts[high] - counts[low]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _scale(axes: "Axes", name: str) -> None:
     """Logarithmic where it says more: positive values that differ by a factor of three."""
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines if line.get_transform() == axes.transData])
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines if line.get_transform() == axes.transData]
+    values = np.concatenate([np.empty(0), *drawn])
     values = values[np.isfinite(values)]
     if name in LOGARITHMIC and len(values) and values.min() > 0 and values.max() > 3 * values.min():
+        span = values.max() / values.min()
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if span < 10 else (1, 2, 5) if span < 100 else (1,)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _over_steps(axes: "Axes") -> None:
@@ -223,7 +230,7 @@ def _over_steps(axes: "Axes") -> None:
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
-    axes.margins(x=0.01)
+    axes.set_xlabel("step", fontsize=8)
 
 
 def _colour(run: int) -> str:
