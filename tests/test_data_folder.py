@@ -299,7 +299,7 @@ def test_images_beside_class_folders_are_refused(classes):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 2}, r"channels must be 1 \(grey\), 3 \(RGB\) or None .* got 2"),
+        ({"channels": 2}, r"channels must be 1 \(grey\), 3 \(RGB\), 4 \(RGBA\) or None .* got 2"),
         ({"size": 0}, "size must be at least 1 pixel, got 0"),
         ({"size": (4, -1)}, "at least 1 pixel"),
         ({"limit_broken": -1}, "limit_broken must be 0 or more files, got -1"),

@@ -79,7 +79,7 @@ def _records(text: str, file: str, where: str) -> Iterator[tuple[int, dict[str, 
             for row in rows:
                 yield rows.line_num, dict(row)
         except csv.Error as error:
-            raise ValueError(f"{where}, line {rows.line_num} is no CSV: {error}; correct it, or set captions=False.") from None
+            raise ValueError(f"{where}, line {rows.reader.line_num} is no CSV: {error}; correct it, or set captions=False.") from None
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -1,7 +1,8 @@
 """Images from Hugging Face's `datasets`: parquet files, what `save_to_disk` wrote, names on the hub. `pip install 'sfumato[data]'`.
 
-Local files are read as they lie, in the order of their rows, and no code that comes with data is run. An image is the bytes in its row;
-a row that holds only a path is read where the library itself has put that file, and refused elsewhere.
+Local files are read as they lie, in the order of their rows, and no code that comes with data is run. An image is the bytes in its row.
+Where a row holds only a path (`to_parquet` writes such rows for images that it found in files, `save_to_disk` does not), it is followed
+within the folder in which the data lie, or in which the library keeps what it fetches, and nowhere else.
 """
 
 import os
@@ -156,10 +157,11 @@ def _bytes_of(cell: object, roots: Sequence[str]) -> bytes:
         return content
     if not isinstance(path, str):
         raise ValueError("it holds no bytes")
-    real = os.path.realpath(path)
-    if not any(os.path.commonpath([os.path.realpath(root), real]) == os.path.realpath(root) for root in roots):
-        raise ValueError(f"it is only a path ({path}), which is not followed")
-    return read_whole(real)
+    for root in map(os.path.realpath, roots):
+        real = os.path.realpath(os.path.join(root, path))
+        if os.path.commonpath([root, real]) == root:
+            return read_whole(real)
+    raise ValueError(f"it is only a path, {path}, which leads out of the data's folder; write them with save_to_disk, which keeps images")
 
 
 def _image_column(rows: _Rows, wanted: str | None) -> str:
@@ -239,7 +241,7 @@ def _local(path: Path, split: str) -> tuple[object, Callable[[], _Rows]] | None:
     if path.is_dir():
         saved = _saved(path, split)
         if saved is not None:
-            return _stamps(sorted(saved.iterdir())), lambda: _Rows.of(_load_saved(saved), str(path))
+            return _stamps(sorted(saved.iterdir())), lambda: _Rows.of(_load_saved(saved), str(path), [str(saved)])
         files = _of_split(sorted(path.rglob("*.parquet")), path, split)
     elif path.exists():
         files = [path]
@@ -254,7 +256,8 @@ def _local(path: Path, split: str) -> tuple[object, Callable[[], _Rows]] | None:
         raise ValueError(
             f"{other} must be a .parquet file, a folder that save_to_disk wrote, or a name on the hub; images are data.kind=folder."
         )
-    return _stamps(files), lambda: _parquet(files, str(path))
+    root = path if path.is_dir() else files[0].parent
+    return _stamps(files), lambda: _parquet(files, str(path), root)
 
 
 def _stamps(files: Sequence[Path]) -> list[object]:
@@ -294,7 +297,7 @@ def _load_saved(folder: Path) -> "datasets.Dataset":
     return dataset
 
 
-def _parquet(files: list[Path], name: str) -> _Rows:
+def _parquet(files: list[Path], name: str, root: Path) -> _Rows:
     """The rows of parquet files, one after the other."""
     library = _library()
     from pyarrow import parquet
@@ -311,7 +314,7 @@ def _parquet(files: list[Path], name: str) -> _Rows:
         batches = chain.from_iterable(table.iter_batches(batch_size=_ROWS, columns=columns) for table in tables)
         return (batch.to_pydict() for batch in batches)
 
-    return _Rows(name, sum(table.metadata.num_rows for table in tables), features, batches)
+    return _Rows(name, sum(table.metadata.num_rows for table in tables), features, batches, [str(root)])
 
 
 def _hub(name: str, subset: str | None, split: str) -> tuple[object, Callable[[], _Rows]]:
