@@ -7,10 +7,15 @@ from torch import nn
 import sfumato as sf
 from sfumato.nets.dit import _from_tokens, _to_tokens
 
+Layout = sf.nets.UNetLayout
+SMALL = {"channels": (16, 32), "attention": (False, True), "blocks": 1}
 CASES = {
     "mlp": (lambda: sf.nets.MLP((2,), width=32, depth=2, classes=3), (2,)),
-    "unet-2d": (lambda: sf.nets.UNet((3, 17, 22), channels=(16, 32), attention=(False, True), blocks=1, classes=3), (3, 17, 22)),
-    "unet-1d": (lambda: sf.nets.UNet((2, 33), channels=(16, 32, 32), attention=(False, False, True), blocks=1, classes=3), (2, 33)),
+    "unet-2d": (lambda: sf.nets.UNet((3, 17, 22), Layout(**SMALL), classes=3), (3, 17, 22)),
+    "unet-1d": (lambda: sf.nets.UNet((2, 33), Layout(channels=(16, 32, 32), blocks=1), classes=3), (2, 33)),
+    "unet-pool": (lambda: sf.nets.UNet((3, 17, 22), Layout(**SMALL, resample="pool", scales=False), classes=3), (3, 17, 22)),
+    "unet-block": (lambda: sf.nets.UNet((3, 17, 22), Layout(**SMALL, resample="block", middle=(False,)), classes=3), (3, 17, 22)),
+    "unet-end": (lambda: sf.nets.UNet((3, 17, 22), Layout(**SMALL, pads_end=True, attention_up=(True, False)), classes=3), (3, 17, 22)),
     "dit-2d": (lambda: sf.nets.DiT((3, 17, 22), patch=4, width=48, depth=2, heads=3, classes=3), (3, 17, 22)),
     "dit-1d": (lambda: sf.nets.DiT((2, 33), patch=4, width=48, depth=2, heads=3, classes=3), (2, 33)),
     "patch-unet": (lambda: sf.nets.PatchUNet((3, 17, 22), widths=(16, 32), depth=1, middle="cac", heads=2, classes=3), (3, 17, 22)),
@@ -94,8 +99,11 @@ def test_labels_out_of_range_are_refused(name):
     ("make", "message"),
     [
         (lambda: sf.nets.UNet((3,)), "for points use MLP"),
-        (lambda: sf.nets.UNet((3, 8, 8), channels=(16, 32)), "one entry a resolution"),
-        (lambda: sf.nets.UNet((3, 8, 8), channels=(16, 30), attention=(False, True)), "heads do not divide"),
+        (lambda: Layout(channels=(16, 32)), "one entry a resolution"),
+        (lambda: Layout(channels=(16, 30), attention=(False, True)), "4 heads do not divide"),
+        (lambda: Layout(channels=(16, 32), attention=(True, False), head_width=32), "heads of 32 channels do not divide"),
+        (lambda: Layout(channels=()), "at least one resolution"),
+        (lambda: Layout(resample="fir"), "resample must be"),
         (lambda: sf.nets.DiT((3,)), "at least one spatial axis"),
         (lambda: sf.nets.DiT((3, 8, 8), width=50, heads=4), "multiple of heads"),
         (lambda: sf.nets.PatchUNet((3, 8)), "takes images"),

@@ -8,7 +8,7 @@ from sfumato.nets.dit import DiT
 from sfumato.nets.mlp import MLP
 from sfumato.nets.patch_classifier import PatchClassifier
 from sfumato.nets.patch_unet import PatchUNet
-from sfumato.nets.unet import UNet
+from sfumato.nets.unet import UNet, UNetLayout
 
 __all__ = [
     "MLP",
@@ -25,4 +25,5 @@ __all__ = [
     "Perceptron",
     "ToVector",
     "UNet",
+    "UNetLayout",
 ]

@@ -8,19 +8,124 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class Condition(nn.Module):
-    """One vector a row from its log-SNR (sines and cosines through an MLP) and, where there are classes, its label.
+class Waves(nn.Module):
+    """Sines and cosines of the log-SNR, `size` of them, at rates from 0.05 to 5 radians a nat."""
 
-    A label of -1, or no label at all, has an embedding of its own.
+    def __init__(self, size: int) -> None:
+        """Has no weights."""
+        super().__init__()
+        self.size = size
+
+    def forward(self, log_snr: Float[Tensor, "b"]) -> Float[Tensor, "b size"]:
+        """The features; beyond 40 nats they stay as they are there."""
+        rates = torch.logspace(math.log10(0.05), math.log10(5.0), self.size // 2, device=log_snr.device)
+        angles = log_snr[:, None].clamp(-40, 40) * rates.to(log_snr.dtype)
+        return _padded([angles.cos(), angles.sin()], self.size)
+
+
+class Places(nn.Module):
+    """Sines and cosines of the place of a log-SNR in a falling table of them, at rates from 1 to 1/10000 radians a place.
+
+    The encoding of Vaswani et al. (2017), section 3.5, arXiv:1706.03762, for networks that were trained to see the number of a step: in
+    float32, as theirs is, since at the thousandth place its rounding is what their weights have learned.
     """
 
-    def __init__(self, width: int, classes: int = 0) -> None:
-        """Makes the embedding of `width` entries; `classes` = 0 ignores labels."""
+    def __init__(self, size: int, knots: Float[Tensor, "n"], *, stride: float = 1.0, cosine_first: bool = True, shift: float = 0.0) -> None:
+        """Has no weights.
+
+        Args:
+            size: how many features.
+            knots: the table, in nats; -inf may be its last.
+            stride: what one place counts.
+            cosine_first: the cosines before the sines.
+            shift: the slowest rate is 10000 to the power -(n - 1) / (n - shift), n = size // 2.
+
+        Raises:
+            ValueError: as `place_in`.
+        """
+        super().__init__()
+        refuse_knots(knots)
+        self.size, self.knots, self.stride, self.cosine_first, self.shift = size, knots.double(), stride, cosine_first, shift
+
+    def forward(self, log_snr: Float[Tensor, "b"]) -> Float[Tensor, "b size"]:
+        """The features."""
+        half = self.size // 2
+        steps = torch.arange(half, dtype=torch.float32, device=log_snr.device)
+        rates = (-math.log(10000) * steps / (half - self.shift)).exp()
+        angles = (place_in(self.knots.to(log_snr.device), log_snr).float() * self.stride)[:, None] * rates
+        waves = [angles.cos(), angles.sin()]
+        return _padded(waves if self.cosine_first else waves[::-1], self.size)
+
+
+class Rows(nn.Module):
+    """A learned row of features for each entry of a falling table of log-SNRs; between two entries, between their rows."""
+
+    def __init__(self, size: int, knots: Float[Tensor, "n"]) -> None:
+        """Normal rows at first.
+
+        Raises:
+            ValueError: as `place_in`.
+        """
+        super().__init__()
+        refuse_knots(knots)
+        self.size, self.knots = size, knots.double()
+        self.weight = nn.Parameter(torch.randn(len(knots), size))
+
+    def forward(self, log_snr: Float[Tensor, "b"]) -> Float[Tensor, "b size"]:
+        """The features."""
+        place = place_in(self.knots.to(log_snr.device), log_snr)
+        below = place.floor().long()
+        share = (place - below)[:, None].to(self.weight)
+        return torch.lerp(self.weight[below], self.weight[(below + 1).clamp(max=len(self.weight) - 1)], share)
+
+
+def place_in(knots: Float[Tensor, "n"], log_snr: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+    """Where in a falling table of log-SNRs each one lies: 0 at its first entry, linear between two, at the ends beyond them; in float64.
+
+    Within a thousandth of an entry it is that entry: what rounding leaves of a level of the table in float32.
+    """
+    rising, value = -knots, -log_snr.double()
+    above = torch.searchsorted(rising, value).clamp(1, len(knots) - 1)
+    share = ((value - rising[above - 1]) / (rising[above] - rising[above - 1])).clamp(0, 1)
+    place = above - 1 + share.nan_to_num(nan=1.0)  # infinity over infinity: at a last entry without signal
+    nearest = place.round()
+    return torch.where((place - nearest).abs() < 1e-3, nearest, place)
+
+
+def refuse_knots(knots: Tensor) -> None:
+    """Refuses a table of log-SNRs that is not one: fewer than two, or not falling."""
+    if knots.ndim != 1 or len(knots) < 2 or not bool((knots[1:] < knots[:-1]).all()):
+        raise ValueError(f"a table of log-SNRs has at least two, falling; got {len(knots)} of shape {tuple(knots.shape)}.")
+
+
+def _padded(parts: list[Tensor], size: int) -> Tensor:
+    """The features side by side; an odd size ends in a zero."""
+    return nn.functional.pad(torch.cat(parts, dim=1), (0, size % 2))
+
+
+Features = Waves | Places | Rows
+
+
+class Condition(nn.Module):
+    """One vector a row from features of its log-SNR (through an MLP) and, where there are classes, its label.
+
+    A label of -1, or no label at all, has an embedding of its own, unless every label must be `given`.
+    """
+
+    def __init__(self, width: int, classes: int = 0, features: Features | None = None, *, given: bool = False) -> None:
+        """Makes the embedding.
+
+        Args:
+            width: of the vector.
+            classes: 0 ignores labels.
+            features: `Waves`, `Places` or `Rows`; as many waves as the width where not given.
+            given: refuse examples without a label.
+        """
         super().__init__()
         self.classes = classes
-        self.waves = width // 2
-        self.level = nn.Sequential(nn.Linear(2 * self.waves, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.features = features or Waves(width - width % 2)
+        self.level = nn.Sequential(nn.Linear(self.features.size, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(classes + (not given), width) if classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.5)
 
@@ -28,16 +133,18 @@ class Condition(nn.Module):
         """The condition vectors, after a SiLU.
 
         Raises:
-            ValueError: a label outside -1 … classes - 1.
+            ValueError: a label outside -1 … classes - 1, or none where one must be given.
         """
-        rates = torch.logspace(math.log10(0.05), math.log10(5.0), self.waves, device=log_snr.device)
-        dtype = next(self.parameters()).dtype
-        angles = log_snr[:, None].clamp(-40, 40) * rates.to(log_snr.dtype)
-        vector = self.level(torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype))
+        vector = self.level(self.features(log_snr).to(next(self.level.parameters()).dtype))
         if self.label is not None:
             labels = torch.full_like(log_snr, -1, dtype=torch.long) if cond is None or "labels" not in cond else cond["labels"]
-            if not torch.compiler.is_compiling() and bool(((labels < -1) | (labels >= self.classes)).any()):
-                raise ValueError(f"labels must lie in 0 … {self.classes - 1} (or be -1 for none), got {labels.min()} to {labels.max()}.")
+            if not torch.compiler.is_compiling():
+                if bool(((labels < -1) | (labels >= self.classes)).any()):
+                    raise ValueError(f"labels must lie in 0 … {self.classes - 1} (or be -1 for none), got {labels.min()} to {labels.max()}.")
+                if self.label.num_embeddings == self.classes and bool((labels < 0).any()):
+                    raise ValueError(
+                        f'this network was never trained without a label; pass cond={{"labels": …}} with one in 0 … {self.classes - 1} a row.'
+                    )
             vector = vector + self.label(torch.where(labels < 0, self.classes, labels))
         return nn.functional.silu(vector)
 

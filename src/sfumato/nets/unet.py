@@ -1,51 +1,137 @@
 """The convolutional U-Net of DDPM and ADM, in one and two dimensions, for any size.
 
 Ho et al. (2020), appendix B, arXiv:2006.11239; Dhariwal & Nichol (2021), section 3, arXiv:2105.05233. Halving rounds up and doubling
-returns to the size of the skip it meets, so odd and non-square inputs need no padding.
+returns to the size of the skip it meets, so odd and non-square inputs need no padding. With a `UNetLayout` of theirs it is diffusers'
+`UNet2DModel` and OpenAI's `UNetModel`: `sfumato.convert` carries weights both ways.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.nets.layers import Condition, attend, zeroed
+from sfumato.nets.layers import Condition, Features, Waves, attend, zeroed
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetLayout:
+    """What a `UNet` is made of. Lists have one entry a resolution, from the full one down by halves.
+
+    Args:
+        channels: at each resolution.
+        blocks: residual blocks a resolution on the way down; one more on the way up.
+        attention: whether self-attention follows the blocks of a resolution.
+        attention_up: the same on the way up, where it differs.
+        middle: one residual block each at the lowest resolution, and whether attention follows it.
+        heads: of the attention; must divide its channels.
+        head_width: channels of a head, where their number is to follow from it.
+        groups: of each normalisation, or the most below that divide the channels.
+        middle_groups: of the middle's attention, where they differ; 0 leaves its input as it is.
+        eps: of the normalisations.
+        scales: the condition scales and shifts the second normalisation; false adds it before.
+        resample: a strided convolution and a convolution after doubling, or averages of two and repetition, alone ("pool") or inside a
+            residual block ("block").
+        pads_end: the strided convolution's zeros lie after the end, as in TensorFlow, rather than around (where the size is even).
+        width: of the condition's vector; four times the first channels where not given.
+        dropout: inside the residual blocks, in [0, 1).
+
+    Raises:
+        ValueError: lists of different lengths, heads that do not divide the channels.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 128)
+    blocks: int = 2
+    attention: tuple[bool, ...] = (False, False, True)
+    attention_up: tuple[bool, ...] | None = None
+    middle: tuple[bool, ...] = (True, False)
+    heads: int = 4
+    head_width: int | None = None
+    groups: int = 32
+    middle_groups: int | None = None
+    eps: float = 1e-5
+    scales: bool = True
+    resample: Literal["conv", "pool", "block"] = "conv"
+    pads_end: bool = False
+    width: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be built."""
+        if not self.channels or self.blocks < 1:
+            raise ValueError(f"a U-Net has at least one resolution with one block, got {self.channels} and {self.blocks}.")
+        if self.resample not in ("conv", "pool", "block"):
+            raise ValueError(f'resample must be "conv", "pool" or "block", got "{self.resample}".')
+        for here in (self.attention, self.attention_up):
+            if here is not None and len(here) != len(self.channels):
+                raise ValueError(f"channels and attention need one entry a resolution, got {len(self.channels)} and {len(here)}.")
+        for channels in sorted(self.attended()):
+            if channels % (self.head_width or self.heads):
+                heads = f"heads of {self.head_width} channels" if self.head_width else f"{self.heads} heads"
+                raise ValueError(f"{heads} do not divide the channels {self.channels} where there is attention.")
+
+    @property
+    def attention_on_the_way_up(self) -> tuple[bool, ...]:
+        """Whether self-attention follows the blocks of a resolution on the way up."""
+        return self.attention if self.attention_up is None else self.attention_up
+
+    def attended(self) -> set[int]:
+        """The numbers of channels on which there is attention."""
+        either = zip(self.channels, self.attention, self.attention_on_the_way_up, strict=True)
+        return {c for c, down, up in either if down or up} | ({self.channels[-1]} if any(self.middle) else set())
+
+    def heads_of(self, channels: int) -> int:
+        """How many heads attend on so many channels."""
+        return channels // self.head_width if self.head_width else self.heads
+
+    def norm(self, channels: int, groups: int | None = None) -> nn.GroupNorm:
+        """The normalisation of so many channels, in at most so many groups."""
+        most = min(groups or self.groups, channels)
+        return nn.GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels, self.eps)
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3×3 convolutions and a residual; the condition scales and shifts the second."""
+    """Two normalised 3×3 convolutions and a residual; the condition enters between them."""
 
-    def __init__(self, inward: int, outward: int, condition: int, *, dims: int, dropout: float) -> None:
+    def __init__(self, inward: int, outward: int, condition: int, layout: UNetLayout, *, dims: int) -> None:
         """Builds the block."""
         super().__init__()
         conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
-        self.norm1 = nn.GroupNorm(_groups(inward), inward)
+        self.scales = layout.scales
+        self.norm1 = layout.norm(inward)
         self.conv1 = conv(inward, outward, 3, padding=1)
-        self.modulation = nn.Linear(condition, 2 * outward)
-        self.norm2 = nn.GroupNorm(_groups(outward), outward)
-        self.dropout = nn.Dropout(dropout)
+        self.modulation = nn.Linear(condition, 2 * outward if self.scales else outward)
+        self.norm2 = layout.norm(outward)
+        self.dropout = nn.Dropout(layout.dropout)
         self.conv2 = zeroed(conv(outward, outward, 3, padding=1))
         self.skip = nn.Identity() if inward == outward else conv(inward, outward, 1)
 
-    def forward(self, x: Float[Tensor, "b c *size"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b d *size"]:
-        """x + f(x, condition)."""
-        h = self.conv1(nn.functional.silu(self.norm1(x)))
-        scale, shift = self.modulation(condition).reshape(len(x), -1, *(1,) * (x.ndim - 2)).chunk(2, dim=1)
-        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return self.skip(x) + self.conv2(self.dropout(nn.functional.silu(h)))
+    def forward(
+        self, x: Float[Tensor, "b c *size"], condition: Float[Tensor, "b e"], resize: Callable[[Tensor], Tensor] = lambda x: x
+    ) -> Float[Tensor, "b d *sized"]:
+        """resize(x) + f(x, condition), f resizing before its first convolution."""
+        h = self.conv1(resize(nn.functional.silu(self.norm1(x))))
+        modulation = self.modulation(condition).reshape(len(x), -1, *(1,) * (x.ndim - 2))
+        if self.scales:
+            scale, shift = modulation.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(h + modulation)
+        return self.skip(resize(x)) + self.conv2(self.dropout(nn.functional.silu(h)))
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention over all positions, and a residual."""
 
-    def __init__(self, channels: int, heads: int, *, dims: int) -> None:
-        """Builds the block."""
+    def __init__(self, channels: int, layout: UNetLayout, *, dims: int, groups: int | None = None) -> None:
+        """Builds the block; with 0 groups it has no normalisation."""
         super().__init__()
         conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
-        self.heads = heads
-        self.norm = nn.GroupNorm(_groups(channels), channels)
+        self.heads = layout.heads_of(channels)
+        self.norm = nn.Identity() if groups == 0 else layout.norm(channels, groups)
         self.qkv = conv(channels, 3 * channels, 1)
         self.outward = zeroed(conv(channels, channels, 1))
 
@@ -71,80 +157,108 @@ class Stage(nn.Module):
         return self.attention(self.block(x, condition))
 
 
+class Shrink(nn.Module):
+    """To half the resolution, rounded up."""
+
+    def __init__(self, channels: int, condition: int, layout: UNetLayout, *, dims: int) -> None:
+        """Builds what `layout.resample` names."""
+        super().__init__()
+        conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
+        self.pads_end = layout.pads_end
+        self.conv = conv(channels, channels, 3, stride=2, padding=0 if self.pads_end else 1) if layout.resample == "conv" else None
+        self.block = ResBlock(channels, channels, condition, layout, dims=dims) if layout.resample == "block" else None
+
+    def forward(self, x: Float[Tensor, "b c *size"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c *half"]:
+        """The smaller map."""
+        if self.conv is not None:
+            return self.conv(nn.functional.pad(x, [p for n in reversed(x.shape[2:]) for p in (n % 2, 1)]) if self.pads_end else x)
+        return _halved(x) if self.block is None else self.block(x, condition, _halved)
+
+
+class Grow(nn.Module):
+    """To the double resolution."""
+
+    def __init__(self, channels: int, condition: int, layout: UNetLayout, *, dims: int) -> None:
+        """Builds what `layout.resample` names."""
+        super().__init__()
+        conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
+        self.conv = conv(channels, channels, 3, padding=1) if layout.resample == "conv" else None
+        self.block = ResBlock(channels, channels, condition, layout, dims=dims) if layout.resample == "block" else None
+
+    def forward(self, x: Float[Tensor, "b c *size"], condition: Float[Tensor, "b e"], size: torch.Size) -> Float[Tensor, "b c *double"]:
+        """The map of this size."""
+        grown = partial(nn.functional.interpolate, size=size, mode="nearest-exact")
+        if self.block is not None:
+            return self.block(x, condition, grown)
+        return grown(x) if self.conv is None else self.conv(grown(x))
+
+
 class UNet(nn.Module):
     """Residual blocks at each resolution going down and up, joined by skips, with self-attention where asked."""
 
     def __init__(
         self,
         shape: tuple[int, ...],
+        layout: UNetLayout | None = None,
         *,
-        channels: Sequence[int] = (64, 128, 128),
-        blocks: int = 2,
-        attention: Sequence[bool] = (False, False, True),
-        heads: int = 4,
         classes: int = 0,
-        dropout: float = 0.0,
         out_channels: int | None = None,
+        features: Features | None = None,
+        given: bool = False,
     ) -> None:
         """Builds the network.
 
         Args:
             shape: of one x: (c, length) or (c, height, width).
-            channels: at each resolution, from the full one down by halves.
-            blocks: residual blocks a resolution.
-            attention: for each resolution, whether self-attention follows its blocks.
-            heads: of the attention; must divide its channels.
+            layout: what it is made of.
             classes: 0 for no labels.
-            dropout: inside the residual blocks, in [0, 1).
             out_channels: c where not given; 2c for a learned variance.
+            features: of the log-SNR; as many `Waves` as the first channels where not given.
+            given: every example must come with a label.
 
         Raises:
-            ValueError: a shape that is not 1-D or 2-D with channels, lists of different lengths, heads that do not divide.
+            ValueError: a shape that is not 1-D or 2-D with channels.
         """
         super().__init__()
         dims = len(shape) - 1
         if dims not in (1, 2):
             raise ValueError(f"UNet takes (c, length) or (c, height, width), got shape {shape}; for points use MLP.")
-        if len(attention) != len(channels):
-            raise ValueError(f"channels and attention need one entry a resolution, got {len(channels)} and {len(attention)}.")
-        if any(c % heads for c, here in zip(channels, attention, strict=True) if here) or channels[-1] % heads:
-            raise ValueError(f"{heads} heads do not divide the channels {tuple(channels)} where there is attention.")
-        conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
-        width = 4 * channels[0]
-        res = lambda inward, outward: ResBlock(inward, outward, width, dims=dims, dropout=dropout)  # noqa: E731
-        attend_at = lambda i: SelfAttention(channels[i], heads, dims=dims) if attention[i] else nn.Identity()  # noqa: E731
-        last = len(channels) - 1
+        self.layout = layout = layout or UNetLayout()
+        channels, conv = layout.channels, (nn.Conv1d, nn.Conv2d)[dims - 1]
+        width = layout.width or 4 * channels[0]
+        res = lambda inward, outward: ResBlock(inward, outward, width, layout, dims=dims)  # noqa: E731
+        attend_on = lambda c, here, groups=None: SelfAttention(c, layout, dims=dims, groups=groups) if here else nn.Identity()  # noqa: E731
 
-        self.condition = Condition(width, classes)
+        self.condition = Condition(width, classes, features or Waves(channels[0]), given=given)
         self.stem = conv(shape[0], channels[0], 3, padding=1)
         self.down, self.shrink, self.up, self.grow = nn.ModuleList(), nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips, now = [channels[0]], channels[0]
-        for i, c in enumerate(channels):
+        for i, (c, here) in enumerate(zip(channels, layout.attention, strict=True)):
             stage = nn.ModuleList()
-            for _ in range(blocks):
-                stage.append(Stage(res(now, c), attend_at(i)))
+            for _ in range(layout.blocks):
+                stage.append(Stage(res(now, c), attend_on(c, here)))
                 skips.append(now := c)
             self.down.append(stage)
-            if i < last:
-                self.shrink.append(conv(c, c, 3, stride=2, padding=1))
+            if i < len(channels) - 1:
+                self.shrink.append(Shrink(c, width, layout, dims=dims))
                 skips.append(c)
-        self.middle = nn.ModuleList([Stage(res(now, now), SelfAttention(now, heads, dims=dims)), res(now, now)])
-        for i, c in reversed(list(enumerate(channels))):
+        self.middle = nn.ModuleList(Stage(res(now, now), attend_on(now, here, layout.middle_groups)) for here in layout.middle)
+        for i, (c, here) in reversed(list(enumerate(zip(channels, layout.attention_on_the_way_up, strict=True)))):
             stage = nn.ModuleList()
-            for _ in range(blocks + 1):
-                stage.append(Stage(res(now + skips.pop(), c), attend_at(i)))
+            for _ in range(layout.blocks + 1):
+                stage.append(Stage(res(now + skips.pop(), c), attend_on(c, here)))
                 now = c
             self.up.append(stage)
             if i > 0:
-                self.grow.append(conv(c, c, 3, padding=1))
-        self.norm = nn.GroupNorm(_groups(now), now)
+                self.grow.append(Grow(c, width, layout, dims=dims))
+        self.norm = layout.norm(now)
         self.head = zeroed(conv(now, out_channels or shape[0], 3, padding=1))
 
     def hidden(self) -> Iterator[nn.Parameter]:
         """The convolutions between the stem and the head, for optimisers that treat them apart."""
         for part in (self.down, self.shrink, self.middle, self.up, self.grow):
-            for name, weight in part.named_parameters():
-                if weight.ndim > 2 and "modulation" not in name:
+            for weight in part.parameters():
+                if weight.ndim > 2:
                     yield weight
 
     def forward(
@@ -157,17 +271,17 @@ class UNet(nn.Module):
             for block in cast(nn.ModuleList, stage):
                 skips.append(h := block(h, condition))
             if i < len(self.shrink):
-                skips.append(h := self.shrink[i](h))
+                skips.append(h := self.shrink[i](h, condition))
         for block in self.middle:
             h = block(h, condition)
         for i, stage in enumerate(self.up):
             for block in cast(nn.ModuleList, stage):
                 h = block(torch.cat([h, skips.pop()], dim=1), condition)
             if i < len(self.grow):
-                h = self.grow[i](nn.functional.interpolate(h, size=skips[-1].shape[2:], mode="nearest-exact"))
+                h = self.grow[i](h, condition, skips[-1].shape[2:])
         return self.head(nn.functional.silu(self.norm(h)))
 
 
-def _groups(channels: int) -> int:
-    """32 groups, or the most that divide the channels."""
-    return next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
+def _halved(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *half"]:
+    """The mean of each two (or two by two) entries; of fewer at an odd end."""
+    return (nn.functional.avg_pool1d, nn.functional.avg_pool2d)[x.ndim - 3](x, 2, ceil_mode=True)

@@ -45,27 +45,29 @@ class MLPNet(Options):
 
 
 class UNetNet(Options):
-    """`nets.UNet`."""
+    """`nets.UNet`, by the names of `nets.UNetLayout`."""
 
     kind: Literal["unet"] = "unet"
     channels: tuple[Size, ...] = Field(default=(64, 128, 128), min_length=1)
     blocks: int = Field(default=2, ge=1)
     attention: tuple[bool, ...] = (False, False, True)
+    attention_up: tuple[bool, ...] | None = None
+    middle: tuple[bool, ...] = (True, False)
     heads: int = Field(default=4, ge=1)
+    head_width: int | None = Field(default=None, ge=1)
+    groups: int = Field(default=32, ge=1)
+    middle_groups: int | None = Field(default=None, ge=0)
+    eps: float = Field(default=1e-5, gt=0)
+    scales: bool = True
+    resample: Literal["conv", "pool", "block"] = "conv"
+    pads_end: bool = False
+    width: int | None = Field(default=None, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, shape: tuple[int, ...], classes: int, out_channels: int | None = None) -> torch.nn.Module:
         """The network for data of this shape."""
-        return nets.UNet(
-            shape,
-            channels=self.channels,
-            blocks=self.blocks,
-            attention=self.attention,
-            heads=self.heads,
-            classes=classes,
-            dropout=self.dropout,
-            out_channels=out_channels,
-        )
+        layout = nets.UNetLayout(**self.model_dump(exclude={"kind"}))
+        return nets.UNet(shape, layout, classes=classes, out_channels=out_channels)
 
 
 class DiTNet(Options):
