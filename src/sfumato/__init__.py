@@ -1,6 +1,6 @@
 """sfumato trains, samples, guides, measures and explains diffusion models on your own data."""
 
-from sfumato import data, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, verify
+from sfumato import data, doctor, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, verify
 from sfumato.classifier import Classifier
 from sfumato.denoiser import Cond, Denoiser, Predictor
 from sfumato.noise import normal_like, row_generators
@@ -17,7 +17,7 @@ from sfumato.prediction import (
     x0_target,
 )
 from sfumato.process import Normal
-from sfumato.run import Run, load
+from sfumato.run import Run
 from sfumato.sample import Flowed, Moment, Step, encode_decode, flow, grid, interpolate, invert, progressive, sample, slerp, spacing, steps
 from sfumato.schedule import (
     VE,
@@ -35,6 +35,7 @@ from sfumato.schedule import (
     ve_scales,
     vp_scales,
 )
+from sfumato.train.kinds import load
 from sfumato.train.posthoc import reconstruct_ema
 from sfumato.tune import BoundCosts, Fitted, Tuned, bound_costs, tune, tune_bound
 
@@ -71,6 +72,7 @@ __all__ = [
     "Tuned",
     "bound_costs",
     "data",
+    "doctor",
     "edm_target",
     "encode_decode",
     "eps_target",

@@ -105,6 +105,10 @@ class Run:
         """Where its network lives."""
         return next(self.denoiser.parameters()).device
 
+    def to(self, device: torch.device) -> None:
+        """Moves its network."""
+        self.denoiser.to(device)
+
     @property
     def predictor(self) -> Predictor:
         """The averaged network as a `Predictor`."""

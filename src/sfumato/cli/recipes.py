@@ -6,7 +6,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sfumato.train.recipe import load_recipe, recipe_names
+from sfumato.train.kinds import load_recipe, model_of, steps_of
+from sfumato.train.recipe import recipe_names
 
 
 def recipes(
@@ -20,11 +21,11 @@ def recipes(
     if name is not None:
         typer.echo(load_recipe(name, ["data.path=DATA"] if name in NEED_PATH else []).to_yaml())
         return
-    table = Table("recipe", "network", "steps", "what it trains on", box=None)
+    table = Table("recipe", "model", "steps", "what it trains on", box=None)
     for each in recipe_names():
         recipe = load_recipe(each, ["data.path=DATA"] if each in NEED_PATH else [])
-        table.add_row(each, recipe.net.kind, str(recipe.training.steps), recipe.about)
+        table.add_row(each, model_of(recipe), str(steps_of(recipe)), recipe.about)
     Console().print(table)
 
 
-NEED_PATH = ("cifar10", "datasaurus", "folder")
+NEED_PATH = ("cifar10", "cifar100", "datasaurus", "datasets", "folder", "ldm", "ldm-flowers", "table")

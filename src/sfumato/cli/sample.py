@@ -7,11 +7,13 @@ import torch
 import typer
 
 from sfumato.cli.progress import reporter
-from sfumato.run import Samples, check_target, load
+from sfumato.run import Run, Samples, check_target
 from sfumato.runtime import keep_memory
 from sfumato.train.classifier import load as load_classifier
 from sfumato.train.engine import Engine
+from sfumato.train.kinds import load
 from sfumato.train.recipe import SAMPLERS
+from sfumato.train.vae import VAERun
 
 
 def sample(
@@ -44,34 +46,32 @@ def sample(
             raise ValueError(f"{name} must be at least {least}, got {number}.")
     if forward and out.suffix != ".gif":
         raise ValueError(f"--forward draws a moving picture, so --out must end in .gif, got {out}.")
+    asked = {"steps": steps, "labels": chosen, "guidance": guidance, "sampler": sampler, "classifier": judge}
+    if isinstance(run, VAERun):
+        given = [name for name, value in asked.items() if value is not None] + ["out …gif"] * (out.suffix == ".gif")
+        if given:
+            raise ValueError(f"{model} is a VAE, which is drawn in one pass without classes; leave out --{', --'.join(given)}.")
+        asked = {}
     check_target(out, is_image=run.form.is_image, has_picture=run.has_picture)
     keep_memory()
     engine = Engine.begin()
-    run.denoiser.to(engine.device)
+    run.to(engine.device)
     if out.suffix == ".gif" and not engine.is_main:
         pass  # one process draws it
     elif forward:
+        if not isinstance(run, Run):
+            raise ValueError(f"--forward draws the noise on pixels, but {model} noises latents; leave --forward out.")
         dataset = run.recipe.data.load()
         rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
         out.parent.mkdir(parents=True, exist_ok=True)
         run.forward_gif(out, dataset.batch(rows)[0], seed=seed)
     elif out.suffix == ".gif":
-        run.reverse_gif(out, count, labels=chosen, seed=seed, steps=steps, guidance=guidance, sampler=sampler, classifier=judge)
+        assert not isinstance(run, VAERun)
+        run.reverse_gif(out, count, seed=seed, **asked)
     else:
         rows = engine.share(count)
         with reporter("sampling", rows.stop - rows.start, unit="samples", quiet=not engine.is_main) as report:
-            part = run.sample(
-                count,
-                steps=steps,
-                labels=chosen,
-                seed=seed,
-                guidance=guidance,
-                sampler=sampler,
-                classifier=judge,
-                batch=batch,
-                rows=rows,
-                on_batch=report,
-            )
+            part = run.sample(count, seed=seed, batch=batch, rows=rows, on_batch=report, **asked)
         samples = Samples(engine.gather(part.values), None if part.labels is None else engine.gather(part.labels))
         if engine.is_main:
             samples.save(out, columns=run.columns(chosen))

@@ -9,8 +9,7 @@ from sfumato.cli.progress import reporter
 from sfumato.cli.stopping import stoppable
 from sfumato.runtime import keep_memory
 from sfumato.train.engine import Engine
-from sfumato.train.loop import train as train_recipe
-from sfumato.train.recipe import load_recipe
+from sfumato.train.kinds import load_recipe, steps_of, train_of
 
 
 def train(
@@ -31,9 +30,9 @@ def train(
     out = out or Path("runs") / Path(recipe).stem
     keep_memory()
     options, is_main = resolved.training, Engine.begin().is_main
-    progress = reporter("training", options.steps, unit="images", per=options.batch, quiet=not is_main)
+    progress = reporter("training", steps_of(resolved), unit="images", per=options.batch, quiet=not is_main)
     with stoppable() as should_stop, progress as report:
-        train_recipe(
+        train_of(resolved)(
             resolved,
             out,
             resume=resume,

@@ -422,7 +422,10 @@ def load_recipe(source: str | Path, changes: Sequence[str] = (), *, steps: int |
     Raises:
         ValueError: an unknown name (the nearest is named), a file that is no recipe, a change that does not fit.
     """
-    return resolve(Recipe, read_tree(source), changes, steps=steps, source=str(source))
+    tree = read_tree(source)
+    if isinstance(tree.get("model"), dict):
+        raise ValueError(f"{source} is for a model of kind {tree['model'].get('kind')}; this is for recipes of plain denoisers.")
+    return resolve(Recipe, tree, changes, steps=steps, source=str(source))
 
 
 def resolve(model: type[Model], tree: dict[str, Any], changes: Sequence[str] = (), *, steps: int | None = None, source: str) -> Model:

@@ -1,0 +1,67 @@
+"""How a training begins: its data, their form, the papers of its folder; for every kind of model but the plain denoiser."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
+
+from sfumato.data import Dataset
+from sfumato.form import Form
+from sfumato.train.data_options import Data
+from sfumato.train.engine import Engine
+from sfumato.train.folder import begin, manifest_of, refuse_other_data
+from sfumato.train.loop import standard_deviation
+from sfumato.train.options import Options
+from sfumato.train.recipe import Training
+
+
+@runtime_checkable
+class HasData(Protocol):
+    """What a recipe of any kind has."""
+
+    @property
+    def data(self) -> Data:
+        """What it is trained on."""
+        ...
+
+    @property
+    def training(self) -> Training:
+        """How."""
+        ...
+
+
+R = TypeVar("R", bound=Options)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a training begins with."""
+
+    engine: Engine
+    dataset: Dataset
+    examples: Dataset
+    held_out: Dataset | None
+    form: Form
+    papers: dict[str, str]  # to be written before the first step of a new run; none of one that goes on
+
+
+def opening(recipe: R, out: Path, *, resume: bool, read: Callable[[Path], R], say: Callable[[str], None]) -> Opening:
+    """Loads and divides the data, and looks at the folder.
+
+    Raises:
+        ValueError: `out` holds a run already, or a run of another recipe or of other data; data that cannot be trained on.
+    """
+    assert isinstance(recipe, HasData)
+    options, engine = recipe.training, Engine.begin()
+    has_run = begin(recipe, out, resume=resume or engine.was_restarted, read=read)
+    dataset = recipe.data.load()
+    if dataset.skipped:
+        say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
+    examples, held_out = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
+    form = Form(dataset.shape, dataset.classes, dataset.scaling, standard_deviation(examples))
+    manifest = manifest_of(recipe, options, dataset, form, engine)
+    if has_run:
+        form = refuse_other_data(manifest, out)
+    papers = {} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()}
+    return Opening(engine, dataset, examples, held_out, form, papers)
