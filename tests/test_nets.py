@@ -13,7 +13,7 @@ CASES = {
     "mlp": (lambda: sf.nets.MLP((2,), width=32, depth=2, classes=3), (2,)),
     "unet-2d": (lambda: sf.nets.UNet((3, 17, 22), Layout(**SMALL), classes=3), (3, 17, 22)),
     "unet-1d": (lambda: sf.nets.UNet((2, 33), Layout(channels=(16, 32, 32), blocks=1), classes=3), (2, 33)),
-    "unet-pool": (lambda: sf.nets.UNet((3, 17, 22), Layout(**SMALL, resample="pool", scales=False), classes=3), (3, 17, 22)),
+    "unet-pool": (lambda: sf.nets.UNet((3, 17, 22), Layout(**SMALL, resample="pool", scales=False, groups=8), classes=3), (3, 17, 22)),
     "unet-block": (lambda: sf.nets.UNet((3, 17, 22), Layout(**SMALL, resample="block", middle=(False,)), classes=3), (3, 17, 22)),
     "unet-end": (lambda: sf.nets.UNet((3, 17, 22), Layout(**SMALL, pads_end=True, attention_up=(True, False)), classes=3), (3, 17, 22)),
     "dit-2d": (lambda: sf.nets.DiT((3, 17, 22), patch=4, width=48, depth=2, heads=3, classes=3), (3, 17, 22)),

@@ -122,7 +122,7 @@ class Condition(nn.Module):
             given: refuse examples without a label.
         """
         super().__init__()
-        self.classes = classes
+        self.classes, self.given = classes, given
         self.features = features or Waves(width - width % 2)
         self.level = nn.Sequential(nn.Linear(self.features.size, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(classes + (not given), width) if classes else None
@@ -139,14 +139,16 @@ class Condition(nn.Module):
         if self.label is not None:
             labels = torch.full_like(log_snr, -1, dtype=torch.long) if cond is None or "labels" not in cond else cond["labels"]
             if not torch.compiler.is_compiling():
-                if bool(((labels < -1) | (labels >= self.classes)).any()):
-                    raise ValueError(f"labels must lie in 0 … {self.classes - 1} (or be -1 for none), got {labels.min()} to {labels.max()}.")
-                if self.label.num_embeddings == self.classes and bool((labels < 0).any()):
-                    raise ValueError(
-                        f'this network was never trained without a label; pass cond={{"labels": …}} with one in 0 … {self.classes - 1} a row.'
-                    )
+                self._refuse(labels)
             vector = vector + self.label(torch.where(labels < 0, self.classes, labels))
         return nn.functional.silu(vector)
+
+    def _refuse(self, labels: Tensor) -> None:
+        last = self.classes - 1
+        if bool(((labels < -1) | (labels > last)).any()):
+            raise ValueError(f"labels must lie in 0 … {last} (or be -1 for none), got {labels.min()} to {labels.max()}.")
+        if self.given and bool((labels < 0).any()):
+            raise ValueError(f'this network was never trained without a label; pass cond={{"labels": …}}, one in 0 … {last} a row.')
 
 
 def zeroed(layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> nn.Linear | nn.Conv1d | nn.Conv2d:

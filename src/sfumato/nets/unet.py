@@ -8,7 +8,7 @@ returns to the size of the skip it meets, so odd and non-square inputs need no p
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -32,9 +32,8 @@ class UNetLayout:
         groups: of each normalisation, or the most below that divide the channels.
         middle_groups: of the middle's attention, where they differ; 0 leaves its input as it is.
         eps: of the normalisations.
-        scales: the condition scales and shifts the second normalisation; false adds it before.
-        resample: a strided convolution and a convolution after doubling, or averages of two and repetition, alone ("pool") or inside a
-            residual block ("block").
+        scales: the condition scales and shifts the second normalisation; false adds it before, where a group of one channel forgets it.
+        resample: "conv" is a strided convolution, and one after doubling; "pool" averages and repeats, "block" does so in a residual block.
         pads_end: the strided convolution's zeros lie after the end, as in TensorFlow, rather than around (where the size is even).
         width: of the condition's vector; four times the first channels where not given.
         dropout: inside the residual blocks, in [0, 1).
@@ -54,7 +53,7 @@ class UNetLayout:
     middle_groups: int | None = None
     eps: float = 1e-5
     scales: bool = True
-    resample: Literal["conv", "pool", "block"] = "conv"
+    resample: str = "conv"
     pads_end: bool = False
     width: int | None = None
     dropout: float = 0.0
