@@ -57,7 +57,7 @@ class Life:
 
     def end(self) -> int:
         """Waits for its end: the exit code, or minus the signal."""
-        self.process.join(120)
+        self.process.join(300)
         assert self.process.exitcode is not None, f"still running: {self.said.read_text()}"
         return self.process.exitcode
 
