@@ -108,3 +108,8 @@ def test_v_is_exact_at_both_ends(alpha, sigma):
     x0, eps, level = torch.randn(5), torch.randn(5), sf.Level(torch.tensor(alpha), torch.tensor(sigma))
     p = sf.Prediction.solve(sf.Prediction(x0, eps).v(level), alpha * x0 + sigma * eps, level, sf.v_target)
     torch.testing.assert_close((p.x0, p.eps), (x0, eps))
+
+
+def test_the_data_deviation_of_the_edm_target_goes_by_name():
+    with pytest.raises(TypeError, match="positional argument"):
+        sf.edm_target(sf.Cosine().level(0.5), 0.7)

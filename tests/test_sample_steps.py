@@ -207,6 +207,15 @@ def test_annealed_langevin_has_the_variance_of_its_recursion(scales):
     torch.testing.assert_close(torch.tensor(variance_error), (variance - exact).abs())
 
 
+def test_the_default_corrector_has_the_signal_to_noise_ratio_of_the_paper():
+    """Drift over noise, where the score is as long as noise / sigma is: 0.16. Song et al. (2021), alg. 5, arXiv:2011.13456."""
+    level, corrector, x, z = sf.Cosine().level(0.5), sf.steps.PredictorCorrector().corrector, torch.zeros(1, 1000), torch.randn(1, 1000)
+    says = lambda eps: lambda x_t, level, cond=None: sf.Prediction(x_t, eps)  # noqa: E731
+    moved = corrector.correct(says(z), x, level, torch.Generator().manual_seed(0))
+    noise = corrector.correct(says(torch.zeros_like(z)), x, level, torch.Generator().manual_seed(0))
+    assert ((moved - noise).norm() / noise.norm()).item() == pytest.approx(0.16, rel=0.1)
+
+
 def test_langevin_has_the_variance_that_its_step_size_gives():
     """On N(m, c) the stationary variance of x + δ score + sqrt(2 δ) z is c / (1 - δ/(2c)): in closed form, from any start."""
     c, step_size = 0.5, 0.2
