@@ -14,11 +14,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import sfumato as sf
 from sfumato.doctor import Outcome, Plan
 from sfumato.runtime import multiplies_bfloat16
+from sfumato.train import checkpoint
 from sfumato.train.loop import Stopped, train
 from sfumato.train.recipe import load_recipe
 
@@ -90,7 +91,9 @@ class Shelf:
         path.write_text(yaml.safe_dump(tree))
         done: list[int] = []
         try:
-            train(load_recipe(path, changes), out, on_step=lambda step, loss: done.append(step), should_stop=lambda: len(done) == stop_after)
+            train(
+                load_recipe(path, changes), out, on_step=lambda step, loss: done.append(step), should_stop=lambda: len(done) == stop_after
+            )
         except Stopped:
             assert stop_after is not None
         return out
@@ -109,6 +112,16 @@ class Shelf:
         return self.train(DIGITS, "training.rate=1e-9", "training.steps=60", "training.warmup=0", "training.log_every=5")
 
     @cached_property
+    def exploded_run(self) -> Path:
+        """A rate at which the guard gives up."""
+        path, out = self.path(".yaml"), self.path()
+        path.write_text(yaml.safe_dump(DIGITS))
+        changes = ["training.rate=30", "training.warmup=60", "training.steps=120", "training.log_every=5", "training.checkpoint_every=40"]
+        with pytest.raises(FloatingPointError):
+            train(load_recipe(path, changes), out)
+        return out
+
+    @cached_property
     def young_run(self) -> Path:
         """Stopped after a twentieth of its steps."""
         return self.train(DIGITS, stop_after=20)
@@ -117,8 +130,8 @@ class Shelf:
     def memorised_run(self) -> Path:
         """Few examples, many steps."""
         values, _ = digits()
-        return self.train(DIGITS, *self.arrays(values[:60]), "training.batch=48", "training.held_out=0.8", "training.steps=1200",
-                          "training.log_every=60", "training.checkpoint_every=1200")  # fmt: skip
+        return self.train(DIGITS, *self.arrays(values[:60]), "training.batch=48", "training.held_out=0.85", "training.steps=900",
+                          "training.log_every=60", "training.checkpoint_every=900")  # fmt: skip
 
     def copy(self, run: Path) -> Path:
         """A copy to damage."""
@@ -140,7 +153,7 @@ class Shelf:
         """The digits' run with other averaged weights."""
         run = self.copy(self.digits_run)
         (path,) = (run / "checkpoints").glob("*/ema-*.safetensors")
-        save_file({name: change(name, value).contiguous() for name, value in load_file(path).items()}, path)
+        checkpoint.add(path.parent, path.stem, {name: change(name, value) for name, value in load_file(path).items()})
         return Outcome(run, samples=128)
 
 
@@ -209,7 +222,7 @@ def with_bias(name: str, value: torch.Tensor) -> torch.Tensor:
 
 def shaken(amount: float) -> Callable[[str, torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return lambda name, value: value + amount * value.std(unbiased=False) * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+    return lambda name, value: value + amount * value.std(correction=0) * torch.randn(value.shape, generator=generator, dtype=value.dtype)
 
 
 def cut(run: Path) -> Path:
@@ -228,7 +241,7 @@ def with_early_average(shelf: Shelf) -> Outcome:
     (early,) = (shelf.young_run / "checkpoints").glob("*/ema-*.safetensors")
     run = shelf.copy(shelf.digits_run)
     (late,) = (run / "checkpoints").glob("*/ema-*.safetensors")
-    shutil.copy(early, late)
+    checkpoint.add(late.parent, late.stem, load_file(early))
     return Outcome(run, samples=64)
 
 
@@ -292,7 +305,10 @@ RECIPE_FAULTS: dict[str, Callable[[Shelf], Plan]] = {
     "noise-at-the-end": lambda s: s.digits("sampling.log_snr_max=3"),
     "untrained-levels": lambda s: s.digits("objective.times.std=0.2"),
     "blind-target": lambda s: s.digits(
-        "schedule={kind: discrete, zero_terminal: true}", "objective.target=eps", "sampling.log_snr_max=null", "sampling.log_snr_min=null",
+        "schedule={kind: discrete, zero_terminal: true}",
+        "objective.target=eps",
+        "sampling.log_snr_max=null",
+        "sampling.log_snr_min=null",
         "objective.times={kind: uniform}",
     ),
     "few-steps": lambda s: s.digits("sampling.steps=2"),
@@ -321,6 +337,7 @@ RUN_FAULTS: dict[str, Callable[[Shelf], Outcome]] = {
     "other-data": lambda s: with_array_run(s, other_values),
     "data-elsewhere": lambda s: with_array_run(s, Path.unlink),
     "loss-not-finite": lambda s: s.with_curve(turned_nan),
+    "steps-rejected": lambda s: Outcome(s.exploded_run, samples=16),
     "loss-exploded": lambda s: s.with_curve(multiplied(0.7, 5)),
     "loss-spikes": lambda s: s.with_curve(spiked),
     "loss-never-fell": lambda s: Outcome(s.idle_run, samples=64),
@@ -359,24 +376,24 @@ def fashion_files() -> None:
 
 HEALTHY: dict[str, Callable[[Shelf], Subject]] = {
     "recipe digits": lambda s: Plan(load_recipe("digits"), trial_seconds=2),
-    "recipe demo": lambda s: Plan(load_recipe("demo"), trial_seconds=2),
+    "recipe demo": lambda s: Plan(load_recipe("demo"), trial_seconds=1),
     "recipe swiss-roll": lambda s: Plan(load_recipe("swiss-roll", ["data.count=50000"]), trial_seconds=1),
     "recipe checkerboard": lambda s: Plan(load_recipe("checkerboard", ["data.count=50000"]), trial_seconds=1),
-    "recipe fashion": lambda s: (fashion_files(), Plan(load_recipe("fashion"), trial_seconds=2))[1],
-    "recipe flowers": lambda s: Plan(
-        load_recipe("folder", [f"data.path={shared('flowers64.zip')}"]), trial_seconds=2
-    ),
+    "recipe fashion": lambda s: (fashion_files(), Plan(load_recipe("fashion"), trial_seconds=1))[1],
+    "recipe flowers": lambda s: Plan(load_recipe("folder", [f"data.path={shared('flowers64.zip')}"]), trial_seconds=1),
     "recipe datasaurus": lambda s: Plan(load_recipe("datasaurus", [f"data.path={shared('points/datasaurus.tsv')}"]), trial_seconds=1),
     "a folder of PNGs": lambda s: s.folder(colours()),
     "a DDPM of digits": lambda s: s.digits(
-        "schedule={kind: discrete}", "objective={target: eps, weight: eps, times: {kind: uniform}}",
-        "sampling={sampler: ancestral, steps: 250, spacing: trailing, log_snr_max: null, log_snr_min: null}", trial=1,
-    ),  # fmt: skip
+        "schedule={kind: discrete}",
+        "objective={target: eps, weight: eps, times: {kind: uniform}}",
+        "sampling={sampler: ancestral, steps: 250, spacing: trailing, log_snr_max: null, log_snr_min: null}",
+        trial=1,
+    ),
     "an array of series": lambda s: s.toy(*s.arrays(series(4000)), trial=1),
     "run of digits": lambda s: Outcome(s.digits_run, samples=192),
     "run of moons": lambda s: Outcome(s.toy_run, samples=192),
     "zoo:digits": lambda s: Outcome("zoo:digits", samples=128),
-    "zoo:fashion": lambda s: (fashion_files(), Outcome("zoo:fashion", samples=64))[1],
+    "zoo:fashion": lambda s: (fashion_files(), Outcome("zoo:fashion", samples=32))[1],
 }
 
 SKIPPED = {"bfloat16-emulated": multiplies_bfloat16() or torch.cuda.is_available()}

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sfumato import doctor as doctors
+from sfumato.doctor.trial import Trial
 from sfumato.runtime import keep_memory
 from sfumato.train.recipe import load_recipe
 
@@ -26,25 +27,29 @@ def doctor(
     Example: sfumato doctor folder --set data.path=flowers --set data.size=64
     """
     keep_memory()
+    trial, steps = None, 0
     if target.startswith("zoo:") or (Path(target) / "recipe.yaml").is_file():
-        outcome = doctors.Outcome(target, changes or [])
-        findings, forecast = doctors.run(outcome), None
+        findings = doctors.run(target, changes or [])
     else:
         plan = doctors.Plan(load_recipe(target, changes or []))
-        findings, forecast = doctors.recipe(plan), plan.trial
+        findings = doctors.recipe(plan)
+        trial, steps = plan.trial, plan.recipe.training.steps
     if as_json:
-        known = {"findings": [finding.to_json() for finding in findings], "trial": None if forecast is None else asdict(forecast)}
-        typer.echo(json.dumps(known, indent=2, ensure_ascii=False))
+        record = {"findings": [finding.to_json() for finding in findings], "trial": None if trial is None else asdict(trial)}
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
-        if forecast is not None:
-            steps = plan.recipe.training.steps
-            typer.echo(
-                f"On this machine ({forecast.device}): {forecast.seconds_per_step:.3g} s a step, {_clock(steps * forecast.seconds_per_step)} "
-                f"for {steps} steps; {forecast.peak_bytes / 2**30:.1f} GiB at the peak, {forecast.free_bytes / 2**30:.1f} GiB are free."
-            )
-        typer.echo(_report(findings))
+        typer.echo("\n".join([*_forecast(trial, steps), _report(findings)]))
     if any(finding.severity is not doctors.Severity.NOTE for finding in findings):
         raise typer.Exit(1)
+
+
+def _forecast(trial: Trial | None, steps: int) -> list[str]:
+    if trial is None:
+        return []
+    return [
+        f"On this machine ({trial.device}): {trial.seconds_per_step:.3g} s a step, {_clock(steps * trial.seconds_per_step)} for {steps} "
+        f"steps; {trial.peak_bytes / 2**30:.1f} GiB at the peak, {trial.free_bytes / 2**30:.1f} GiB are free."
+    ]
 
 
 def _report(findings: Sequence[doctors.Finding]) -> str:

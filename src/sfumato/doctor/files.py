@@ -10,9 +10,10 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+from sfumato.data.files import MOST_BYTES, read_whole
+from sfumato.data.images import SUFFIXES
+
 MOST = 500  # files opened: shares are known to a few percent
-MOST_BYTES = 1 << 28  # of one file: more is nothing that a loader takes
 T = TypeVar("T")
 
 
@@ -40,10 +41,12 @@ def pictures(path: Path) -> Sequence[Picture]:
 def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        yield from ((str(file.relative_to(path)), file.read_bytes()) for file in _evenly(files) if file.stat().st_size < MOST_BYTES)
+        yield from ((str(file.relative_to(path)), read_whole(file)) for file in _evenly(files) if file.stat().st_size < MOST_BYTES)
     elif path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if Path(info.filename).suffix.lower() in SUFFIXES and info.file_size < MOST_BYTES]
+            members = [
+                info for info in archive.infolist() if Path(info.filename).suffix.lower() in SUFFIXES and info.file_size < MOST_BYTES
+            ]
             yield from ((info.filename, archive.read(info)) for info in _evenly(members))
 
 

@@ -25,6 +25,20 @@ def loss_not_finite(run: Outcome) -> Reading | None:
     )
 
 
+@check("steps-rejected", WARNING, above(0.005, "the guard of a healthy training rejects none; one step in 200 is more than a broken batch"))
+def steps_rejected(run: Outcome) -> Reading | None:
+    """Share of the steps that the guard did not apply: a loss or gradient that was not finite, or had exploded."""
+    kept = [int(path.stem) for path in (run.folder / "rejected").glob("*.npz") if path.stem.isdecimal()]
+    rejected = max(len(kept), sum(int(line.get("rejected", 0)) for line in run.lines))
+    steps = max([*kept, *(int(line["step"]) for line in run.lines)], default=0)
+    return Reading(
+        rejected / max(1, steps),
+        f"{rejected} of {steps} steps were not applied; their batches are in {run.folder / 'rejected'}.",
+        "The steps are too long, or some examples are broken: without the guard the loss would be NaN and the samples black.",
+        f"--set training.rate={run.recipe.training.rate / 4:.1g} --set training.precision=float32, and look at the rejected batches",
+    )
+
+
 @check("loss-exploded", ERROR, above(2, "a curve may end 10% above its lowest point by chance of its batches, not at twice it"))
 def loss_exploded(run: Outcome) -> Reading | None:
     """The last losses over the lowest (medians of three records)."""
@@ -68,9 +82,9 @@ def loss_spikes(run: Outcome) -> Reading | None:
     return Reading(
         float(ratios.max()),
         f"At step {run.records[worst]['step']} the loss is {losses[worst]:.3g}, around it {around[worst]:.3g}.",
-        "A few batches throw the weights far off, and it takes the run a while to come back; a broken example or too long steps.",
-        f"--set training.clip={run.recipe.training.clip / 4:g}, or training.rate={run.recipe.training.rate / 2:.1g}; look at the examples of "
-        "that step",
+        "A few batches throw the weights far off, and it takes the run a while to come back; a broken example, or too long steps.",
+        f"--set training.clip={run.recipe.training.clip / 4:g}, or training.rate={run.recipe.training.rate / 2:.1g}; look "
+        "at the examples of that step",
     )
 
 

@@ -38,7 +38,9 @@ def broken_files(plan: Plan) -> Reading | None:
     )
 
 
-@check("constant-data", ERROR, below(0.01, "a standard deviation of 0.01 in [-1, 1] is 1.3 of 255 grey levels; the darkest real sets have 0.2"))
+@check(
+    "constant-data", ERROR, below(0.01, "a standard deviation of 0.01 in [-1, 1] is 1.3 of 255 grey levels; the darkest real sets have 0.2")
+)
 def constant_data(plan: Plan) -> Reading | None:
     """Standard deviation of all entries of x0 together."""
     if plan.dataset is None:
@@ -99,7 +101,11 @@ def outliers(plan: Plan) -> Reading | None:
     )
 
 
-@check("unlike-scales", WARNING, below(0.03, "one scale serves all channels of a series or an image; below 1:30 a channel is noise to the loss"))
+@check(
+    "unlike-scales",
+    WARNING,
+    below(0.03, "one scale serves all channels of a series or an image; below 1:30 a channel is noise to the loss"),
+)
 def unlike_scales(plan: Plan) -> Reading | None:
     """Standard deviation of the narrowest channel of float data over that of the widest."""
     if plan.dataset is None or plan.dataset.is_image or plan.x0.ndim < 3 or plan.x0.shape[1] < 2:
@@ -108,15 +114,17 @@ def unlike_scales(plan: Plan) -> Reading | None:
     ratio = float(spread.min() / spread.max())
     return Reading(
         ratio,
-        f"Channel {int(spread.argmin())} has a standard deviation of {float(spread.min()):.2g} in x0, channel {int(spread.argmax())} one of "
-        f"{float(spread.max()):.2g}.",
+        f"Channel {int(spread.argmin())} has a standard deviation of {float(spread.min()):.2g} in x0, channel {int(spread.argmax())} "
+        f"one of {float(spread.max()):.2g}.",
         "Arrays of more than two axes are standardised by one number, so the narrow channels drown in the first noise and weigh nothing "
         "in the loss.",
         "Divide each channel by its own standard deviation before saving the array.",
     )
 
 
-@check("floats-for-images", WARNING, above(0, "floats of the shape [n, h, w, 1|3|4] are images with the channels last in every case we know"))
+@check(
+    "floats-for-images", WARNING, above(0, "floats of the shape [n, h, w, 1|3|4] are images with the channels last in every case we know")
+)
 def floats_for_images(plan: Plan) -> Reading | None:
     """Whether float data have the shape of images with their channels last."""
     if plan.dataset is None or plan.dataset.is_image or plan.x0.ndim != 4:
@@ -127,7 +135,8 @@ def floats_for_images(plan: Plan) -> Reading | None:
         f"The values are {plan.dataset.values.dtype} {shape}.",
         "Float tensors have their channels on axis 1: these images would be read as images of "
         f"{shape[1]} channels and {shape[3]} pixels across, and come back as floats.",
-        "Save bytes: np.save(path, (255 * values).round().astype(np.uint8)) for values in [0, 1]; or move the axis: values.transpose(0, 3, 1, 2).",
+        "Save bytes: np.save(path, (255 * values).round().astype(np.uint8)) for values in [0, 1], "
+        "or move the axis: values.transpose(0, 3, 1, 2).",
     )
 
 
@@ -146,14 +155,15 @@ def grey_as_rgb(plan: Plan) -> Reading | None:
     )
 
 
-@check("alpha-channel", WARNING, above(0, "a model of four channels is never what a folder of pictures was meant for"))
+@check("alpha-channel", WARNING, above(0, "who wants transparency asks for four channels"))
 def alpha_channel(plan: Plan) -> Reading | None:
-    """Whether the images have a fourth channel."""
+    """Whether the images have a fourth channel that nobody asked for, or that is constant."""
     if plan.dataset is None or not plan.dataset.is_image:
         return None
-    constant = plan.x0.shape[1] == 4 and float(plan.x0[:, 3].std()) < 1e-6
+    is_fourth = plan.x0.shape[1] == 4
+    constant = is_fourth and float(plan.x0[:, 3].std()) < 1e-6
     return Reading(
-        float(plan.x0.shape[1] == 4),
+        float(is_fourth and (constant or getattr(plan.recipe.data, "channels", None) != 4)),
         f"Images have {plan.x0.shape[1]} channels" + ("; the fourth is constant." if constant else "."),
         "The fourth channel is learnt like a colour, with pixels that nobody sees behind it, and viewers will show samples transparent.",
         "Lay the images on a colour and save three channels: values[..., :3].",
@@ -176,7 +186,11 @@ def copies(plan: Plan) -> Reading | None:
     )
 
 
-@check("near-copies", WARNING, above(0.02, "a tenth of the usual distance to a neighbour is the same picture saved twice; real neighbours stay above a quarter"))
+@check(
+    "near-copies",
+    WARNING,
+    above(0.02, "a tenth of the usual distance to a neighbour is the same picture saved twice; real neighbours stay above a quarter"),
+)
 def near_copies(plan: Plan) -> Reading | None:
     """Share of the examples, exact copies aside, that lie within a tenth of the median distance of nearest neighbours."""
     if plan.dataset is None or math.prod(plan.x0.shape[1:]) < 16 or len(plan.x0) < ENOUGH:
@@ -191,7 +205,11 @@ def near_copies(plan: Plan) -> Reading | None:
     )
 
 
-@check("tiny-set", WARNING, above(400, "the recipes that ship show each example 80 to 100 times; at 400, with more weights than numbers, it is known by heart"))
+@check(
+    "tiny-set",
+    WARNING,
+    above(400, "the recipes that ship show each example 80 to 100 times; at 400, with more weights than numbers, it is known by heart"),
+)
 def tiny_set(plan: Plan) -> Reading | None:
     """How often each example is shown, where the network has more weights than the data have numbers."""
     if plan.dataset is None:
@@ -222,7 +240,11 @@ def batch_above_data(plan: Plan) -> Reading | None:
     )
 
 
-@check("class-imbalance", WARNING, above(20, "Oxford's flowers, thought of as unbalanced, have 6.5; at 20 a class is drawn well a twentieth as often"))
+@check(
+    "class-imbalance",
+    WARNING,
+    above(20, "Oxford's flowers, thought of as unbalanced, have 6.5; at 20 a class is drawn well a twentieth as often"),
+)
 def class_imbalance(plan: Plan) -> Reading | None:
     """Examples of the commonest class over those of the rarest that has any."""
     if plan.dataset is None or plan.labels is None or len(plan.dataset.classes) < 2:
@@ -281,8 +303,8 @@ def empty_labels(plan: Plan) -> Reading | None:
     return Reading(
         score,
         f"Nearest neighbours share their label in {share(agree)} of {len(labels)} cases; chance would give {share(chance)}.",
-        "The labels seem to have nothing to do with the data: a file of labels in another order, perhaps. Conditional samples will be alike "
-        "for all classes.",
+        "The labels seem to have nothing to do with the data: a file of labels in another order, perhaps. Conditional samples will be "
+        "alike for all classes.",
         "Check that labels and values are in the same order; if the classes do differ in something finer, ignore this.",
     )
 
@@ -303,7 +325,11 @@ def flip_changes(plan: Plan) -> Reading | None:
     )
 
 
-@check("clip-cuts-data", WARNING, above(0.001, "images lie within [-1, 1] to the last pixel; standardised data leave it with every third entry"))
+@check(
+    "clip-cuts-data",
+    WARNING,
+    above(0.001, "images lie within [-1, 1] to the last pixel; standardised data leave it with every third entry"),
+)
 def clip_cuts_data(plan: Plan) -> Reading | None:
     """Share of the entries of x0 outside [-1, 1], where sampling clips to it."""
     if plan.dataset is None or not plan.recipe.sampling.clip:

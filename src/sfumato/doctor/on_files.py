@@ -5,6 +5,7 @@ import math
 from sfumato.doctor.check import NOTE, WARNING, Reading, above, check, share
 from sfumato.doctor.files import Picture
 from sfumato.doctor.plan import Plan
+from sfumato.train.data_options import FolderData
 
 
 @check("alpha-on-white", NOTE, above(0, "any transparent pixel is painted over, which the owner should know"))
@@ -17,7 +18,7 @@ def alpha_on_white(plan: Plan) -> Reading | None:
         clear / len(plan.pictures),
         f"{clear} of {len(plan.pictures)} files have transparent pixels.",
         "They are laid on white, so white around things will be part of what is learnt.",
-        "If another ground is wanted, lay the images on it yourself.",
+        "--set data.channels=4 learns the transparency, too; if another ground is wanted, lay the images on it yourself.",
     )
 
 
@@ -31,14 +32,15 @@ def sixteen_bit(plan: Plan) -> Reading | None:
         deep / len(plan.pictures),
         f"{deep} of {len(plan.pictures)} files have 16 bits a channel.",
         "They are rounded to 8 bits: of 65,536 levels 256 stay, and data in a corner of the range (12-bit scans) keep a handful.",
-        "If the fine levels matter, save the images as a float32 array [n, 1, h, w] and take --set data.kind=array --set data.path=FILE.npy.",
+        "If the fine levels matter, save the images as a float32 array [n, 1, h, w] for --set data.kind=array.",
     )
 
 
 @check("cropped-away", WARNING, above(0.2, "a square cut from 5:4 loses 20%; from 4:3, 25%; from 16:9, 44%"))
 def cropped_away(plan: Plan) -> Reading | None:
     """Mean share of an image that is cut away to fit the size."""
-    if not plan.pictures or len(plan.x0.shape) != 4:
+    options = plan.recipe.data
+    if not plan.pictures or not isinstance(options, FolderData) or options.fit != "crop":
         return None
     height, width = plan.x0.shape[2:]
     lost = [_lost(picture, height, width) for picture in plan.pictures]
@@ -50,17 +52,19 @@ def cropped_away(plan: Plan) -> Reading | None:
         mean,
         f"On average {share(mean)} of an image is cut away to fit {width}×{height}; up to {share(max(lost))}.",
         "The centre is kept: heads, feet and whatever stands at the side are never seen, so never drawn.",
-        f"--set data.size='{better}' (height, width) has the images' mean aspect",
+        f"--set data.size='{better}' (height, width) has the images' mean aspect; --set data.fit=pad keeps all of them on white",
     )
 
 
 @check("enlarged", WARNING, above(0.2, "a few small files do no harm; a fifth teaches blur"))
 def enlarged(plan: Plan) -> Reading | None:
     """Share of the image files that are enlarged by more than a tenth to fit the size."""
-    if not plan.pictures or len(plan.x0.shape) != 4:
+    options = plan.recipe.data
+    if not plan.pictures or not isinstance(options, FolderData):
         return None
     height, width = plan.x0.shape[2:]
-    small = sum(picture.width < width / 1.1 or picture.height < height / 1.1 for picture in plan.pictures) / len(plan.pictures)
+    factor = min if options.fit == "pad" else max
+    small = sum(factor(width / picture.width, height / picture.height) > 1.1 for picture in plan.pictures) / len(plan.pictures)
     smallest = min(min(picture.width, picture.height) for picture in plan.pictures)
     return Reading(
         small,

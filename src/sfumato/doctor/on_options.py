@@ -17,7 +17,11 @@ def options_refused(plan: Plan) -> Reading | None:
     return Reading(float(bool(plan.build_refusal)), plan.build_refusal, "Training will refuse this recipe.", "As the sentence says.")
 
 
-@check("signal-in-noise", WARNING, above(1, "at 1 the strongest direction of the data stands one deviation above the noise, which a network sees"))
+@check(
+    "signal-in-noise",
+    WARNING,
+    above(1, "at 1 the strongest direction of the data stands one deviation above the noise, which a network sees"),
+)
 def signal_in_noise(plan: Plan) -> Reading | None:
     """SNR of the strongest direction of the data (mostly the mean brightness) in x_t where sampling begins."""
     if not plan.levels or not math.isfinite(float(plan.levels[0].sigma)) or float(plan.levels[0].sigma) == 0:
@@ -36,14 +40,18 @@ def signal_in_noise(plan: Plan) -> Reading | None:
         change += f" --set sampling.log_snr_min={least}" if plan.recipe.sampling.log_snr_min is not None else ""
     return Reading(
         kept,
-        f"Sampling begins at log-SNR {log_snr(plan.levels[0]):.1f} nats, where the strongest direction of these data has an SNR of {kept:.2g}.",
+        f"Sampling begins at log-SNR {log_snr(plan.levels[0]):.1f} nats, where the data's strongest direction has an SNR of {kept:.2g}.",
         "Training shows the network x_T with the brightness of the data still in it, sampling begins from noise without: samples come out "
         "of medium brightness, washed out. The larger the images, the more noise is needed.",
         change,
     )
 
 
-@check("noise-at-the-end", WARNING, above(0.08, "a deviation of 0.08 of the data's is 7 grey levels; the schedules of the papers end at 0.003 to 0.02"))
+@check(
+    "noise-at-the-end",
+    WARNING,
+    above(0.08, "a deviation of 0.08 of the data's is 7 grey levels; the schedules of the papers end at 0.003 to 0.02"),
+)
 def noise_at_the_end(plan: Plan) -> Reading | None:
     """Noise of the cleanest level, sigma/alpha, in standard deviations of the data."""
     if plan.form is None:
@@ -61,7 +69,11 @@ def noise_at_the_end(plan: Plan) -> Reading | None:
     )
 
 
-@check("untrained-levels", WARNING, above(3, "networks continue for a nat or two beyond what they saw; the recipes that ship leave under 2"))
+@check(
+    "untrained-levels",
+    WARNING,
+    above(4.5, "at the noisy end networks continue for some nats beyond what they saw; the recipes that ship leave under 1"),
+)
 def untrained_levels(plan: Plan) -> Reading | None:
     """Nats of log-SNR that sampling visits beyond the outermost level that the whole training draws."""
     if len(plan.levels) < 2:
@@ -93,7 +105,9 @@ def blind_target(plan: Plan) -> Reading | None:
     )
 
 
-@check("few-steps", WARNING, below(5, "second-order methods need about 8 steps for a picture, 5 for a likeness; fewer is for distilled models"))
+@check(
+    "few-steps", WARNING, below(5, "second-order methods need about 8 steps for a picture, 5 for a likeness; fewer is for distilled models")
+)
 def few_steps(plan: Plan) -> Reading | None:
     """Sampling steps."""
     steps = plan.recipe.sampling.steps
@@ -144,7 +158,11 @@ def warm_up_too_long(plan: Plan) -> Reading | None:
     )
 
 
-@check("no-checkpoint-on-the-way", WARNING, above(1, "the last step always writes one, so up to the run's length is a choice; beyond it a slip"))
+@check(
+    "no-checkpoint-on-the-way",
+    WARNING,
+    above(1, "the last step always writes one, so up to the run's length is a choice; beyond it a slip"),
+)
 def no_checkpoint_on_the_way(plan: Plan) -> Reading | None:
     """training.checkpoint_every over the run's length."""
     training = plan.recipe.training
@@ -156,7 +174,11 @@ def no_checkpoint_on_the_way(plan: Plan) -> Reading | None:
     )
 
 
-@check("guidance-untaught", WARNING, below(0.02, "Ho & Salimans drop 10% to 20% of the labels; below 2% the unconditional model is an afterthought"))
+@check(
+    "guidance-untaught",
+    WARNING,
+    below(0.02, "Ho & Salimans drop 10% to 20% of the labels; below 2% the unconditional model is an afterthought"),
+)
 def guidance_untaught(plan: Plan) -> Reading | None:
     """Share of the labels that training drops, or keeps if that is less, where sampling is guided by them."""
     training, sampling = plan.recipe.training, plan.recipe.sampling
@@ -171,7 +193,11 @@ def guidance_untaught(plan: Plan) -> Reading | None:
     )
 
 
-@check("guidance-too-strong", WARNING, above(8, "guidance of pixels is useful from 1 to 4; 7.5 is a habit of latent models; beyond 8 colours saturate"))
+@check(
+    "guidance-too-strong",
+    WARNING,
+    above(8, "guidance of pixels is useful from 1 to 4; 7.5 is a habit of latent models; beyond 8 colours saturate"),
+)
 def guidance_too_strong(plan: Plan) -> Reading | None:
     """sampling.guidance."""
     scale = plan.recipe.sampling.guidance
@@ -204,7 +230,7 @@ def bound_of_floats(plan: Plan) -> Reading | None:
     return Reading(
         outside,
         f"{share(outside)} of the entries of x0 lie outside [-1, 1].",
-        f"objective.loss={plan.recipe.objective.loss} gives a likelihood to {plan.recipe.objective.values} values in [-1, 1]; for these data "
-        "it has none.",
+        f"objective.loss={plan.recipe.objective.loss} gives a likelihood to {plan.recipe.objective.values} values in [-1, 1]; for these "
+        "data it has none.",
         "--set objective.loss=simple --set objective.variance=fixed",
     )

@@ -21,12 +21,15 @@ def samples_not_finite(run: Outcome) -> Reading | None:
     )
 
 
-@check("saturated", WARNING, above(0.12, "healthy samples have the data's share within 5%; pixels at the ends come from too strong guidance"))
+@check(
+    "saturated", WARNING, above(0.12, "healthy samples have the data's share within 5%; pixels at the ends come from too strong guidance")
+)
 def saturated(run: Outcome) -> Reading | None:
     """Share of the samples' pixels within two levels of black or white (of entries beyond the data's range), less the data's."""
     if not run.is_comparable:
         return None
-    assert run.samples is not None and run.run is not None
+    assert run.samples is not None
+    assert run.run is not None
     if run.run.form.is_image:
         at_end = lambda x: float((x.abs() > 1 - 2.5 / 127.5).double().mean())  # noqa: E731
     else:
@@ -38,7 +41,7 @@ def saturated(run: Outcome) -> Reading | None:
         ours - theirs,
         f"{share(ours)} of the samples' entries are {where}, {share(theirs)} of the data's.",
         "x0 is driven out of the range of the data and cut off: glaring samples.",
-        f"--guidance {max(1.0, run.recipe.sampling.guidance / 2):g}, more --steps; the weights need no change if the losses by level are sound",
+        f"--guidance {max(1.0, run.recipe.sampling.guidance / 2):g}, more --steps; the weights may stay if the losses by level are sound",
     )
 
 
@@ -53,13 +56,13 @@ def colour_shift(run: Outcome) -> Reading | None:
     worst = int(shift.abs().argmax())
     return Reading(
         float(shift.abs().max()),
-        f"Channel {worst} is {abs(float(shift[worst])):.2f} standard deviations {'higher' if shift[worst] > 0 else 'lower'} than in the data.",
+        f"Channel {worst} is {abs(float(shift[worst])):.2f} deviations {'higher' if shift[worst] > 0 else 'lower'} than in the data.",
         "Samples have a cast: too little noise where sampling begins, an average that lags, or too short a training at the noisy levels.",
         "--sampler ancestral --steps 100 tells whether it is the sampler; if not, train longer",
     )
 
 
-@check("collapsed", WARNING, below(0.6, "healthy samples have 0.8 to 1.1 of the data's variance"))
+@check("collapsed", WARNING, below(0.7, "healthy samples have 0.8 to 1.1 of the data's variance"))
 def collapsed(run: Outcome) -> Reading | None:
     """Variance between samples over that between examples, summed over entries."""
     if not run.is_comparable:
@@ -74,7 +77,7 @@ def collapsed(run: Outcome) -> Reading | None:
     )
 
 
-@check("samples-alike", WARNING, below(0.6, "healthy samples lie 0.8 to 1.3 times as far from each other as examples do"))
+@check("samples-alike", WARNING, below(0.7, "healthy samples lie 0.8 to 1.3 times as far from each other as examples do"))
 def samples_alike(run: Outcome) -> Reading | None:
     """Median distance from a sample to the nearest other, over the same among as many examples."""
     if not run.is_comparable or run.run is None or len(run.real) < 2:
@@ -90,7 +93,7 @@ def samples_alike(run: Outcome) -> Reading | None:
     )
 
 
-@check("blurred", WARNING, below(0.5, "healthy samples have 0.8 to 1.3 of the data's steps between neighbouring pixels"))
+@check("blurred", WARNING, below(0.6, "healthy samples have 0.8 to 1.3 of the data's steps between neighbouring pixels"))
 def blurred(run: Outcome) -> Reading | None:
     """Mean square of the steps between neighbouring pixels, over the data's."""
     if (ratio := _roughness(run)) is None:
@@ -103,7 +106,7 @@ def blurred(run: Outcome) -> Reading | None:
     )
 
 
-@check("grainy", WARNING, above(1.8, "as for `blurred`"))
+@check("grainy", WARNING, above(1.6, "as for `blurred`"))
 def grainy(run: Outcome) -> Reading | None:
     """The same ratio, from above."""
     if (ratio := _roughness(run)) is None:

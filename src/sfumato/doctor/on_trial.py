@@ -5,8 +5,12 @@ import math
 from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check
 from sfumato.doctor.plan import Plan
 
+ENOUGH = 15  # steps, below which a trial has hardly left its warm-up
 
-@check("rate-too-high", ERROR, above(1.5, "40 steps of a healthy recipe bring the loss down, or up by 7% where points leave little to learn"))
+
+@check(
+    "rate-too-high", ERROR, above(1.5, "40 steps of a healthy recipe bring the loss down, or up by 7% where points leave little to learn")
+)
 def rate_too_high(plan: Plan) -> Reading | None:
     """Loss on fixed examples, levels and noise after a trial at the full rate, over the loss before."""
     if (trial := plan.trial) is None:
@@ -23,10 +27,12 @@ def rate_too_high(plan: Plan) -> Reading | None:
     )
 
 
-@check("rate-too-low", WARNING, below(0.002, "40 steps at a usable rate change the loss of a network that begins with nothing by at least 1%"))
+@check(
+    "rate-too-low", WARNING, below(0.002, "40 steps at a usable rate change the loss of a network that begins with nothing by at least 1%")
+)
 def rate_too_low(plan: Plan) -> Reading | None:
     """How much the same loss changed in the trial, either way, relative to where it began."""
-    if (trial := plan.trial) is None or not math.isfinite(trial.after):
+    if (trial := plan.trial) is None or not math.isfinite(trial.after) or trial.steps < ENOUGH:
         return None
     return Reading(
         abs(trial.after / trial.before - 1),
@@ -62,11 +68,15 @@ def too_long(plan: Plan) -> Reading | None:
         hours,
         f"A step takes {trial.seconds_per_step:.3g} s here ({trial.device}), so {training.steps} steps take {hours:.0f} hours.",
         "The run will not be done before then.",
-        f"--set training.steps={max(1, int(training.steps * 24 / hours)) if hours else training.steps} ends in a day; or a smaller network.",
+        f"--set training.steps={max(1, int(training.steps * 24 / hours)) if hours else training.steps} ends in a day; or a smaller net.",
     )
 
 
-@check("checkpoints-far-apart", WARNING, above(2, "two hours of work are more than a power cut should cost; writing a checkpoint takes seconds"))
+@check(
+    "checkpoints-far-apart",
+    WARNING,
+    above(4, "half a working day is more than a power cut should cost; writing a checkpoint takes seconds"),
+)
 def checkpoints_far_apart(plan: Plan) -> Reading | None:
     """Predicted hours between two checkpoints."""
     if (trial := plan.trial) is None:

@@ -1,4 +1,4 @@
-"""A run, during or after its training: its papers, its curve, its weights, its samples. Everything is read once, when a check first asks."""
+"""A run, during or after its training: its papers, its curve, its weights, its samples. All is read once, when a check first asks."""
 
 import fcntl
 import json
@@ -22,6 +22,7 @@ from sfumato.noise import seeded
 from sfumato.run import Run, build_denoiser, folder_of, load, read_form
 from sfumato.schedule import Level
 from sfumato.train.checkpoint import CheckpointError, read_state, read_tensors, steps_in
+from sfumato.train.ema import name_of
 from sfumato.train.recipe import load_recipe
 
 JUDGED = 96  # examples whose loss is compared level by level
@@ -63,9 +64,14 @@ class Outcome:
         self.recipe = load_recipe(self.folder / "recipe.yaml", changes)
         self.plan = Plan(self.recipe, trial_seconds=None)
 
-    @cached_property
+    @property
     def records(self) -> Sequence[Mapping[str, Any]]:
         """The lines of metrics.jsonl that tell a loss."""
+        return [line for line in self.lines if isinstance(line.get("loss"), int | float)]
+
+    @cached_property
+    def lines(self) -> Sequence[Mapping[str, Any]]:
+        """All lines of metrics.jsonl."""
         path = self.folder / "metrics.jsonl"
         found = []
         for line in path.read_text().splitlines() if path.is_file() else ():
@@ -73,7 +79,7 @@ class Outcome:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue  # a last line that is being written
-            if isinstance(record, dict) and isinstance(record.get("loss"), int | float):
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
                 found.append(record)
         return found
 
@@ -105,9 +111,10 @@ class Outcome:
         found = []
         for step in self.steps:
             checkpoint = self.folder / "checkpoints" / f"{step:08d}"
-            for path in sorted(checkpoint.glob("*.safetensors")):
+            averages = {checkpoint / f"{name_of(width)}.safetensors" for width in self.recipe.training.ema}
+            for path in sorted({*checkpoint.glob("*.safetensors"), *averages}):
                 found += _refusal(lambda path=path: read_tensors(path))
-            if (checkpoint / "state.json").exists() or (checkpoint / "model.safetensors").exists():  # the zoo keeps averages alone
+            if any(checkpoint.glob("[!e]*.safetensors")):  # the zoo keeps averages alone
                 found += _refusal(lambda checkpoint=checkpoint: read_state(checkpoint))
         found += _refusal(lambda: read_form(self.folder))
         return found
@@ -135,7 +142,7 @@ class Outcome:
 
     @cached_property
     def errors(self) -> LevelErrors | None:
-        """Errors by level on held-out examples, or on training examples where fewer than 32 are held out; None where they are no numbers."""
+        """Errors by level on held-out examples, or on training examples where fewer than 32 are held out; None where not finite."""
         if self.run is None or not self.has_data:
             return None
         is_held_out = len(self.plan.rows[1]) >= 32
@@ -162,7 +169,7 @@ class Outcome:
         )
 
     def _gaussian(self) -> tuple[Predictor, bool]:
-        """The perfect predictor of Gaussian data with the mean and the covariance of these, entry by entry where they are too few or long."""
+        """The perfect predictor of Gaussian data with the mean and the covariance of these, entry by entry where there are too few."""
         flat = self.plan.some(FITTED)[0].flatten(1).double()
         if flat.shape[1] <= MOST_DIMENSIONS and len(flat) >= 4 * flat.shape[1]:
             return oracle.Gaussian(flat.mean(0), torch.cov(flat.T)), True

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato import data
 from sfumato.data import Dataset
 from sfumato.doctor.files import Picture, pictures
 from sfumato.doctor.trial import Trial, try_out
@@ -16,7 +15,8 @@ from sfumato.form import Form
 from sfumato.noise import seeded
 from sfumato.run import Run, build_denoiser
 from sfumato.schedule import Level, Schedule
-from sfumato.train.recipe import FolderData, Recipe
+from sfumato.train.data_options import DatasetsData, FolderData
+from sfumato.train.recipe import Recipe
 
 SUBSET = 1500  # examples looked at where a check compares each with each
 FARTHEST = 30.0  # nats: stands for an infinite log-SNR
@@ -44,9 +44,9 @@ class Plan:
             return options.load(), ""
         except ValueError as error:
             refusal = str(error)
-        if isinstance(options, FolderData):
+        if isinstance(options, FolderData | DatasetsData):
             try:
-                return data.folder(options.path, size=options.size, channels=options.channels, limit_broken=10**9), refusal
+                return options.model_copy(update={"limit_broken": 10**9}).load(), refusal
             except ValueError:
                 pass  # the first refusal says what is wrong
         return None, refusal

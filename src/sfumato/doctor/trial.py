@@ -1,13 +1,12 @@
 """A short trial of a training on the real data: does the loss fall, how long does a step take, how much memory will it need?
 
 The trial goes at the full rate after a few steps of warm-up, in float32, with no guard: what it looks for is what a guard would hide. Time
-and memory are for the recipe's batch; where that would take too long a smaller one is tried and the time scaled.
+and memory are for the recipe's batch; where that would take too long a smaller one is tried and the time scaled. On a processor time is
+its own time over the threads, so the forecast is for a machine with nothing else to do, and does not change with what else it does.
 """
 
 import copy
 import math
-import resource
-import sys
 import time
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from sfumato.doctor.machine import available_memory, compute_device
 from sfumato.form import Form
 from sfumato.noise import seeded
 from sfumato.run import build_denoiser
+from sfumato.runtime import peak_memory
 from sfumato.train.optim import Optimizer
 from sfumato.train.recipe import Recipe
 
@@ -89,11 +89,11 @@ class _Bench:
         batch = self.options.batch
         batch = min(batch, max(LEAST, int(seconds / (STEPS * one))), max(1, int(0.5 * free / max(1, per_example))))
         before, durations, norms = self._probe(), [], []
-        deadline = time.perf_counter() + seconds
-        while len(norms) < STEPS and (len(norms) < 3 or time.perf_counter() < deadline):
-            started = time.perf_counter()
+        deadline = self._now() + seconds
+        while len(norms) < STEPS and (len(norms) < 3 or self._now() < deadline):
+            started = self._now()
             norms.append(self._step(len(norms) + 1, batch))
-            durations.append(time.perf_counter() - started)
+            durations.append(self._now() - started)
             if not math.isfinite(norms[-1]):
                 break
         return Trial(
@@ -122,13 +122,17 @@ class _Bench:
         x0, eps, t, cond = self._batch(step, count)
         return self.objective(model, x0, eps, t, cond)
 
+    def _now(self) -> float:
+        """Seconds: of a GPU by the clock, of processors by what they spent on this process, shared by its threads."""
+        return time.perf_counter() if self.device.type == "cuda" else time.process_time() / torch.get_num_threads()
+
     def _timed(self, model: Denoiser, count: int) -> float:
         """Seconds for the gradient of so many examples."""
-        started = time.perf_counter()
+        started = self._now()
         loss = self._loss(model, 0, count).mean()
         loss.backward()
         float(loss.detach())  # waits for a GPU
-        return time.perf_counter() - started
+        return self._now() - started
 
     @torch.no_grad()
     def _probe(self) -> float:
@@ -166,5 +170,5 @@ class _Bench:
         copies = 2 + 2 + self.emas  # weights and gradients, AdamW's two moments, the averages
         base = self.parameters * FLOAT * copies
         if self.device.type == "cpu":
-            base += resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            base += peak_memory()
         return base, sum(kept.values()) // count
