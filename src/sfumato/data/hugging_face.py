@@ -172,7 +172,7 @@ def _image_column(rows: _Rows, wanted: str | None) -> str:
     found = found or [name for name in ("image", "img") if name in rows.features]
     if len(found) != 1:
         raise ValueError(
-            f"{rows.name} must have one column of images, got {_listed(found)}; name it with image=, of {_listed(rows.features)}."
+            f"{rows.name} must have one column of images, got {_listed(found)}; name it with image=, among {_listed(rows.features)}."
         )
     return found[0]
 
@@ -215,9 +215,7 @@ def _classes(rows: _Rows, label: str | None, labels: list[Any]) -> tuple[str, ..
     if all(type(value) is int and 0 <= value < 1_000_000 for value in given):
         return tuple(map(str, range(max(given, default=-1) + 1)))
     odd = next(value for value in labels if type(value) is not int or not 0 <= value < 1_000_000)
-    raise ValueError(
-        f"{rows.name}: labels must be texts, or integers from 0 on, got {odd!r} in column {label!r}; choose another with label=."
-    )
+    raise ValueError(f"{rows.name}: column {label!r} must hold texts, or integers from 0 on, got {odd!r}; choose another with label=.")
 
 
 def _class_numbers(labels: list[Any], classes: tuple[str, ...], name: str) -> np.ndarray:

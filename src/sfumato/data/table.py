@@ -6,6 +6,7 @@ The first line names the columns. Numbers are written with a point; an empty cel
 import csv
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -58,8 +59,9 @@ def _read(file: IO[str], path: Path, columns: Sequence[str] | None, label: str |
     try:
         header = [name.strip() for name in next(rows, [])]
         names = _features(header, path, columns, label)
-        places = [header.index(name) for name in names]
-        label_place = None if label is None else header.index(label)
+        where = {name: place for place, name in enumerate(header)}
+        places = [where[name] for name in names]
+        label_place = None if label is None else where[label]
         for row in rows:
             if not row:
                 continue
@@ -89,9 +91,9 @@ def _features(header: list[str], path: Path, columns: Sequence[str] | None, labe
         raise ValueError(f"{path} must begin with a line that names its columns, got an empty one; give a table with data.")
     if all(map(_is_number, header)):
         raise ValueError(f"{path} must begin with a line that names its columns, got numbers ({', '.join(header[:4])}); add the names.")
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
-        raise ValueError(f"{path}: the columns must have different names, got {', '.join(map(repr, twice))} more than once.")
+        raise ValueError(f"{path}: the columns must have different names, got {twice[0]!r} more than once.")
     for name in [*(columns or ()), *([] if label is None else [label])]:
         if name not in header:
             near = get_close_matches(name, header, 1)
