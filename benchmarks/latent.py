@@ -1,0 +1,157 @@
+"""One table of bits/dim for the whole family: VAE, hierarchical VAEs, latent diffusion, diffusion, variational diffusion.
+
+All bound -log2 P(x) / d for trained runs on the same images of bytes, level by level, with standard errors of the mean over the images.
+VAEs and ladders: the evidence lower bound, and the importance-weighted bound of K draws. Diffusion models, variational or not: the bound of
+continuous time, T → ∞, under their own schedule, and that of T steps. A model that knows labels is measured without them (the others have
+none), and with them in a column of its own. Beside the table: reconstructions, and samples of each.
+
+Run: python benchmarks/latent.py VAE=runs/vae-fashion "HVAE 2"=runs/hvae2-fashion … --data '{kind: fashion, train: false}' \
+         --count 500 --out docs/latent
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from pydantic import TypeAdapter
+from torch import Tensor
+
+import sfumato as sf
+from sfumato import latent
+from sfumato.noise import seeded
+from sfumato.pictures import sheet
+from sfumato.train.data_options import Data
+from sfumato.train.kinds import AnyRun
+from sfumato.train.latent_diffusion import LatentRun
+from sfumato.train.vae import VAERun
+
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is measured of a run: named parts in bits/dim, each the values of all images."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    tighter: dict[str, Tensor]  # other bounds of the same model
+
+    @classmethod
+    def joined(cls, rows: list["Row"]) -> "Row":
+        merge = lambda name: {key: torch.cat([getattr(row, name)[key] for row in rows]) for key in getattr(rows[0], name)}  # noqa: E731
+        return cls(torch.cat([row.total for row in rows]), merge("parts"), merge("tighter"))
+
+
+def measure(run: AnyRun, x: Tensor, labels: Tensor | None, first: int, *, draws: int, steps: int, values: int) -> Row:
+    """The bounds of one batch; its noise depends on (first) alone."""
+    if isinstance(run, VAERun):
+        bound = latent.bound(run.model, x, draws=4, generator=seeded(0, first))
+        levels = [bound.prior, *bound.steps.unbind(1)]
+        parts = {f"level {len(levels) - i}": level for i, level in enumerate(levels)} | {"decoder": bound.decoder}
+        return Row(bound.total, parts, {f"K = {draws}": latent.importance_bits(run.model, x, draws=draws, generator=seeded(1, first))})
+    if isinstance(run, LatentRun):
+        bound = run.bound(x, None, draws=16, seed=first)
+        return Row(bound.total, {"latent": bound.latent, "decoder": bound.reconstruction}, {})
+    width = 2 / (values - 1)
+
+    def continuous(cond: dict[str, Tensor] | None, steps: int | None = None) -> sf.likelihood.Bound:
+        return latent.vdm.bound(
+            run.predictor, x, run.schedule, cond, steps=steps, draws=16, width=width, generator=seeded(0, first), times=seeded(1, first)
+        )
+
+    endless, chain = continuous(None), continuous(None, steps)
+    parts = {"prior": endless.prior, "diffusion": endless.steps @ endless.weights, "decoder": endless.decoder}
+    given = {} if labels is None or not run.form.classes else {"given its label": continuous({"labels": labels}).total}
+    return Row(endless.total, parts, {f"T = {steps}": chain.total} | given)
+
+
+def figure(values: Tensor) -> str:
+    """Mean ± standard error."""
+    return f"{values.mean():.3f} ± {values.std() / len(values) ** 0.5:.3f}"
+
+
+def told(run: AnyRun, folder: Path) -> tuple[str, str]:
+    """Parameters and training, from the run's own reports (of both stages)."""
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("report.json")) + sorted(folder.glob("*/report.json"))]
+    parameters = sum(report["parameters"] for report in reports)
+    seconds, images = sum(report["seconds"] for report in reports), sum(report["images"] for report in reports)
+    return f"{parameters:,}", f"{images:,} images, {seconds / 60:.0f} min"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
+    parser.add_argument("--data", required=True, help="the options of a recipe's data, as YAML")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--draws", type=int, default=64, help="K of the importance-weighted bounds")
+    parser.add_argument("--steps", type=int, default=1000, help="T of the discrete bounds")
+    parser.add_argument("--values", type=int, default=256, help="how many values the data have")
+    parser.add_argument("--out", type=Path, required=True, help="latent.md's folder, and the pictures'")
+    options = parser.parse_args()
+    dataset = TypeAdapter(Data).validate_python(yaml.safe_load(options.data)).load()
+    rows = np.sort(np.random.default_rng(0).permutation(len(dataset))[: options.count])
+    x, labels = dataset.batch(rows)
+    options.out.mkdir(parents=True, exist_ok=True)
+    lines = ["| model | parameters | trained on | bits/dim | its parts | other bounds |", "| --- | ---: | ---: | ---: | --- | --- |"]
+    some, pictures = dataset.values[rows[:16]], [dataset.values[rows[:16]]]
+    names = ["data"]
+    for argument in options.runs:
+        name, _, path = argument.partition("=")
+        run, started = sf.load(path), time.perf_counter()
+        if run.form.shape != dataset.shape:
+            raise SystemExit(f"{path} is of images {run.form.shape}, the data are {dataset.shape}.")
+        measured = Row.joined(
+            [
+                measure(
+                    run,
+                    x[first : first + BATCH],
+                    None if labels is None else labels[first : first + BATCH],
+                    first,
+                    draws=options.draws,
+                    steps=options.steps,
+                    values=options.values,
+                )
+                for first in range(0, len(x), BATCH)
+            ]
+        )
+        parameters, trained = told(run, Path(path))
+        parts = ", ".join(f"{key} {value.mean():.3f}" for key, value in measured.parts.items())
+        others = ", ".join(f"{key}: {figure(value)}" for key, value in measured.tighter.items())
+        lines.append(f"| {name} | {parameters} | {trained} | {figure(measured.total)} | {parts} | {others or '–'} |")
+        print(lines[-1], f"({time.perf_counter() - started:.0f} s)", flush=True)
+        stem = name.lower().replace(" ", "-")
+        sheet(run.sample(64).values, columns=8).save(options.out / f"samples-{stem}.png")
+        if isinstance(run, VAERun):
+            pictures.append(run.reconstruct(some))
+            names.append(name)
+        elif isinstance(run, LatentRun):
+            with torch.no_grad():
+                pictures.append(run.decode(run.autoencoder.model.encode(x[:16])))
+            names.append(f"{name} (autoencoder)")
+    sheet(np.concatenate(pictures), columns=16).save(options.out / "reconstructions.png")
+    text = [
+        "# The latent family, in bits/dim",
+        "",
+        f"{options.count} images of {options.data}, {time.strftime('%Y-%m-%d')}; lower is better; ± is one standard error of the mean.",
+        "Written by `benchmarks/latent.py`, which says how each is measured.",
+        "",
+        *lines,
+        "",
+        f"Reconstructions, from above: {', '.join(names)}.",
+        "",
+        "![reconstructions](reconstructions.png)",
+        "",
+    ]
+    for argument in options.runs:
+        name = argument.partition("=")[0]
+        text += [f"Samples of {name}:", "", f"![samples](samples-{name.lower().replace(' ', '-')}.png)", ""]
+    (options.out / "latent.md").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
