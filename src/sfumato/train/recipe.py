@@ -144,16 +144,27 @@ class VESchedule(Options):
 
 
 class ChainSchedule(Options):
-    """A discrete chain."""
+    """A discrete chain, by the name of its betas or by the betas themselves, one a step."""
 
     kind: Literal["discrete"] = "discrete"
-    betas: Literal["linear", "cosine", "sigmoid", "sqrt"] = "linear"
+    betas: Literal["linear", "cosine", "sigmoid", "sqrt"] | tuple[float, ...] = "linear"
     steps: int = Field(default=1000, ge=1)
     zero_terminal: bool = False
 
+    @model_validator(mode="after")
+    def _has_a_beta_a_step(self) -> "ChainSchedule":
+        if isinstance(self.betas, tuple):
+            if len(self.betas) != self.steps:
+                raise ValueError(f"schedule.steps is {self.steps}, but there are {len(self.betas)} betas; give one a step")
+            self.build()
+        return self
+
     def build(self) -> schedules.Discrete:
         """The schedule."""
-        chain = getattr(schedules.Discrete, self.betas)(self.steps)
+        if isinstance(self.betas, tuple):
+            chain = schedules.Discrete(torch.tensor(self.betas, dtype=torch.float64))
+        else:
+            chain = getattr(schedules.Discrete, self.betas)(self.steps)
         return chain.zero_terminal() if self.zero_terminal else chain
 
 
@@ -359,9 +370,9 @@ class Sampling(Options):
     of images.
     """
 
-    sampler: str = "multistep"
+    sampler: str = "adams"
     steps: int = Field(default=20, ge=1)
-    spacing: str = "log-snr"
+    spacing: str = "softened"
     guidance: float = Field(default=1.0, ge=0)
     guidance_interval: tuple[float, float] | None = None
     clip: bool = False
