@@ -1,6 +1,6 @@
 """sfumato trains, samples, guides, measures and explains diffusion models on your own data."""
 
-from sfumato import data, doctor, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, verify
+from sfumato import convert, data, doctor, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, verify
 from sfumato.classifier import Classifier
 from sfumato.denoiser import Cond, Denoiser, Predictor
 from sfumato.noise import normal_like, row_generators
@@ -71,6 +71,7 @@ __all__ = [
     "Target",
     "Tuned",
     "bound_costs",
+    "convert",
     "data",
     "doctor",
     "edm_target",

@@ -200,6 +200,20 @@ class IdxData(Options):
         return data.idx(self.path, self.labels)
 
 
+class ElsewhereData(Options):
+    """Data that are not at hand: those of a model that was trained with another library."""
+
+    kind: Literal["elsewhere"] = "elsewhere"
+
+    def load(self) -> data.Dataset:
+        """Cannot.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("this model was trained elsewhere, and its data did not come with it; give data of your own.")
+
+
 Data = Annotated[
     ToyData
     | DatasaurusData
@@ -212,6 +226,7 @@ Data = Annotated[
     | DatasetsData
     | TableData
     | ArrayData
-    | IdxData,
+    | IdxData
+    | ElsewhereData,
     Field(discriminator="kind"),
 ]

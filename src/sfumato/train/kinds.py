@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from sfumato.convert.diffusers import is_pipeline, load_diffusers
 from sfumato.run import Run, folder_of
 from sfumato.run import load as load_run
 from sfumato.train import autoencoder, latent_diffusion, loop, vae, vdm
@@ -82,16 +83,20 @@ def model_of(recipe: AnyRecipe) -> str:
 
 
 def load(model: str | Path, *, ema: float | None = None) -> AnyRun:
-    """Loads a run folder of any kind, or `zoo:NAME`, with the averaged weights of its newest checkpoint.
+    """Loads a run folder of any kind, or `zoo:NAME`, with the averaged weights of its newest checkpoint; or a pipeline of diffusers.
 
     Args:
-        model: a run folder or `zoo:NAME`.
+        model: a run folder or `zoo:NAME`, or a folder that diffusers saved a DDPM pipeline to.
         ema: which average, by its width; the recipe's first where not given.
 
     Raises:
         ValueError: there is no such model or average, or it is an autoencoder, which makes no samples.
         CheckpointError: no checkpoint yet, or none that is whole.
     """
+    if is_pipeline(model):
+        if ema is not None:
+            raise ValueError(f"{model} is a pipeline of diffusers, which has one set of weights; leave --ema out.")
+        return load_diffusers(model)
     kind = kind_of(folder_of(model) / "recipe.yaml")
     if kind.load is None:
         raise ValueError(f"{model} is an autoencoder alone, which makes no samples; train a diffusion of its latents: model.path={model}.")

@@ -1,0 +1,101 @@
+"""Weights of a `UNet` under another library's names: renamed, joined and reordered, so that each number goes there and back unchanged."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sfumato.nets import UNet
+from sfumato.train.checkpoint import CheckpointError
+
+
+@dataclass(frozen=True)
+class Names:
+    """How another library keeps the weights of one network.
+
+    Args:
+        theirs: its name of one of ours, or those of the parts that ours joins along its rows.
+        rows: for one of our names, the order in which our rows stand among its own; None where they are the same.
+        axes: of its projections in attention, which here are convolutions.
+    """
+
+    theirs: Callable[[str], tuple[str, ...]]
+    rows: Callable[[str], Tensor | None]
+    axes: int
+
+
+def take(net: UNet, tensors: Mapping[str, Tensor], names: Names, source: str) -> None:
+    """Fills the network with another library's weights.
+
+    Raises:
+        CheckpointError: weights that are missing, unknown, or of another shape; the first few are named.
+    """
+    ours, left = {}, set(tensors)
+    missing = [part for name in net.state_dict() for part in names.theirs(name) if part not in tensors]
+    if missing:
+        raise CheckpointError(f"{source} lacks {_few(missing)}, which its architecture needs; is it whole, and of this configuration?")
+    for name, wanted in net.state_dict().items():
+        parts = names.theirs(name)
+        value, rows = torch.cat([tensors[part] for part in parts]), names.rows(name)
+        if _matrix(value.shape) != _matrix(wanted.shape):
+            raise CheckpointError(
+                f"{source}: {' with '.join(parts)} has shape {list(value.shape)}, where the configuration asks for {list(wanted.shape)}."
+            )
+        ours[name] = (value if rows is None else value[rows]).reshape(wanted.shape)
+        left -= set(parts)
+    if left:
+        raise CheckpointError(f"{source} holds {_few(sorted(left))}, for which this architecture has no place.")
+    net.load_state_dict(ours)
+
+
+def give(net: UNet, names: Names) -> dict[str, Tensor]:
+    """The network's weights as another library keeps them; the inverse of `take`."""
+    theirs = {}
+    for name, value in net.state_dict().items():
+        parts, rows = names.theirs(name), names.rows(name)
+        if rows is not None:
+            value = torch.empty_like(value).index_copy_(0, rows, value)
+        if name.endswith((".qkv.weight", ".outward.weight")):
+            value = value.reshape(*value.shape[:2], *(1,) * (names.axes - 2))
+        theirs |= {part: chunk.clone() for part, chunk in zip(parts, value.chunk(len(parts)), strict=True)}
+    return theirs
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of one that torch wrote, from which nothing but tensors is taken; in float32.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds anything else.
+    """
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing.") from None
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}).") from None
+    except UnpicklingError:
+        raise CheckpointError(f"{path} holds more than tensors, and is not run; ask for a file of weights alone.") from None
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path} holds no mapping from names to tensors; save the network's state_dict alone.")
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _matrix(shape: torch.Size) -> list[int]:
+    """Without the trailing ones in which a matrix and a convolution of one pixel differ."""
+    sizes = list(shape)
+    while len(sizes) > 1 and sizes[-1] == 1:
+        sizes.pop()
+    return sizes
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
