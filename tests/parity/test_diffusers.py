@@ -12,6 +12,7 @@ from sfumato.cli import app
 from sfumato.convert import save_diffusers
 from sfumato.convert.imported import as_run
 from sfumato.train.checkpoint import CheckpointError
+from sfumato.train.loop import train
 from sfumato.train.recipe import Sampling, load_recipe
 
 diffusers = pytest.importorskip("diffusers")
@@ -372,3 +373,18 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "mine").write_text("")
     with pytest.raises(ValueError, match="exists and is not empty"):
         save_diffusers(ours_with(), tmp_path)
+
+
+def test_a_trained_run_becomes_a_pipeline(tmp_path):
+    changes = [
+        "net={kind: unet, channels: [32, 64], attention: [false, true], blocks: 1}",
+        "objective={target: eps, data_std: 1}",
+        "schedule={kind: discrete, betas: cosine, steps: 100}",
+        *(f"sampling.{end}=null" for end in ("log_snr_max", "log_snr_min")),
+    ]
+    run = sf.load(train(load_recipe("digits", changes, steps=2), tmp_path / "run"))
+    save_diffusers(run, tmp_path / "pipe")
+    unet = diffusers.DDPMPipeline.from_pretrained(tmp_path / "pipe").unet
+    x, steps, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 40, 99]), torch.tensor([0, 9, 3])
+    eps = run.predictor(x, run.schedule.level((steps + 1).double() / 100, like=x), {"labels": labels}).eps
+    torch.testing.assert_close(theirs_of(unet, x, steps, labels), eps, rtol=1e-5, atol=1e-5)

@@ -68,7 +68,7 @@ def train(
     if dataset.skipped:
         say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
     examples, _ = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
-    form = Form(dataset.shape, dataset.classes, dataset.scaling, standard_deviation(examples))
+    form = Form(dataset.shape, dataset.classes, dataset.scaling, recipe.objective.data_std or standard_deviation(examples))
     manifest = manifest_of(recipe, options, dataset, form, engine)
     if has_run:
         form = refuse_other_data(manifest, out)

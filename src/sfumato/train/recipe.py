@@ -224,7 +224,8 @@ class Objective(Options):
     """What the network is asked to say, and how its errors are weighed.
 
     `loss` is "simple" (the weighted square error), "vlb" (one random term of the bound) or "hybrid" (simple, and the bound for a learned
-    variance); the latter two need a discrete schedule and data of evenly spaced values. `values` is how many values those are.
+    variance); the latter two need a discrete schedule and data of evenly spaced values. `values` is how many values those are. The network
+    sees x_t at unit scale for data of deviation `data_std`: the measured one where not given, 1 leaves x_t as DDPM's networks see it.
     """
 
     target: Literal["x0", "eps", "v", "score", "flow", "edm"] = "v"
@@ -233,6 +234,7 @@ class Objective(Options):
     loss: Literal["simple", "vlb", "hybrid"] = "simple"
     variance: Literal["fixed", "learned"] = "fixed"
     values: int = Field(default=256, ge=2)
+    data_std: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _losses_fit(self) -> "Objective":
