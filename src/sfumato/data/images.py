@@ -9,8 +9,8 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from io import BytesIO
-from typing import BinaryIO, Literal
+from io import BufferedIOBase, BytesIO
+from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -158,7 +158,7 @@ class Gathered:
     skipped: tuple[str, ...]
 
 
-def gather(pictures: Iterable[Picture], canvas: Canvas, *, limit: int, source: str, into: BinaryIO | None = None) -> Gathered:
+def gather(pictures: Iterable[Picture], canvas: Canvas, *, limit: int, source: str, into: BufferedIOBase | None = None) -> Gathered:
     """All images in one uint8 array [n, h, w, c], written to `into` as .npy while they are read, or held in memory.
 
     Args:
@@ -221,7 +221,7 @@ def _some(lines: list[str], most: int = 5) -> str:
 class _Rows:
     """Images written one behind the other as .npy: with one channel until the first that has more, whose channels all then get."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BufferedIOBase) -> None:
         self.file, self.count, self.size, self.channels, self.start = file, 0, (0, 0), 0, 0
 
     def append(self, image: np.ndarray) -> None:
