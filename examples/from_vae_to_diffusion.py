@@ -268,7 +268,7 @@ def a_schedule_that_is_learned(walk: Walk) -> None:
     before, first = schedule.log_snr(t).detach(), spread(1)
     curve = [schedule.slope, schedule.inward, schedule.bias, schedule.outward]
     optimizer, generator = torch.optim.Adam(curve, lr=0.03), torch.Generator().manual_seed(2)
-    for _ in range(30 if walk.quick else 300):
+    for _ in range(300):
         eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
         value = latent.vdm.diffusion_bits(small, x0, eps, sf.loss.Stratified(schedule)(500, generator), schedule).mean()
         optimizer.zero_grad()

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.nets.layers import attend, crop_like, pad_to_multiple, zeroed
+from sfumato.nets.layers import attend, pad_to_multiple, zeroed
 
 
 class Perceptron(nn.Module):
@@ -270,7 +270,7 @@ class FromVector(nn.Module):
         """One image a vector."""
         refuse_shape(z, (self.vector,))
         image = self.trunk(self.inward(z).reshape(len(z), *self.size))
-        return crop_like(image, image.new_empty(1, 1, *self.sides))
+        return image[..., : self.sides[0], : self.sides[1]]
 
 
 class Ladder(nn.Module):
@@ -360,7 +360,7 @@ class Ladder(nn.Module):
     def end(self, stream: Tensor) -> Float[Tensor, "b c h w"]:
         """What the stream below the last latent says of x."""
         image = nn.functional.pixel_shuffle(self.outward(nn.functional.silu(self.norm(stream))), self.patch)
-        return crop_like(image, image.new_empty(1, 1, *self.shape[1:]))
+        return image[..., : self.shape[1], : self.shape[2]]
 
 
 class PatchCritic(nn.Module):
