@@ -14,14 +14,15 @@ import torch
 
 from sfumato.data import Dataset
 from sfumato.pictures import picture
-from sfumato.run import Form, Run, build_denoiser
+from sfumato.run import Run, build_denoiser
 from sfumato.runtime import peak_memory
 from sfumato.schedule import Schedule
 from sfumato.train import checkpoint
-from sfumato.train.board import Board, refuse_missing, raised_once
+from sfumato.train.board import Board, raised_once
 from sfumato.train.engine import Engine
-from sfumato.train.folder import begin, manifest_of, only_writer, refuse_other_data
+from sfumato.train.folder import only_writer
 from sfumato.train.guard import Diverged, Guard
+from sfumato.train.opening import opening
 from sfumato.train.recipe import BitsAtLevel, Recipe, Training, load_recipe
 from sfumato.train.state import M, Objective, TrainState
 from sfumato.train.step import Outcome, TrainStep
@@ -61,17 +62,8 @@ def train(
         FloatingPointError: a loss or gradient that is not finite; the weights and checkpoints are those of before.
         Stopped: as `should_stop` asked.
     """
-    options, engine = recipe.training, Engine.begin()
-    refuse_missing(options)
-    has_run = begin(recipe, out, resume=resume or engine.was_restarted, read=load_recipe)
-    dataset = recipe.data.load()
-    if dataset.skipped:
-        say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
-    examples, _ = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
-    form = Form(dataset.shape, dataset.classes, dataset.scaling, recipe.objective.data_std or standard_deviation(examples))
-    manifest = manifest_of(recipe, options, dataset, form, engine)
-    if has_run:
-        form = refuse_other_data(manifest, out)
+    start = opening(recipe, out, resume=resume, read=load_recipe, say=say, data_std=recipe.objective.data_std)
+    options, engine, form = recipe.training, start.engine, start.form
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         denoiser = build_denoiser(recipe, form).to(engine.device)
@@ -81,12 +73,12 @@ def train(
     fit(
         state,
         recipe.objective.build_loss(schedule, form.data_std),
-        examples,
+        start.examples,
         options,
         out,
         engine=engine,
         schedule=schedule,
-        papers={} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()},
+        papers=start.papers,
         bits=recipe.objective.build_bits(schedule, form.data_std),
         draw=lambda path: draw_samples(Run(str(out), recipe, form, state.averaged()), path),
         on_step=on_step if engine.is_main else None,
@@ -340,15 +332,6 @@ def draw_samples(run: Run, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         with checkpoint.aside(path) as partial:
             picture(samples.values, columns=columns).save(partial, format="PNG")
-
-
-def standard_deviation(examples: Dataset) -> float:
-    """Of all entries of x0 together, measured on up to 10,000 examples."""
-    x0, _ = examples.batch(np.random.default_rng(0).permutation(len(examples))[:10_000])
-    deviation = float(x0.std())
-    if not deviation > 0:
-        raise ValueError("all the data are one constant, so there is nothing to learn; check the path and the range of the data.")
-    return deviation
 
 
 def _cut_metrics(path: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""How a training begins: its data, their form, the papers of its folder; for every kind of model but the plain denoiser."""
+"""How a training begins: its data, their form, the papers of its folder; for every kind of model."""
 
 import json
 from collections.abc import Callable
@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+
 from sfumato.data import Dataset
 from sfumato.form import Form
+from sfumato.train.board import refuse_missing
 from sfumato.train.data_options import Data
 from sfumato.train.engine import Engine
 from sfumato.train.folder import begin, manifest_of, refuse_other_data
-from sfumato.train.loop import standard_deviation
 from sfumato.train.options import Options
 from sfumato.train.recipe import Training
 
@@ -46,22 +48,42 @@ class Opening:
     papers: dict[str, str]  # to be written before the first step of a new run; none of one that goes on
 
 
-def opening(recipe: R, out: Path, *, resume: bool, read: Callable[[Path], R], say: Callable[[str], None]) -> Opening:
+def opening(
+    recipe: R, out: Path, *, resume: bool, read: Callable[[Path], R], say: Callable[[str], None], data_std: float | None = None
+) -> Opening:
     """Loads and divides the data, and looks at the folder.
+
+    Args:
+        recipe: of any kind.
+        out: the run folder.
+        resume: whether it may hold a run already.
+        read: reads such a recipe.
+        say: told of files left out.
+        data_std: of the entries of x0; measured where not given.
 
     Raises:
         ValueError: `out` holds a run already, or a run of another recipe or of other data; data that cannot be trained on.
     """
     assert isinstance(recipe, HasData)
     options, engine = recipe.training, Engine.begin()
+    refuse_missing(options)
     has_run = begin(recipe, out, resume=resume or engine.was_restarted, read=read)
     dataset = recipe.data.load()
     if dataset.skipped:
         say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
     examples, held_out = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
-    form = Form(dataset.shape, dataset.classes, dataset.scaling, standard_deviation(examples))
+    form = Form(dataset.shape, dataset.classes, dataset.scaling, data_std or standard_deviation(examples))
     manifest = manifest_of(recipe, options, dataset, form, engine)
     if has_run:
         form = refuse_other_data(manifest, out)
     papers = {} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()}
     return Opening(engine, dataset, examples, held_out, form, papers)
+
+
+def standard_deviation(examples: Dataset) -> float:
+    """Of all entries of x0 together, measured on up to 10,000 examples."""
+    x0, _ = examples.batch(np.random.default_rng(0).permutation(len(examples))[:10_000])
+    deviation = float(x0.std())
+    if not deviation > 0:
+        raise ValueError("all the data are one constant, so there is nothing to learn; check the path and the range of the data.")
+    return deviation
