@@ -48,21 +48,21 @@ class Limit:
 
     def is_passed_by(self, reading: float) -> bool:
         """Whether the reading lies beyond; one that is not a number does."""
-        return math.isnan(reading) or (reading > self.value if self.is_ceiling else reading < self.value)
+        return math.isnan(reading) or bool(reading > self.value if self.is_ceiling else reading < self.value)
 
     def __str__(self) -> str:
         """As in a table: "above 0.25"."""
         return f"{'above' if self.is_ceiling else 'below'} {self.value:g}"
 
 
-def above(value: float, why: str) -> Limit:
+def above(value: float | int, why: str) -> Limit:
     """A ceiling."""
-    return Limit(value, True, why)
+    return Limit(float(value), True, why)
 
 
-def below(value: float, why: str) -> Limit:
+def below(value: float | int, why: str) -> Limit:
     """A floor."""
-    return Limit(value, False, why)
+    return Limit(float(value), False, why)
 
 
 @dataclass(frozen=True)

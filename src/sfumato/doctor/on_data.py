@@ -20,7 +20,7 @@ def data_refused(plan: Plan) -> Reading | None:
     if plan.dataset is not None:
         return None
     return Reading(
-        1, plan.refusal, "The data cannot be read, so nothing else about them could be looked at.", "Mend what the sentence names."
+        1.0, plan.refusal, "The data cannot be read, so nothing else about them could be looked at.", "Mend what the sentence names."
     )
 
 
