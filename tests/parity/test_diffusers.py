@@ -388,3 +388,20 @@ def test_a_trained_run_becomes_a_pipeline(tmp_path):
     x, steps, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 40, 99]), torch.tensor([0, 9, 3])
     eps = run.predictor(x, run.schedule.level((steps + 1).double() / 100, like=x), {"labels": labels}).eps
     torch.testing.assert_close(theirs_of(unet, x, steps, labels), eps, rtol=1e-5, atol=1e-5)
+
+
+def test_its_recipe_is_complete(tmp_path):
+    run = sf.load(
+        saved(tmp_path / "pipe", their_unet(), diffusers.DDPMScheduler(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2"))
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(run.recipe.to_yaml())
+    assert load_recipe(path) == run.recipe
+    assert torch.equal(load_recipe(path).schedule.build().betas, run.schedule.betas)
+    with pytest.raises(ValueError, match="schedule.steps is 10, but there are 20 betas"):
+        load_recipe(path, ["schedule.steps=10"])
+
+
+def test_it_has_no_averages(tmp_path):
+    with pytest.raises(ValueError, match="one set of weights; leave --ema out"):
+        sf.load(saved(tmp_path, their_unet()), ema=0.1)

@@ -334,7 +334,7 @@ def _build(config: Mapping[str, Any], chain: Discrete) -> UNet:
             )
         features = Rows(size, knots(chain))
     else:
-        features = Places(size, knots(chain), cosine_first=config["flip_sin_to_cos"], shift=config["freq_shift"])
+        features = Places(size, knots(chain), cosine_first=config["flip_sin_to_cos"], shift=float(config["freq_shift"]))
     return UNet(
         _shape(config),
         _layout(config),
@@ -379,12 +379,12 @@ def _layout(config: Mapping[str, Any]) -> UNetLayout:
             head_width=config["attention_head_dim"],
             groups=groups,
             middle_groups=middle_groups,
-            eps=config["norm_eps"],
+            eps=float(config["norm_eps"]),
             scales=scales,
             resample="conv" if resampled == {"conv"} else "block",
             pads_end=config["downsample_padding"] == 0,
             width=config["time_embedding_dim"],
-            dropout=config["dropout"],
+            dropout=float(config["dropout"]),
         )
     except ValueError as error:
         raise ValueError(f"unet/config.json: attention_head_dim={config['attention_head_dim']} cannot be represented: {error}") from None
