@@ -98,7 +98,7 @@ class Plan:
         dataset = self.dataset
         if dataset is None or not float(self.x0.std()) > 0:
             return None
-        return Form(dataset.shape, dataset.classes, dataset.scaling, float(self.x0.std()))
+        return Form(dataset.shape, dataset.classes, dataset.scaling, self.recipe.objective.data_std or float(self.x0.std()))
 
     @cached_property
     def _built(self) -> tuple[list[Level], int, str]:
