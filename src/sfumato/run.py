@@ -379,6 +379,7 @@ def save_tuned(folder: Path, steps: int, guidance: float, tuned: Tuned) -> Path:
 
 
 def read_tuned(folder: Path) -> dict[tuple[int, float], Tuned]:
+    """The tuned walks of a run, by steps and guidance. Raises CheckpointError for a damaged one."""
     found = {}
     for path in sorted((folder / "tuned").glob("*.json")):
         try:
