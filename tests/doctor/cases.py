@@ -351,11 +351,11 @@ RUN_FAULTS: dict[str, Callable[[Shelf], Outcome]] = {
     "samples-not-finite": lambda s: s.with_weights(lambda name, value: value * math.nan),
     "saturated": lambda s: s.with_options(s.digits_run, "sampling.guidance=30"),
     "colour-shift": lambda s: s.with_weights(with_bias),
-    "collapsed": lambda s: s.with_options(s.digits_run, "sampling.steps=1", "sampling.guidance=1"),
+    "collapsed": lambda s: s.with_options(s.digits_run, "sampling.sampler=ddim", "sampling.steps=1", "sampling.guidance=1"),
     "samples-alike": lambda s: s.with_options(s.digits_run, "sampling.guidance=15"),
-    "blurred": lambda s: s.with_options(s.digits_run, "sampling.steps=1", "sampling.guidance=0"),
-    "grainy": lambda s: s.with_options(s.digits_run, "sampling.sampler=euler-maruyama", "sampling.steps=6"),
-    "flat": lambda s: s.with_options(s.digits_run, "sampling.steps=1", "sampling.guidance=0"),
+    "blurred": lambda s: s.with_options(s.digits_run, "sampling.sampler=ddim", "sampling.steps=1", "sampling.guidance=0"),
+    "grainy": lambda s: s.with_options(s.digits_run, "sampling.sampler=euler-maruyama", "sampling.spacing=log-snr", "sampling.steps=6"),
+    "flat": lambda s: s.with_options(s.digits_run, "sampling.sampler=ddim", "sampling.steps=1", "sampling.guidance=0"),
     "training-copies": lambda s: Outcome(s.memorised_run, samples=128),
 }
 

@@ -39,6 +39,7 @@ class Trial:
         seconds_per_step: for the recipe's batch.
         before: the loss on fixed examples, levels and noise, before the first step; nan where it is none.
         after: the same after the last step.
+        moved: mean absolute change of the losses of the single examples, relative to `before`.
         norms: of the gradients, before clipping.
         peak_bytes: what training will need at its peak.
         free_bytes: what this machine can give.
@@ -50,6 +51,7 @@ class Trial:
     seconds_per_step: float
     before: float
     after: float
+    moved: float
     norms: tuple[float, ...]
     peak_bytes: int
     free_bytes: int
@@ -96,12 +98,14 @@ class _Bench:
             durations.append(self._now() - started)
             if not math.isfinite(norms[-1]):
                 break
+        after = self._probe()
         return Trial(
             steps=len(norms),
             batch=batch,
             seconds_per_step=float(np.median(durations)) * self.options.batch / batch,
-            before=before,
-            after=self._probe(),
+            before=float(before.mean()),
+            after=float(after.mean()),
+            moved=float((after - before).abs().mean() / before.mean()),
             norms=tuple(norms),
             peak_bytes=fixed + per_example * slice_,
             free_bytes=free,
@@ -135,11 +139,12 @@ class _Bench:
         return self._now() - started
 
     @torch.no_grad()
-    def _probe(self) -> float:
+    def _probe(self) -> Tensor:
+        """The losses of the fixed examples."""
         self.model.eval()
-        loss = float(self._loss(self.model, 0, PROBE).mean())
+        losses = self._loss(self.model, 0, PROBE).double()
         self.model.train()
-        return loss
+        return losses
 
     def _step(self, number: int, count: int) -> float:
         """One step; the gradient's norm before clipping."""
