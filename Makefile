@@ -26,11 +26,11 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Accuracy and overhead beside the peers, what safety costs, how fast data come: about a quarter of an hour on an idle machine.
+# What safety costs, how fast data come, accuracy and overhead beside the peers: about a quarter of an hour on an idle machine.
 bench: $(VENV)/.installed
-	benchmarks/accuracy/run.sh
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/data.py
+	benchmarks/accuracy/run.sh
 
 # What takes trainings: toys, likelihoods, and hours of quality for minutes of training.
 bench-trained: $(VENV)/.installed

@@ -1,6 +1,6 @@
 """What the safety of a training costs: checkpoints, the guard, the logs, as shares of its time. Writes training.md beside this file.
 
-    python benchmarks/training.py [--steps 300]
+    python benchmarks/training.py [--steps 120]
 
 The recipe `fashion` (the small set that ships) on this machine. Each part is timed where it is called, inside a real run; the checkpoint's
 share is that of one write in the default interval; the logs are losses and bits by noise level, records, TensorBoard.
@@ -48,7 +48,7 @@ def timed(method: Callable[..., Any], spent: dict[str, float], part: str) -> Cal
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=120)
     args = parser.parse_args()
     keep_memory()
     spent: dict[str, float] = defaultdict(float)
