@@ -55,7 +55,7 @@ def main() -> None:
         "steps": options.steps,
         "images": options.steps * options.batch,
         "parameters": sum(p.numel() for p in run.denoiser.parameters()),
-        "sampler": f"DPM-Solver++(2M), {args.sampling_steps}",
+        "sampler": f"{run.recipe.sampling.sampler} on {run.recipe.sampling.spacing} levels, {args.sampling_steps}",
         "settings": run.recipe.model_dump(mode="json"),
         **seconds,
     }
