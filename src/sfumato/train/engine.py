@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Engine:
     @classmethod
     def begin(cls) -> "Engine":
         """Joins the other processes, where the environment names some."""
-        has_others = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        return cls(Accelerator(cpu=has_others and not torch.cuda.is_available()))  # else accelerate leaves CPUs by themselves
+        has_others, has_gpu = int(os.environ.get("WORLD_SIZE", "1")) > 1, torch.cuda.is_available()
+        if has_others and not distributed.is_initialized():
+            _meet("nccl" if has_gpu else "gloo")
+        return cls(Accelerator(cpu=has_others and not has_gpu))  # else accelerate leaves CPUs by themselves
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +49,7 @@ class Engine:
     @property
     def was_restarted(self) -> bool:
         """Whether torchrun has started these processes again after one was lost."""
-        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        return _restarts() > 0
 
     def share(self, count: int) -> slice:
         """The rows of `count` that are this process's."""
@@ -80,6 +83,18 @@ class Engine:
     def wait(self) -> None:
         """Until all processes have come here."""
         self.accelerator.wait_for_everyone()
+
+
+def _restarts() -> int:
+    """How often torchrun has started these processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _meet(backend: str) -> None:
+    """Joins the others under a name of this start's own: torchrun may keep one store for all, where the lost processes' addresses stand."""
+    store, rank, processes = next(rendezvous("env://"))
+    ours = distributed.PrefixStore(f"start-{_restarts()}", store)  # pyright: ignore[reportPrivateImportUsage]
+    distributed.init_process_group(backend, store=ours, rank=rank, world_size=processes)
 
 
 def share_of(rank: int, processes: int, count: int) -> slice:
