@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -167,6 +168,7 @@ def test_tensorboard_has_every_number_and_the_sheets(tmp_path):
     asked = iter([False] * 4 + [True])
     with pytest.raises(Stopped):
         train(recipe, tmp_path / "run", should_stop=lambda: next(asked))
+    time.sleep(1.1)  # TensorBoard names and orders its files by the second
     train(recipe, tmp_path / "run", resume=True)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     for name in ("loss", "gradient_norm", "rejected", "peak_memory_bytes"):

@@ -211,9 +211,9 @@ def train(
         papers=start.papers,
         measure=measure,
         draw=show,
-        on_step=on_step if engine.is_main else None,
-        watch=watch if engine.is_main else None,
-        say=say if engine.is_main else lambda text: None,
+        on_step=on_step,
+        watch=watch,
+        say=say,
         should_stop=should_stop,
     )
     if engine.is_main and not (out / MEASURED).exists():

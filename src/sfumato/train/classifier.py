@@ -152,9 +152,9 @@ def train(
         schedule=schedule,
         papers={} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()},
         measure=lambda: accuracy(model, schedule, held_out or examples),
-        on_step=on_step if engine.is_main else None,
-        watch=watch if engine.is_main else None,
-        say=say if engine.is_main else lambda text: None,
+        on_step=on_step,
+        watch=watch,
+        say=say,
         should_stop=should_stop,
     )
     return out

@@ -81,9 +81,9 @@ def train(
         papers=start.papers,
         bits=recipe.objective.build_bits(schedule, form.data_std),
         draw=lambda path: draw_samples(Run(str(out), recipe, form, state.averaged()), path),
-        on_step=on_step if engine.is_main else None,
-        watch=watch if engine.is_main else None,
-        say=say if engine.is_main else lambda text: None,
+        on_step=on_step,
+        watch=watch,
+        say=say,
         should_stop=should_stop,
     )
     return out
@@ -115,7 +115,7 @@ def fit(
         examples: to train on.
         options: how long, how fast, how often.
         out: the folder; made here.
-        engine: the processes that share the work; the first of them writes.
+        engine: the processes that share the work; the first of them writes and speaks.
         schedule: says at which log-SNR an example was seen; None for a model without noise levels.
         papers: files to write before the first step of a new run, name to text.
         bits: makes bits/dim of losses, for metrics.jsonl.
@@ -132,6 +132,8 @@ def fit(
         FloatingPointError: steps that cannot be applied, whatever the guard tries; the checkpoints are those of before.
         Stopped: as `should_stop` asked.
     """
+    if not engine.is_main:  # one process speaks for all
+        on_step, watch, say = None, None, lambda text: None
     course = _Course(state, objective, examples, options, out, engine, schedule, bits, measure, draw, on_step, watch, say, should_stop)
     origin, has_run = state.origin(), not papers and bool(checkpoint.steps_in(out / "checkpoints"))
     engine.wait()  # until all have looked at the folder as it was

@@ -180,9 +180,9 @@ def train(
         papers=start.papers,
         measure=measure,
         draw=lambda path: draw_samples(as_run(str(out), recipe, form, state.averaged()), path),
-        on_step=on_step if engine.is_main else None,
-        watch=watch if engine.is_main else None,
-        say=say if engine.is_main else lambda text: None,
+        on_step=on_step,
+        watch=watch,
+        say=say,
         should_stop=should_stop,
     )
     return out
