@@ -18,6 +18,10 @@ CASES = {
     "unet-end": (lambda: sf.nets.UNet((3, 17, 22), Layout(**SMALL, pads_end=True, attention_up=(True, False)), classes=3), (3, 17, 22)),
     "dit-2d": (lambda: sf.nets.DiT((3, 17, 22), patch=4, width=48, depth=2, heads=3, classes=3), (3, 17, 22)),
     "dit-1d": (lambda: sf.nets.DiT((2, 33), patch=4, width=48, depth=2, heads=3, classes=3), (2, 33)),
+    "patch-unet-deep": (
+        lambda: sf.nets.PatchUNet((3, 17, 22), patch=1, widths=(8, 16, 32), depth=1, middle="ac", heads=2, classes=3),
+        (3, 17, 22),
+    ),
     "patch-unet": (lambda: sf.nets.PatchUNet((3, 17, 22), widths=(16, 32), depth=1, middle="cac", heads=2, classes=3), (3, 17, 22)),
 }
 every_net = pytest.mark.parametrize("name", CASES)
@@ -107,6 +111,7 @@ def test_labels_out_of_range_are_refused(name):
         (lambda: sf.nets.DiT((3,)), "at least one spatial axis"),
         (lambda: sf.nets.DiT((3, 8, 8), width=50, heads=4), "multiple of heads"),
         (lambda: sf.nets.PatchUNet((3, 8)), "takes images"),
+        (lambda: sf.nets.PatchUNet((3, 8, 8), widths=(32,)), "two resolutions at least"),
         (lambda: sf.nets.PatchUNet((3, 8, 8), middle="cxc"), "middle is spelt"),
     ],
 )

@@ -1,6 +1,7 @@
 """What the machine can do, and what it is asked for before heavy work."""
 
 import ctypes
+import os
 import resource
 import sys
 from functools import cache
@@ -42,3 +43,11 @@ def keep_memory() -> None:
 def peak_memory() -> int:
     """The most memory that this process has held, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def cache_folder() -> Path | None:
+    """Where what may be made again is kept, by the environment; None where SFUMATO_CACHE is empty."""
+    where = os.environ.get("SFUMATO_CACHE")
+    if where is not None:
+        return Path(where).expanduser() if where else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfumato"

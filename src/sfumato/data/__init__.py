@@ -2,7 +2,6 @@
 
 from sfumato.data.arrays import from_arrays, npy, npz
 from sfumato.data.bundled import digits, fashion_small
-from sfumato.data.cache import cache_folder
 from sfumato.data.cifar import CIFAR10_CLASSES, cifar10, cifar10_pngs, cifar100
 from sfumato.data.dataset import IMAGES, Dataset, Scaling
 from sfumato.data.fashion import FASHION_CLASSES, fashion
@@ -24,6 +23,7 @@ from sfumato.data.toys import (
     swiss_roll,
     toy,
 )
+from sfumato.runtime import cache_folder
 
 __all__ = [
     "CIFAR10_CLASSES",

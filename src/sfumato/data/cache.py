@@ -31,14 +31,6 @@ _FULL_OR_CLOSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.
 Stamp = tuple[int, int, int]
 
 
-def cache_folder() -> Path | None:
-    """Where decoded data are kept, by the environment; None where SFUMATO_CACHE is empty."""
-    where = os.environ.get("SFUMATO_CACHE")
-    if where is not None:
-        return Path(where).expanduser() if where else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfumato"
-
-
 def stamp(status: os.stat_result) -> Stamp:
     """What tells that a file has changed: its size and times. The last of them no program can set back."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -18,9 +18,11 @@ from sfumato.data import Dataset
 from sfumato.denoiser import Cond, Denoiser, drop
 from sfumato.doctor.machine import available_memory, compute_device
 from sfumato.form import Form
+from sfumato.kernels import winograd
 from sfumato.noise import seeded
 from sfumato.run import build_denoiser
 from sfumato.runtime import peak_memory
+from sfumato.train.opening import goes_by_winograd
 from sfumato.train.optim import Optimizer
 from sfumato.train.recipe import Recipe
 
@@ -72,6 +74,7 @@ class _Bench:
         self.options = recipe.training.model_copy(update={"warmup": WARMUP, "decay": "constant"})
         self.dataset, self.rows, self.device = dataset, rows, compute_device()
         self.model = build_denoiser(recipe, form).to(self.device)
+        winograd.use(self.model.net, goes_by_winograd(self.options, dataset.shape, self.device))
         self.optimizer = Optimizer(self.model.net, self.options)
         schedule = recipe.schedule.build()
         self.times = recipe.objective.times.build(schedule)

@@ -8,12 +8,12 @@ resolution. Images whose sides are no multiple of `factor` are padded after thei
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.kernels.winograd import Conv3x3
 from sfumato.nets.layers import attend, pad_to_multiple, zeroed
 
 
@@ -58,9 +58,9 @@ class ResBlock(nn.Module):
         """Builds the block."""
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, inward, eps=1e-6)
-        self.conv1 = nn.Conv2d(inward, outward, 3, padding=1)
+        self.conv1 = Conv3x3(inward, outward)
         self.norm2 = nn.GroupNorm(groups, outward, eps=1e-6)
-        self.conv2 = cast(nn.Conv2d, zeroed(nn.Conv2d(outward, outward, 3, padding=1)))
+        self.conv2 = zeroed(Conv3x3(outward, outward))
         self.skip = nn.Identity() if inward == outward else nn.Conv2d(inward, outward, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.q, self.k, self.v = nn.Linear(channels, channels), nn.Linear(channels, channels), nn.Linear(channels, channels)
-        self.outward = cast(nn.Linear, zeroed(nn.Linear(channels, channels)))
+        self.outward = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """x + attention(x)."""

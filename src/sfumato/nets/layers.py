@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from sfumato.kernels.winograd import Conv3x3
 
 
 class Waves(nn.Module):
@@ -104,6 +107,7 @@ def _padded(parts: list[Tensor], size: int) -> Tensor:
 
 
 Features = Waves | Places | Rows
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
 class Condition(nn.Module):
@@ -151,12 +155,17 @@ class Condition(nn.Module):
             raise ValueError(f'this network was never trained without a label; pass cond={{"labels": …}}, one in 0 … {last} a row.')
 
 
-def zeroed(layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> nn.Linear | nn.Conv1d | nn.Conv2d:
+def zeroed(layer: Layer) -> Layer:
     """The layer with weight and bias at zero, so that a residual branch begins as nothing."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def conv3(inward: int, outward: int, dims: int) -> nn.Conv1d | Conv3x3:
+    """A convolution of three entries a side that keeps the size, in one dimension or two."""
+    return nn.Conv1d(inward, outward, 3, padding=1) if dims == 1 else Conv3x3(inward, outward)
 
 
 def attend(q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"], scale: float) -> Float[Tensor, "b h n d"]:

@@ -1,4 +1,4 @@
-"""A U-Net of two resolutions over small patches: convolutions where texture is, a few attention blocks where the whole is.
+"""A U-Net over small patches: convolutions where texture is, a few attention blocks where the whole is.
 
 Pixels are folded into channels first (Shi et al. 2016, arXiv:1609.05158, inverted), so no convolution runs at full resolution, where a
 plain U-Net spends most of its time; and the 3×3 convolutions overlap, so no patch border shows, as it does in a transformer.
@@ -6,11 +6,13 @@ Everything is normalised over channels and laid out channels-last, which is the 
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.kernels.winograd import Conv3x3
 from sfumato.nets.layers import Condition, attend, crop_like, pad_to_multiple, zeroed
 
 
@@ -29,9 +31,9 @@ class ConvBlock(nn.Module):
         """Builds the block; it begins as the identity."""
         super().__init__()
         self.norm = ChannelNorm(channels)
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first = Conv3x3(channels, channels)
         self.modulation = zeroed(nn.Linear(condition, 2 * channels))
-        self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.second = zeroed(Conv3x3(channels, channels))
 
     def forward(self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
         """x + f(x, condition)."""
@@ -67,14 +69,14 @@ class AttentionBlock(nn.Module):
 
 
 class PatchUNet(nn.Module):
-    """Folds pixels by `patch`, convolves, halves, works at the coarse resolution, and comes back over a skip."""
+    """Folds pixels by `patch`, convolves and halves down to the coarsest resolution, works there, and comes back over skips."""
 
     def __init__(
         self,
         shape: tuple[int, ...],
         *,
         patch: int = 2,
-        widths: tuple[int, int] = (64, 192),
+        widths: tuple[int, ...] = (64, 192),
         depth: int = 2,
         middle: str = "cac",
         heads: int = 6,
@@ -86,36 +88,38 @@ class PatchUNet(nn.Module):
         Args:
             shape: of one x: (c, height, width).
             patch: side of the pixels folded into channels.
-            widths: channels at the fine and at the coarse resolution, which is half the fine one.
-            depth: convolution blocks at the fine resolution, on each side.
-            middle: the coarse blocks in order: "c" for convolutions, "a" for attention.
-            heads: of the attention; must divide the coarse width.
+            widths: channels at each resolution, each half the one before; at least two.
+            depth: convolution blocks at each resolution but the coarsest, on each side.
+            middle: the blocks of the coarsest in order: "c" for convolutions, "a" for attention.
+            heads: of the attention; must divide the coarsest width.
             classes: 0 for no labels.
             out_channels: c where not given; 2c for a learned variance.
 
         Raises:
-            ValueError: a shape that is no image's, heads that do not divide, a middle with other letters.
+            ValueError: a shape that is no image's, a single width, heads that do not divide, a middle with other letters.
         """
         super().__init__()
         if len(shape) != 3:
             raise ValueError(f"PatchUNet takes images (c, height, width), got shape {shape}; for points use MLP, for signals UNet.")
         if not middle or set(middle) - {"c", "a"}:
             raise ValueError(f'middle is spelt with "c" (convolutions) and "a" (attention), got "{middle}".')
-        fine, coarse = widths
+        if len(widths) < 2:
+            raise ValueError(f"PatchUNet needs the widths of two resolutions at least, got {list(widths)}.")
+        fine, coarse = widths[0], widths[-1]
         if coarse % heads:
-            raise ValueError(f"{heads} heads do not divide the coarse width {coarse}.")
-        self.patch = patch
+            raise ValueError(f"{heads} heads do not divide the coarsest width {coarse}.")
+        self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
         self.condition = Condition(coarse, classes)
         # One more input channel of ones: with zero padding, it tells a position how far the border is.
         self.stem = nn.Conv2d(shape[0] * patch**2 + 1, fine, 3, padding=1)
-        self.encoder = nn.ModuleList(ConvBlock(fine, coarse) for _ in range(depth))
-        self.halve = nn.Conv2d(4 * fine, coarse, 1)
-        grid = [-(-n // (2 * patch)) for n in shape[1:]]
+        self.encoder = nn.ModuleList(nn.ModuleList(ConvBlock(c, coarse) for _ in range(depth)) for c in widths[:-1])
+        self.halve = nn.ModuleList(nn.Conv2d(4 * c, half, 1) for c, half in pairwise(widths))
+        grid = [-(-n // self.multiple) for n in shape[1:]]
         self.places = nn.Parameter(0.02 * torch.randn(1, coarse, *grid))
         self.middle = nn.ModuleList(ConvBlock(coarse, coarse) if kind == "c" else AttentionBlock(coarse, heads, coarse) for kind in middle)
-        self.widen = nn.Conv2d(coarse, 4 * fine, 1)
-        self.join = nn.Conv2d(2 * fine, fine, 1)
-        self.decoder = nn.ModuleList(ConvBlock(fine, coarse) for _ in range(depth))
+        self.widen = nn.ModuleList(nn.Conv2d(half, 4 * c, 1) for c, half in pairwise(widths))
+        self.join = nn.ModuleList(nn.Conv2d(2 * c, c, 1) for c in widths[:-1])
+        self.decoder = nn.ModuleList(nn.ModuleList(ConvBlock(c, coarse) for _ in range(depth)) for c in widths[:-1])
         self.norm = ChannelNorm(fine)
         self.head = zeroed(nn.Conv2d(fine, (out_channels or shape[0]) * patch**2, 3, padding=1))
 
@@ -131,23 +135,28 @@ class PatchUNet(nn.Module):
     ) -> Float[Tensor, "b d h w"]:
         """Maps x to its size."""
         condition = self.condition(log_snr, cond)
-        maps = nn.functional.pixel_unshuffle(pad_to_multiple(x, 2 * self.patch), self.patch)
+        maps = nn.functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.patch)
         maps = torch.cat([maps, torch.ones_like(maps[:, :1])], dim=1).contiguous(memory_format=torch.channels_last)
-        maps = self.stem(maps)
-        for block in self.encoder:
-            maps = block(maps, condition)
-        skip = maps
-        maps = self.halve(_fold(maps))
+        maps, skips = self.stem(maps), []
+        for blocks, halve in zip(self.encoder, self.halve, strict=True):
+            maps = _through(blocks, maps, condition)
+            skips.append(maps)
+            maps = halve(_fold(maps))
         places = self.places
         if places.shape[2:] != maps.shape[2:]:
             places = nn.functional.interpolate(places, maps.shape[2:], mode="bilinear")
-        maps = maps + places
-        for block in self.middle:
-            maps = block(maps, condition)
-        maps = self.join(torch.cat([_unfold(self.widen(maps)), skip], dim=1))
-        for block in self.decoder:
-            maps = block(maps, condition)
+        maps = _through(self.middle, maps + places, condition)
+        for skip, widen, join, blocks in reversed(list(zip(skips, self.widen, self.join, self.decoder, strict=True))):
+            maps = _through(blocks, join(torch.cat([_unfold(widen(maps)), skip], dim=1)), condition)
         return crop_like(nn.functional.pixel_shuffle(self.head(nn.functional.silu(self.norm(maps))), self.patch), x)
+
+
+def _through(blocks: nn.Module, maps: Tensor, condition: Tensor) -> Tensor:
+    """The maps after a list of blocks."""
+    assert isinstance(blocks, nn.ModuleList)
+    for block in blocks:
+        maps = block(maps, condition)
+    return maps
 
 
 def _fold(maps: Tensor) -> Tensor:

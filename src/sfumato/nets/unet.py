@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.nets.layers import Condition, Features, Waves, attend, zeroed
+from sfumato.nets.layers import Condition, Features, Waves, attend, conv3, zeroed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +101,11 @@ class ResBlock(nn.Module):
         conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
         self.scales = layout.scales
         self.norm1 = layout.norm(inward)
-        self.conv1 = conv(inward, outward, 3, padding=1)
+        self.conv1 = conv3(inward, outward, dims)
         self.modulation = nn.Linear(condition, 2 * outward if self.scales else outward)
         self.norm2 = layout.norm(outward)
         self.dropout = nn.Dropout(layout.dropout)
-        self.conv2 = zeroed(conv(outward, outward, 3, padding=1))
+        self.conv2 = zeroed(conv3(outward, outward, dims))
         self.skip = nn.Identity() if inward == outward else conv(inward, outward, 1)
 
     def forward(
@@ -180,8 +180,7 @@ class Grow(nn.Module):
     def __init__(self, channels: int, condition: int, layout: UNetLayout, *, dims: int) -> None:
         """Builds what `layout.resample` names."""
         super().__init__()
-        conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
-        self.conv = conv(channels, channels, 3, padding=1) if layout.resample == "conv" else None
+        self.conv = conv3(channels, channels, dims) if layout.resample == "conv" else None
         self.block = ResBlock(channels, channels, condition, layout, dims=dims) if layout.resample == "block" else None
 
     def forward(self, x: Float[Tensor, "b c *size"], condition: Float[Tensor, "b e"], size: torch.Size) -> Float[Tensor, "b c *double"]:

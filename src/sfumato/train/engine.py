@@ -22,6 +22,7 @@ class Engine:
     """The processes of a training and the device of this one."""
 
     accelerator: Accelerator
+    by_winograd: bool = False  # how 3×3 convolutions are computed
 
     @classmethod
     def begin(cls) -> "Engine":

@@ -50,9 +50,14 @@ def _refuse_changes(begun: Options, recipe: Options, out: Path) -> None:
         )
 
 
+def begun_with(out: Path) -> dict[str, Any]:
+    """The manifest of a run that is there."""
+    return json.loads((out / "manifest.json").read_text())
+
+
 def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> Form:
     """The form of the data as the run began, if they and the number format are still the same."""
-    form, begun = read_form(out), json.loads((out / "manifest.json").read_text())
+    form, begun = read_form(out), begun_with(out)
     for what, before, now in (
         ("data", begun.get("data", {}).get("fingerprint"), manifest["data"]["fingerprint"]),
         ("precision", begun.get("precision"), manifest["precision"]),
@@ -93,6 +98,7 @@ def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: For
         "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
         "seed": training.seed,
         "precision": str(precision(training.precision, engine.device)).removeprefix("torch."),
+        "convolution": "winograd" if engine.by_winograd else "direct",
         "device": {
             "kind": engine.device.type,
             "processes": engine.processes,

@@ -1,19 +1,22 @@
 """How a training begins: its data, their form, the papers of its folder; for every kind of model."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import torch
 
 from sfumato.data import Dataset
 from sfumato.form import Form
+from sfumato.kernels import winograd
+from sfumato.runtime import precision
 from sfumato.train.board import refuse_missing
 from sfumato.train.data_options import Data
 from sfumato.train.engine import Engine
-from sfumato.train.folder import begin, manifest_of, refuse_other_data
+from sfumato.train.folder import begin, begun_with, manifest_of, refuse_other_data
 from sfumato.train.options import Options
 from sfumato.train.recipe import Training
 
@@ -73,6 +76,10 @@ def opening(
         say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
     examples, held_out = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
     form = Form(dataset.shape, dataset.classes, dataset.scaling, data_std or standard_deviation(examples))
+    by_winograd = goes_by_winograd(options, dataset.shape, engine.device, begun=out if has_run else None)
+    engine = replace(engine, by_winograd=not engine.any(not by_winograd))
+    if engine.by_winograd and engine.is_main:
+        say("3×3 convolutions go by Winograd's filtering, which is faster here; --set training.convolution=direct takes torch's.")
     manifest = manifest_of(recipe, options, dataset, form, engine)
     if has_run:
         form = refuse_other_data(manifest, out)
@@ -87,3 +94,22 @@ def standard_deviation(examples: Dataset) -> float:
     if not deviation > 0:
         raise ValueError("all the data are one constant, so there is nothing to learn; check the path and the range of the data.")
     return deviation
+
+
+def goes_by_winograd(options: Training, shape: Sequence[int], device: torch.device, *, begun: Path | None = None) -> bool:
+    """Whether the 3×3 convolutions of a training are `kernels.winograd`'s: as its options say; left to itself, a run goes on as it began.
+
+    Args:
+        options: of the training.
+        shape: of one x0; points and signals have no such convolutions.
+        device: where it runs.
+        begun: the folder of a run that goes on.
+
+    Raises:
+        ValueError: it must, and cannot.
+    """
+    choice = options.convolution
+    if choice == "auto" and begun is not None:
+        choice = begun_with(begun).get("convolution", "direct")
+    images = options.steps * options.batch if len(shape) == 3 else 0
+    return winograd.is_wanted(choice, precision(options.precision, device), device, images=images)

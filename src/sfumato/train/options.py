@@ -12,6 +12,7 @@ MAY_CHANGE = (
     "about",
     "data.path",
     "data.labels",
+    "training.convolution",
     "training.keep",
     "training.log_every",
     "training.checkpoint_every",

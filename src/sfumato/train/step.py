@@ -16,6 +16,7 @@ from torch import Tensor
 from sfumato import loss
 from sfumato.data import Dataset
 from sfumato.denoiser import drop
+from sfumato.kernels import winograd
 from sfumato.noise import seeded
 from sfumato.runtime import precision
 from sfumato.train.engine import Engine
@@ -48,6 +49,7 @@ class TrainStep(Generic[M]):
         self.times = state.times
         self.can_flip = options.flip and examples.is_image
         self.worker = _worker(state.model, precision(options.precision, engine.device))
+        winograd.use(self.worker.net, engine.by_winograd)
         self.masters = list(state.model.net.parameters())
         self.workers = list(self.worker.net.parameters())
         self.batches = batches(len(examples), options, state.step)

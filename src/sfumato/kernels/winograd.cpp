@@ -1,0 +1,194 @@
+// 3x3 convolutions of stride 1 and padding 1 in float32, channels-last, by the minimal filtering F(4x4, 3x3) of Winograd:
+// 36 products of matrices for each 4x4 outputs in place of 144 (Lavin & Gray 2015, arXiv:1509.09308, section 4.3).
+// What a thread works on stays in its cache: a slab of tiles is transformed, multiplied and transformed back before the next.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+
+#if defined(__AVX512F__)
+constexpr int64_t LANES = 16;  // channels at a time: one register, as GCC takes longer vectors apart through memory
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));  // found anywhere, so aligned as one number
+constexpr int64_t PAD = 48;      // numbers between two matrices, so that the 36 do not share cache sets
+constexpr int64_t TILES = 128;  // a slab, more or less: its matrices fit in the second or third cache
+
+// d -> Bᵀ d
+inline void into(const Lanes* d, Lanes* t) {
+  const Lanes even1 = d[4] - 4 * d[2], odd1 = d[3] - 4 * d[1], even2 = d[4] - d[2], odd2 = 2 * (d[3] - d[1]);
+  t[0] = 4 * d[0] - 5 * d[2] + d[4];
+  t[1] = even1 + odd1;
+  t[2] = even1 - odd1;
+  t[3] = even2 + odd2;
+  t[4] = even2 - odd2;
+  t[5] = 4 * d[1] - 5 * d[3] + d[5];
+}
+
+// m -> Aᵀ m
+inline void outof(const Lanes* m, Lanes* y) {
+  const Lanes sum1 = m[1] + m[2], difference1 = m[1] - m[2], sum2 = m[3] + m[4], difference2 = m[3] - m[4];
+  y[0] = m[0] + sum1 + sum2;
+  y[1] = difference1 + 2 * difference2;
+  y[2] = sum1 + 4 * sum2;
+  y[3] = difference1 + 8 * difference2 + m[5];
+}
+
+// g -> A g, the transpose of outof
+inline void spread(const Lanes* g, Lanes* m) {
+  const Lanes even1 = g[0] + g[2], odd1 = g[1] + g[3], even2 = g[0] + 4 * g[2], odd2 = 2 * g[1] + 8 * g[3];
+  m[0] = g[0];
+  m[1] = even1 + odd1;
+  m[2] = even1 - odd1;
+  m[3] = even2 + odd2;
+  m[4] = even2 - odd2;
+  m[5] = g[3];
+}
+
+struct Map {  // [b, h, w, c] in tiles of 4x4
+  int64_t b, h, w, c, rows, columns;
+  explicit Map(const Tensor& x)
+      : b(x.size(0)), h(x.size(1)), w(x.size(2)), c(x.size(3)), rows((h + 3) / 4), columns((w + 3) / 4) {}
+  int64_t strips() const { return b * rows; }
+};
+
+inline Lanes load(const float* at) { return *reinterpret_cast<const Lanes*>(at); }
+inline void store(float* at, Lanes value) { *reinterpret_cast<Lanes*>(at) = value; }
+
+// The tiles of one strip, SIDE x SIDE from `first` before each tile's corner, by F in both directions, to 36 matrices [tiles, c].
+template <int SIDE, void F(const Lanes*, Lanes*)>
+void gather(const float* x, const Map& map, int64_t strip, int first, float* to, int64_t stride) {
+  const float* image = x + strip / map.rows * map.h * map.w * map.c;
+  const int64_t top = strip % map.rows * 4 + first;
+  for (int64_t column = 0; column < map.columns; ++column) {
+    const int64_t left = column * 4 + first;
+    for (int64_t c = 0; c < map.c; c += LANES) {
+      Lanes half[SIDE][6];
+      for (int s = 0; s < SIDE; ++s) {
+        Lanes d[SIDE];
+        for (int r = 0; r < SIDE; ++r) {
+          const int64_t y = top + r, z = left + s;
+          d[r] = y >= 0 && y < map.h && z >= 0 && z < map.w ? load(image + (y * map.w + z) * map.c + c) : Lanes{};
+        }
+        F(d, half[s]);
+      }
+      for (int r = 0; r < 6; ++r) {
+        Lanes d[SIDE], t[6];
+        for (int s = 0; s < SIDE; ++s) d[s] = half[s][r];
+        F(d, t);
+        for (int s = 0; s < 6; ++s) store(to + (6 * r + s) * stride + column * map.c + c, t[s]);
+      }
+    }
+  }
+}
+
+// 36 matrices [tiles, c] to the 4x4 outputs of one strip.
+void scatter(const float* from, int64_t stride, const float* bias, const Map& map, int64_t strip, float* y) {
+  float* image = y + strip / map.rows * map.h * map.w * map.c;
+  const int64_t top = strip % map.rows * 4;
+  for (int64_t column = 0; column < map.columns; ++column) {
+    const int64_t left = column * 4;
+    for (int64_t c = 0; c < map.c; c += LANES) {
+      Lanes half[6][4];
+      for (int s = 0; s < 6; ++s) {
+        Lanes m[6];
+        for (int r = 0; r < 6; ++r) m[r] = load(from + (6 * r + s) * stride + column * map.c + c);
+        outof(m, half[s]);
+      }
+      const Lanes shift = bias ? load(bias + c) : Lanes{};
+      for (int r = 0; r < 4 && top + r < map.h; ++r) {
+        Lanes m[6], out[4];
+        for (int s = 0; s < 6; ++s) m[s] = half[s][r];
+        outof(m, out);
+        for (int s = 0; s < 4 && left + s < map.w; ++s) store(image + ((top + r) * map.w + left + s) * map.c + c, out[s] + shift);
+      }
+    }
+  }
+}
+
+struct Buffer {  // 36 matrices [tiles, c], each a little apart from the next
+  Tensor memory;
+  int64_t tiles, c, stride;
+  Buffer(int64_t tiles, int64_t c, const Tensor& like)
+      : memory(at::empty({36 * (tiles * c + PAD)}, like.options())), tiles(tiles), c(c), stride(tiles * c + PAD) {}
+  float* data() { return memory.data_ptr<float>(); }
+  Tensor matrices(int64_t used) { return memory.as_strided({36, used, c}, {stride, c, 1}); }
+};
+
+int64_t strips_a_slab(const Map& map) {
+  const int64_t fair = (map.strips() + at::get_num_threads() - 1) / at::get_num_threads();
+  return std::max<int64_t>(1, std::min(fair, TILES / map.columns));
+}
+
+// y = conv(x): x [b, h, w, c], u [36, c, o] the transformed weights.
+Tensor forward(const Tensor& x, const Tensor& u, const std::optional<Tensor>& bias) {
+  const Map in(x);
+  Tensor y = at::empty({in.b, in.h, in.w, u.size(2)}, x.options());
+  const Map out(y);
+  const float* from = x.data_ptr<float>();
+  const float* shift = bias ? bias->data_ptr<float>() : nullptr;
+  float* to = y.data_ptr<float>();
+  const int64_t slab = strips_a_slab(in), slabs = (in.strips() + slab - 1) / slab;
+  at::parallel_for(0, slabs, 1, [&](int64_t begin, int64_t end) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    Buffer v(slab * in.columns, in.c, u), m(slab * in.columns, out.c, u);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i * slab, last = std::min(first + slab, in.strips()), used = (last - first) * in.columns;
+      for (int64_t s = first; s < last; ++s) gather<6, into>(from, in, s, -1, v.data() + (s - first) * in.columns * in.c, v.stride);
+      Tensor product = m.matrices(used);
+      at::bmm_out(product, v.matrices(used), u);
+      for (int64_t s = first; s < last; ++s) scatter(m.data() + (s - first) * in.columns * out.c, m.stride, shift, out, s, to);
+    }
+  });
+  return y;
+}
+
+// The gradient of u, [36, c, o], from x [b, h, w, c] and that of y [b, h, w, o].
+Tensor backward(const Tensor& x, const Tensor& g) {
+  const Map in(x), out(g);
+  const float *from = x.data_ptr<float>(), *behind = g.data_ptr<float>();
+  const int64_t slab = strips_a_slab(in), slabs = (in.strips() + slab - 1) / slab;
+  const int64_t shares = std::min<int64_t>(at::get_num_threads(), slabs);
+  std::vector<Tensor> sums(shares);
+  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    for (int64_t share = begin; share < end; ++share) {
+      Buffer v(slab * in.columns, in.c, x), m(slab * in.columns, out.c, x);
+      Tensor sum = at::zeros({36, in.c, out.c}, x.options());
+      for (int64_t i = share * slabs / shares; i < (share + 1) * slabs / shares; ++i) {
+        const int64_t first = i * slab, last = std::min(first + slab, in.strips()), used = (last - first) * in.columns;
+        for (int64_t s = first; s < last; ++s) {
+          gather<6, into>(from, in, s, -1, v.data() + (s - first) * in.columns * in.c, v.stride);
+          gather<4, spread>(behind, out, s, 0, m.data() + (s - first) * in.columns * out.c, m.stride);
+        }
+        sum.baddbmm_(v.matrices(used).transpose(1, 2), m.matrices(used));
+      }
+      sums[share] = sum;
+    }
+  });
+  Tensor total = sums[0];
+  for (int64_t share = 1; share < shares; ++share) total.add_(sums[share]);
+  return total;
+}
+
+TORCH_LIBRARY(sfumato_winograd, library) {
+  library.def("forward(Tensor x, Tensor u, Tensor? bias) -> Tensor");
+  library.def("backward(Tensor x, Tensor g) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(sfumato_winograd, CPU, library) {
+  library.impl("forward", forward);
+  library.impl("backward", backward);
+}
+
+}  // namespace
