@@ -98,6 +98,18 @@ def test_a_network_computes_the_same_by_it():
     assert 0 < error(ours, direct.double()) < 1e-5
 
 
+def test_what_is_kept_of_a_weight_follows_it():
+    x, weight, _, _ = drawn(4, 16, 16, 8, 8)
+    layer = Conv3x3(16, 16).float().requires_grad_(False)
+    use(layer)
+    for scale in (1.0, 2.0):
+        layer.weight.copy_(scale * weight)
+        assert error(layer(x), nn.functional.conv2d(x.double(), scale * weight.double(), layer.bias.double(), padding=1)) < 1e-5
+        assert layer(x).equal(layer(x))
+    layer.weight = nn.Parameter(-weight)
+    assert error(layer(x), nn.functional.conv2d(x.double(), -weight.double(), layer.bias.double(), padding=1)) < 1e-5
+
+
 def test_which_way_is_measured_once():
     assert winograd.is_faster() in (True, False)
     (path,) = winograd.kernel_folder().glob(f"seconds-{torch.get_num_threads()}-threads.json")

@@ -5,6 +5,7 @@ import traceback
 
 import typer
 
+from sfumato.cli.bench import bench
 from sfumato.cli.doctor import doctor
 from sfumato.cli.ema import ema
 from sfumato.cli.plot import plot
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (train, doctor, train_classifier, sample, plot, ema, recipes, zoo, tune, verify):
+for command in (train, doctor, train_classifier, sample, plot, ema, recipes, zoo, tune, verify, bench):
     app.command()(command)
 
 

@@ -41,6 +41,7 @@ class Conv3x3(nn.Conv2d):
     """A 3×3 convolution of stride 1 that keeps the size of a map; `by_winograd` says how it is computed, where that fits."""
 
     by_winograd = False
+    _kept: tuple[tuple[int, int], Tensor] | None = None  # the transformed weight, and which weight it was
 
     def __init__(self, inward: int, outward: int) -> None:
         """As `nn.Conv2d`."""
@@ -48,9 +49,20 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         """The convolution."""
-        if self.by_winograd and fits(input, self.weight):
+        if not (self.by_winograd and fits(input, self.weight)):
+            return super().forward(input)
+        if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad):
             return conv3x3(input, self.weight, self.bias)
-        return super().forward(input)
+        return _channels_first(_kernels().forward(_channels_last(input), self._transformed(), self.bias))
+
+    def _transformed(self) -> Float[Tensor, "36 c d"]:
+        """The weight as the kernel takes it; made once for a weight that stays."""
+        if self.weight.is_inference():  # such a tensor does not count its changes
+            return _transformed(self.weight)
+        key = (self.weight.data_ptr(), self.weight._version)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, _transformed(self.weight.detach())
+        return self._kept[1]
 
 
 def use(net: nn.Module, is_on: bool = True) -> None:

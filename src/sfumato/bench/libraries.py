@@ -1,0 +1,305 @@
+"""What each library is asked to do: one call that does the work once, ready to be timed.
+
+All get the same model: the folder of a diffusers pipeline (a U-Net of 64, 128, 128 channels on 3×32×32, attention at the lowest
+resolution), or, where a library has no such network, its own of the same channels.
+"""
+
+import math
+import sys
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+from sfumato.kernels import winograd
+from sfumato.prediction import Prediction
+from sfumato.runtime import keep_memory, multiplies_bfloat16
+from sfumato.sample import grid, sample, steps
+from sfumato.schedule import Discrete
+
+SHAPE = (3, 32, 32)
+OVERHEAD_STEPS, OVERHEAD_BATCH = 100, 16
+Call = Callable[[], object]
+
+
+class Unasked(Exception):
+    """The library has no such thing, or its network is not this one."""
+
+
+class Library(Protocol):
+    """One library. A call does its work once; `folder` holds the pipeline."""
+
+    def forward(self, folder: Path, batch: int, precision: str) -> Call:
+        """The network on a batch, without gradients; the call returns its output where it is the pipeline's network."""
+        ...
+
+    def step(self, folder: Path, batch: int, precision: str) -> Call:
+        """A training step on a batch: the network, the mean square, its gradients, AdamW."""
+        ...
+
+    def draw(self, folder: Path, batch: int, precision: str) -> Call:
+        """A batch of samples in 20 steps."""
+        ...
+
+    def overhead(self, folder: Path, batch: int, precision: str) -> Call:
+        """100 steps of DDIM or its like with a network that costs nothing, on a batch."""
+        ...
+
+
+def inputs(batch: int) -> tuple[Tensor, Tensor]:
+    """x and numbers of steps, the same for all."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, *SHAPE, generator=generator), torch.randint(0, 1000, (batch,), generator=generator)
+
+
+def stepping(net: nn.Module, forward: Callable[[], Tensor], **options: Any) -> Call:  # options of AdamW
+    """A training step of a network."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, **options)
+
+    def call() -> None:
+        forward().float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
+
+
+class Ours:
+    """sfumato: freed memory is kept, maps lie channels-last, convolutions go by what is faster here."""
+
+    def _net(self, folder: Path, precision: str) -> tuple[nn.Module, Discrete, torch.dtype]:
+        from sfumato.convert import load_diffusers
+
+        if precision == "bfloat16" and not multiplies_bfloat16():
+            raise Unasked("this processor has no bfloat16 products")
+        keep_memory()
+        run = load_diffusers(folder)
+        assert isinstance(run.schedule, Discrete)
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        net = run.denoiser.net.to(dtype)
+        if precision == "float32" and winograd.is_faster():
+            winograd.use(net)
+            for operator in (torch.ops.sfumato_winograd.forward, torch.ops.sfumato_winograd.backward):
+                register_flop_formula(operator)(_direct_operations)
+        return net, run.schedule, dtype
+
+    def forward(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        net, chain, dtype = self._net(folder, precision)
+        x, t = inputs(batch)
+        x = x.to(dtype, memory_format=torch.channels_last)
+        log_snr = chain.log_snr((t.double() + 1) / len(chain)).float()
+        return torch.inference_mode()(lambda: net(x, log_snr))
+
+    def step(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        net, chain, dtype = self._net(folder, precision)
+        net.requires_grad_(True)
+        x, t = inputs(batch)
+        x = x.to(dtype, memory_format=torch.channels_last)
+        log_snr = chain.log_snr((t.double() + 1) / len(chain)).float()
+        return stepping(net, lambda: net(x, log_snr), fused=True)
+
+    def draw(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        from sfumato.convert import load_diffusers
+
+        net, chain, _ = self._net(folder, precision)
+        run = load_diffusers(folder)
+        run.denoiser.net = net
+        noise, levels = inputs(batch)[0].to(memory_format=torch.channels_last), grid(chain, 20)
+        return torch.inference_mode()(lambda: sample(run.denoiser, levels[0].sigma * noise, levels, steps.Adams()))
+
+    def overhead(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        x, eps = torch.randn(batch, *SHAPE), torch.randn(batch, *SHAPE)
+        prediction = Prediction(0.1 * x, eps)
+        levels = grid(Discrete.linear(1000), OVERHEAD_STEPS)
+        return torch.no_grad()(lambda: sample(lambda x_t, level, cond=None: prediction, x, levels, steps.DDIM()))
+
+
+def _direct_operations(x: Sequence[int], other: Sequence[int], *_: object, **__: object) -> int:
+    """What a direct 3×3 convolution would take: of x [b, h, w, c] with u [36, c, d], or with the gradient [b, h, w, d]."""
+    return 2 * 9 * math.prod(x) * other[-1]
+
+
+class Diffusers:
+    """diffusers, as its examples use it: eager, float32."""
+
+    def _net(self, folder: Path, precision: str) -> Any:  # diffusers has no types
+        from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
+
+        if precision != "float32":
+            raise Unasked("its training example and its pipelines stay in float32 on a CPU")
+        return UNet2DModel.from_pretrained(folder / "unet")
+
+    def forward(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        net, (x, t) = self._net(folder, precision).eval(), inputs(batch)
+        return torch.no_grad()(lambda: net(x, t).sample)
+
+    def step(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        net, (x, t) = self._net(folder, precision).train(), inputs(batch)
+        return stepping(net, lambda: net(x, t).sample)
+
+    def draw(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`; by DPMSolverMultistepScheduler, one evaluation a step."""
+        from diffusers import DPMSolverMultistepScheduler  # pyright: ignore[reportPrivateImportUsage]
+
+        net, (x, _) = self._net(folder, precision).eval(), inputs(batch)
+        scheduler: Any = DPMSolverMultistepScheduler(num_train_timesteps=1000)
+
+        def call() -> Tensor:
+            scheduler.set_timesteps(20)
+            image = x
+            for t in scheduler.timesteps:
+                image = scheduler.step(net(scheduler.scale_model_input(image, t), t).sample, t, image).prev_sample
+            return image
+
+        return torch.no_grad()(call)
+
+    def overhead(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        from diffusers import DDIMScheduler  # pyright: ignore[reportPrivateImportUsage]
+
+        x, eps = torch.randn(batch, *SHAPE), torch.randn(batch, *SHAPE)
+        scheduler: Any = DDIMScheduler(clip_sample=False)
+        scheduler.set_timesteps(OVERHEAD_STEPS)
+
+        def call() -> None:
+            image = x
+            for t in scheduler.timesteps:
+                image = scheduler.step(eps, t, scheduler.scale_model_input(image, t)).prev_sample
+
+        return torch.no_grad()(call)
+
+
+class DenoisingDiffusionPytorch:
+    """denoising-diffusion-pytorch: its own U-Net of the same channels."""
+
+    def _net(self, precision: str) -> Any:
+        if precision != "float32":
+            raise Unasked("its trainer stays in float32 on a CPU")
+        stand_in_for_torchvision()
+        from denoising_diffusion_pytorch import Unet  # type: ignore[import-not-found]
+
+        return Unet(dim=64, dim_mults=(1, 2, 2), channels=SHAPE[0])
+
+    def forward(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        net, (x, t) = self._net(precision).eval(), inputs(batch)
+        return torch.no_grad()(lambda: net(x, t))
+
+    def step(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        net, (x, t) = self._net(precision).train(), inputs(batch)
+        return stepping(net, lambda: net(x, t))
+
+    def draw(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`; by its DDIM."""
+        net = self._net(precision).eval()
+        from denoising_diffusion_pytorch import GaussianDiffusion  # type: ignore[import-not-found]
+
+        diffusion = GaussianDiffusion(net, image_size=SHAPE[1], timesteps=1000, sampling_timesteps=20)
+        return torch.no_grad()(lambda: diffusion.sample(batch_size=batch))
+
+    def overhead(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        raise Unasked("its sampler takes no other network")
+
+
+class KDiffusion:
+    """k-diffusion: its samplers around a denoiser."""
+
+    def forward(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        raise Unasked("its networks are others: it is here for its samplers")
+
+    step = draw = forward
+
+    def overhead(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`; by its Euler, which on these levels is DDIM, around a bare denoiser."""
+        sampling = k_diffusion()
+        x = torch.randn(batch, *SHAPE)
+        sigmas = sampling.get_sigmas_karras(OVERHEAD_STEPS, 0.01, 80.0)
+        return torch.no_grad()(lambda: sampling.sample_euler(lambda x_t, sigma: x, x, sigmas, disable=True))
+
+
+class Azula:
+    """azula: its samplers around a denoiser."""
+
+    def forward(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`."""
+        raise Unasked("its networks are others: it is here for its samplers")
+
+    step = draw = forward
+
+    def overhead(self, folder: Path, batch: int, precision: str) -> Call:
+        """See `Library`; by its DDIM."""
+        from azula.denoise import Denoiser, DiracPosterior  # type: ignore[import-not-found]
+        from azula.noise import VPSchedule  # type: ignore[import-not-found]
+        from azula.sample import DDIMSampler  # type: ignore[import-not-found]
+
+        x = torch.randn(batch, *SHAPE)
+        posterior = DiracPosterior(mean=0.1 * x)
+
+        class Costless(Denoiser):
+            """Returns what it returned before."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.schedule = VPSchedule()
+
+            def forward(self, x_t: Tensor, t: Tensor, **kwargs: Any) -> DiracPosterior:
+                return posterior
+
+        sampler = DDIMSampler(Costless(), steps=OVERHEAD_STEPS, silent=True)
+        return torch.no_grad()(lambda: sampler(x))
+
+
+def k_diffusion() -> Any:
+    """`k_diffusion.sampling`, without the package's `__init__`, which asks for libraries of its training."""
+    spec = find_spec("k_diffusion")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("k_diffusion")
+    if find_spec("diffusers") is not None:
+        import diffusers  # noqa: F401 - looks for torchvision when it is imported, and must not find the stand-in
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = [str(Path(spec.origin).parent)]
+    sys.modules["k_diffusion"] = package
+    stand_in_for_torchvision()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from k_diffusion import sampling  # type: ignore[import-not-found]
+    return sampling
+
+
+def stand_in_for_torchvision() -> None:
+    """Puts empty modules where torchvision is not: two libraries import it at their tops for pictures that are not drawn here."""
+    if find_spec("torchvision") is not None:
+        return
+    names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.utils")
+    modules = {name: types.ModuleType(name) for name in names}
+    for name, module in modules.items():
+        module.__spec__ = ModuleSpec(name, None)
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], last, module)
+    sys.modules |= modules
+
+
+LIBRARIES: dict[str, Library] = {
+    "sfumato": Ours(),
+    "diffusers": Diffusers(),
+    "denoising-diffusion-pytorch": DenoisingDiffusionPytorch(),
+    "k-diffusion": KDiffusion(),
+    "azula": Azula(),
+}

@@ -1,0 +1,66 @@
+"""One library's one call, in a process of its own, so that neither memory nor settings of one library touch another's.
+
+python -m sfumato.bench.worker '{"library": …, "task": …, "folder": …, "batch": …, "precision": …, "threads": …}'
+
+It says when it is ready, and then makes the call once for each line on its standard input: "go" to time it, "value" to have the norm of its
+output's distance from the tensor in a file.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sfumato.bench.libraries import LIBRARIES, SHAPE, Unasked
+from sfumato.runtime import peak_memory
+
+
+def main() -> None:
+    """Answers each line with one of JSON."""
+    asked = json.loads(sys.argv[1])
+    torch.set_num_threads(asked["threads"])
+    torch.manual_seed(0)
+    try:
+        call = getattr(LIBRARIES[asked["library"]], asked["task"])(Path(asked["folder"]), asked["batch"], asked["precision"])
+    except Unasked as reason:
+        answer({"unasked": str(reason)})
+        return
+    except ModuleNotFoundError as error:
+        answer({"missing": error.name})
+        return
+    torch.zeros(1, *SHAPE).sum()
+    before = peak_memory()
+    call()
+    answer({"ready": True})
+    for line in sys.stdin:
+        if line.strip() == "go":
+            started = time.perf_counter()
+            call()
+            answer({"seconds": time.perf_counter() - started, "memory": peak_memory() - before})
+        elif line.strip() == "operations":
+            with FlopCounterMode(display=False) as counter:
+                call()
+            answer({"operations": counter.get_total_flops()})
+        else:
+            path = Path(line.strip())
+            value = call()
+            assert isinstance(value, torch.Tensor)
+            if path.is_file():
+                truth = torch.load(path, weights_only=True)
+                answer({"error": float((value.float() - truth).norm() / truth.norm())})
+            else:
+                torch.save(value.float(), path)
+                answer({"error": 0.0})
+
+
+def answer(record: dict[str, object]) -> None:
+    """One line to whoever asked."""
+    print(json.dumps(record), file=OUT, flush=True)
+
+
+if __name__ == "__main__":
+    OUT, sys.stdout = sys.stdout, sys.stderr  # what libraries print is not an answer
+    main()
