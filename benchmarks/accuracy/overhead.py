@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import peers
 import torch
 from problems import CHAIN, FIRST, LAST
 
 import sfumato as sf
+from sfumato.bench.libraries import k_diffusion as their_modules
 
 CAPTION = (
     "A network that costs nothing (it returns one tensor, made before), batch 16 of 3×32×32 in float32, 100 steps, one thread. "
@@ -83,7 +83,7 @@ def diffusers() -> dict[str, Callable[[], float]]:
 
 def k_diffusion() -> dict[str, Callable[[], float]]:
     """With a denoiser that returns one tensor, and through the wrapper of a network that returns one tensor."""
-    sampling, external = peers.k_diffusion()
+    sampling, external = their_modules()
     sigmas = sampling.get_sigmas_karras(STEPS, float(FIRST.sigma / FIRST.alpha), float(LAST.sigma / LAST.alpha))
     wrapped = external.DiscreteEpsDDPMDenoiser(lambda x, t: EPS, torch.cumprod(1 - CHAIN.betas, 0).float(), quantize=False)
     bare = lambda x, sigma: EPS  # noqa: E731

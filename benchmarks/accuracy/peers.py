@@ -5,16 +5,11 @@ also runs with the network at the scheduler's own sigma, which can only help it;
 """
 
 import inspect
-import sys
-import types
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +17,7 @@ from problems import CHAIN, FIRST, LAST
 from torch import Tensor
 
 import sfumato as sf
+from sfumato.bench.libraries import k_diffusion
 
 
 class Unfit(Exception):
@@ -228,25 +224,3 @@ def k_diffusion_settings() -> Iterator[Setting]:
     yield Setting("k-diffusion", "dpm_fast, then x0", partial(fast, True))
     for order, rtol in product((2, 3), (0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0)):
         yield Setting("k-diffusion", f"dpm_adaptive {order} rtol {rtol:g}", partial(adaptive, order, rtol), order == 3 and rtol == 0.05)
-
-
-def k_diffusion() -> tuple[Any, Any]:
-    """`k_diffusion.sampling` and `.external`, without the package's `__init__`, which asks for libraries of its training.
-
-    Its utils import torchvision at their top for pictures; an empty module stands in.
-    """
-    import diffusers  # noqa: F401 - looks for torchvision when it is imported, and must not find the stand-in
-
-    spec = find_spec("k_diffusion")
-    if spec is None or spec.origin is None:
-        raise SystemExit("k-diffusion is not installed here; run benchmarks/accuracy/run.sh.")
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = [str(Path(spec.origin).parent)]
-    sys.modules["k_diffusion"] = package
-    transforms = types.ModuleType("torchvision.transforms")
-    transforms.functional = types.ModuleType("torchvision.transforms.functional")  # type: ignore[attr-defined]
-    sys.modules |= {"torchvision": types.ModuleType("torchvision"), "torchvision.transforms": transforms}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from k_diffusion import external, sampling  # type: ignore[import-not-found]
-    return sampling, external

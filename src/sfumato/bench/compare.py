@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from types import TracebackType
 from typing import Any
 
@@ -129,8 +129,9 @@ class _Worker:
         self.library = library
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "sfumato.bench.worker", json.dumps(asked)]
+        self.words = TemporaryFile("w+")  # noqa: SIM115 - closed by __exit__; what it says may be more than a pipe holds
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, text=True, env=environment
         )
         self.start = self._read()
 
@@ -143,10 +144,10 @@ class _Worker:
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        assert self.process.stderr is not None
         line = self.process.stdout.readline()
         if not line:
-            last = self.process.stderr.read().strip().splitlines()[-1:]
+            self.words.seek(0)
+            last = self.words.read().strip().splitlines()[-1:]
             raise ChildProcessError(f"measuring {self.library} failed: {last[0] if last else 'it ended without a word'}")
         return json.loads(line)
 
@@ -158,6 +159,7 @@ class _Worker:
         """Ends the process."""
         self.process.kill()
         self.process.communicate()
+        self.words.close()
 
 
 def _ask(question: Question, libraries: Sequence[str], folder: Path, threads: int) -> tuple[list[Figure], list[tuple[str, str]]]:

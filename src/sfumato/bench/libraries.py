@@ -227,7 +227,7 @@ class KDiffusion:
 
     def overhead(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`; by its Euler, which on these levels is DDIM, around a bare denoiser."""
-        sampling = k_diffusion()
+        sampling, _ = k_diffusion()
         x = torch.randn(batch, *SHAPE)
         sigmas = sampling.get_sigmas_karras(OVERHEAD_STEPS, 0.01, 80.0)
         return torch.no_grad()(lambda: sampling.sample_euler(lambda x_t, sigma: x, x, sigmas, disable=True))
@@ -265,8 +265,8 @@ class Azula:
         return torch.no_grad()(lambda: sampler(x))
 
 
-def k_diffusion() -> Any:
-    """`k_diffusion.sampling`, without the package's `__init__`, which asks for libraries of its training."""
+def k_diffusion() -> tuple[Any, Any]:
+    """`k_diffusion.sampling` and `.external`, without the package's `__init__`, which asks for libraries of its training."""
     spec = find_spec("k_diffusion")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("k_diffusion")
@@ -278,8 +278,8 @@ def k_diffusion() -> Any:
     stand_in_for_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from k_diffusion import sampling  # type: ignore[import-not-found]
-    return sampling
+        from k_diffusion import external, sampling  # type: ignore[import-not-found]
+    return sampling, external
 
 
 def stand_in_for_torchvision() -> None:

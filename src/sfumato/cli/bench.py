@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from sfumato.bench import bench as measure
+from sfumato.bench import cost
+from sfumato.train.checkpoint import aside
 
 
 def bench(
     against: Annotated[str, typer.Option(help="Other libraries that are installed here, with commas: diffusers,k-diffusion,…")] = "",
     only: Annotated[str, typer.Option(help="Only the questions whose name contains this.")] = "",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each library; torch's own number where not given.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A .png: how the cost grows with batch, pixels, channels and steps.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -22,8 +24,16 @@ def bench(
 
     Leave the machine alone meanwhile. Example: sfumato bench --against diffusers --only "batch 16"
     """
+    if plot is not None and plot.suffix != ".png":
+        raise ValueError(f"the picture is a .png, so --plot must end in .png, got {plot}.")
     names = [name.strip() for name in against.split(",") if name.strip()]
     report = measure(names, only=only, threads=threads, say=lambda line: typer.echo(line, err=as_json))
+    if plot is not None:
+        curves = cost.costs(threads=threads)
+        report["costs"] = {name: {"curve": curve, "slope": cost.slope(curve)} for name, curve in curves.items()}
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        with aside(plot) as partial:
+            cost.draw(curves, partial)
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
@@ -31,29 +41,27 @@ def bench(
 
 
 def _print(report: Mapping[str, Any]) -> None:
-    console = Console()
-    ceiling = report["ceiling"]
-    table = Table(title=f"{report['threads']} threads, torch {report['torch']}")
-    for column in ("what", "library", "ms", "quartiles", "GFLOP/s", "of the ceiling", "memory MB", "times ours"):
-        table.add_column(column, justify="left" if column in ("what", "library") else "right")
-    ours = {figure["question"]: figure["seconds"] for figure in report["figures"] if figure["library"] == "sfumato"}
-    for figure in report["figures"]:
-        rate = figure["operations"] / figure["seconds"]
-        most = ceiling.get("bfloat16" if "bfloat16" in figure["question"] and figure["library"] == "sfumato" else "float32")
-        table.add_row(
-            figure["question"],
-            figure["library"],
-            f"{figure['seconds'] * 1e3:.1f}",
-            f"{figure['low'] * 1e3:.1f} … {figure['high'] * 1e3:.1f}",
-            f"{rate / 1e9:.0f}" if rate else "",
-            f"{rate / most:.0%}" if rate else "",
-            f"{figure['memory'] / 1e6:.0f}",
-            f"{figure['seconds'] / ours[figure['question']]:.2f}",
-        )
-    console.print(table)
-    for name, most in ceiling.items():
-        console.print(f"The ceiling in {name}: {most / 1e9:.0f} GFLOP/s, a product of matrices of 2048.")
+    typer.echo(f"\n{report['threads']} threads, torch {report['torch']}; medians and quartiles; memory beyond the start.")
+    for name, most in report["ceiling"].items():
+        typer.echo(f"The ceiling in {name}: {most / 1e9:.0f} GFLOP/s, a product of matrices of 2048.")
+    figures = report["figures"]
+    ours = {figure["question"]: figure["seconds"] for figure in figures if figure["library"] == "sfumato"}
+    for question in ours:
+        typer.echo(f"\n{question}")
+        for figure in (figure for figure in figures if figure["question"] == question):
+            typer.echo(f"  {_row(figure, ours[question], report['ceiling'])}")
+    typer.echo("")
     for target in report["targets"]:
-        console.print(f"{'holds' if target['holds'] else 'FAILS'}  {target['what']}: {target['seen']:.3g}, wanted {target['wanted']}")
+        typer.echo(f"{'holds' if target['holds'] else 'FAILS'}  {target['what']}: {target['seen']:.3g}, wanted {target['wanted']}")
+    for name, growth in report.get("costs", {}).items():
+        typer.echo(f"cost grows with the {name} to the power {growth['slope']:.2f}")
     for reason in report["left_out"]:
-        console.print(f"not measured  {reason}")
+        typer.echo(f"not measured  {reason}")
+
+
+def _row(figure: Mapping[str, Any], ours: float, ceiling: Mapping[str, float]) -> str:
+    seconds, rate = figure["seconds"], figure["operations"] / figure["seconds"]
+    is_low = "bfloat16" in figure["question"] and figure["library"] == "sfumato"
+    text = f"{figure['library']:28}{seconds * 1e3:9.1f} ms ({figure['low'] * 1e3:.1f} … {figure['high'] * 1e3:.1f})"
+    text += f"  {seconds / ours:5.2f}×" + (f"  {figure['memory'] / 1e6:5.0f} MB" if rate else "")
+    return text + (f"  {rate / 1e9:4.0f} GFLOP/s, {rate / ceiling['bfloat16' if is_low else 'float32']:.0%} of the ceiling" if rate else "")
