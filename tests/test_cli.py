@@ -80,6 +80,7 @@ BAD = {
     "recipe that is not YAML": (["train", "broken.yaml"], 2, "is not YAML"),
     "misspelt option": (["train", "digits", "--set", "training.bach=3"], 2, "did you mean training.batch?"),
     "misspelt group": (["train", "digits", "--set", "trainig.batch=3"], 2, "did you mean training?"),
+    "unknown convolution": (["sample", "zoo:fashion", "--out", "s.png", "--convolution", "fft"], 2, 'auto, direct or winograd, got "fft"'),
     "misspelt option of a kind": (["train", "digits", "--set", "net.witdh=3"], 2, "did you mean net.widths?"),
     "wrong type": (["train", "digits", "--set", "training.batch=many"], 2, "training.batch got 'many'"),
     "wrong kind": (["train", "digits", "--set", "net.kind=gan"], 2, "net.kind must be one of"),

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from torch import nn
 
+from sfumato.cli import main
 from sfumato.kernels import winograd
 from sfumato.kernels.winograd import Conv3x3, conv3x3, fits, use
 from sfumato.nets import PatchUNet
@@ -127,7 +129,7 @@ def test_what_a_run_asks_for():
     assert not winograd.is_wanted("direct", single, cpu, images=10**9)
     assert not winograd.is_wanted("auto", single, cpu, images=winograd.ENOUGH_IMAGES - 1)
     assert not winograd.is_wanted("auto", torch.bfloat16, cpu, images=10**9)
-    with pytest.raises(ValueError, match=r"float32 on CPUs.*training\.convolution=direct"):
+    with pytest.raises(ValueError, match=r"float32 on CPUs.*take convolution=direct"):
         winograd.is_wanted("winograd", torch.bfloat16, cpu, images=1)
 
 
@@ -172,7 +174,19 @@ def test_a_run_that_cannot_go_on_so_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(Stopped):
         train(recipe(tmp_path, *changes), tmp_path / "run", should_stop=iter([False] * 4 + [True]).__next__)
     monkeypatch.setattr(winograd, "compiled", lambda: False)
-    with pytest.raises(ValueError, match=r"set training\.convolution=direct"):
+    with pytest.raises(ValueError, match=r"take convolution=direct"):
         train(recipe(tmp_path), tmp_path / "run", resume=True)
     done = train(recipe(tmp_path, "training.convolution=direct"), tmp_path / "run", resume=True)
     assert (done / "checkpoints/00000008").is_dir()
+
+
+def test_samples_by_it_are_those_without_it(tmp_path):
+    """Within one grey level, as the summation's order may move them."""
+    for choice in ("direct", "winograd"):
+        with pytest.raises(SystemExit) as end:
+            main(
+                ["sample", "zoo:fashion", "--count", "6", "--steps", "6", "--convolution", choice, "--out", str(tmp_path / f"{choice}.npz")]
+            )
+        assert end.value.code == 0
+    one, two = (np.load(tmp_path / f"{choice}.npz")["arr_0"].astype(int) for choice in ("direct", "winograd"))
+    assert np.abs(one - two).max() <= 1

@@ -65,6 +65,11 @@ class Conv3x3(nn.Conv2d):
         return self._kept[1]
 
 
+def convolves(net: nn.Module) -> bool:
+    """Whether a network has any `Conv3x3`."""
+    return any(isinstance(part, Conv3x3) for part in net.modules())
+
+
 def use(net: nn.Module, is_on: bool = True) -> None:
     """Tells every `Conv3x3` of a network how to compute."""
     for part in net.modules():
@@ -217,7 +222,7 @@ def is_wanted(choice: str, dtype: torch.dtype, device: torch.device, *, images: 
     fits = device.type == "cpu" and dtype == torch.float32
     if choice == "winograd" and not (fits and compiled()):
         why = "the log says why it was not compiled" if fits else f"it computes in float32 on CPUs, and this is {dtype} on {device.type}"
-        raise ValueError(f"Winograd's convolution cannot be had here: {why}; set training.convolution=direct.")
+        raise ValueError(f"Winograd's convolution cannot be had here: {why}; take convolution=direct.")
     return choice == "winograd" or (choice == "auto" and fits and images >= ENOUGH_IMAGES and is_faster())
 
 
