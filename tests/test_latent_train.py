@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,21 @@ def test_a_bound_through_both_stages(runs):
     assert bound.total.shape == (6,)
     assert bound.total.isfinite().all()
     assert (bound.reconstruction > 0).all()
+
+
+def test_a_bound_does_not_hang_on_where_a_latent_is_scaled(runs):
+    """z = 0.4 + 1.5 (0.3 + 0.5 x) is x scaled once by 0.85 and 0.75: the autoencoder's scaling and the run's are one map."""
+    run = sf.load(runs["ldm"])
+    x0, labels = sf.data.digits().batch(np.arange(4))
+
+    scaling = lambda shift, scale: sf.data.Scaling(shift=shift, scale=scale, dtype="float32")  # noqa: E731
+
+    def bits(outer, inner):
+        run.autoencoder.model.scaling = scaling(*outer)
+        form = replace(run.inner.form, scaling=scaling(*inner))
+        return replace(run, inner=replace(run.inner, form=form)).bound(x0, labels).total
+
+    assert torch.allclose(bits((0.4, 1.5), (0.3, 0.5)), bits((0.85, 0.75), (0.0, 1.0)), rtol=1e-5)
 
 
 def test_a_ready_autoencoder_takes_the_place_of_the_stage(runs, tmp_path):
