@@ -26,6 +26,7 @@ from sfumato.schedule import Discrete
 
 SHAPE = (3, 32, 32)
 OVERHEAD_STEPS, OVERHEAD_BATCH = 100, 16
+SLICE = 16  # rows that our training step takes at a time: their maps stay in the cache, and their memory is used again
 Call = Callable[[], object]
 
 
@@ -59,12 +60,14 @@ def inputs(batch: int) -> tuple[Tensor, Tensor]:
     return torch.randn(batch, *SHAPE, generator=generator), torch.randint(0, 1000, (batch,), generator=generator)
 
 
-def stepping(net: nn.Module, forward: Callable[[], Tensor], **options: Any) -> Call:  # options of AdamW
-    """A training step of a network."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, **options)
+def stepping(net: nn.Module, forward: Callable[[slice], Tensor], batch: int, rows: int | None = None, **options: Any) -> Call:
+    """A training step of a network, so many rows at a time (all where not given); options of AdamW."""
+    optimizer, rows = torch.optim.AdamW(net.parameters(), lr=1e-4, **options), rows or batch
 
     def call() -> None:
-        forward().float().square().mean().backward()
+        for first in range(0, batch, rows):
+            part = forward(slice(first, first + rows)).float()
+            (part.square().mean() * (len(part) / batch)).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -105,7 +108,7 @@ class Ours:
         x, t = inputs(batch)
         x = x.to(dtype, memory_format=torch.channels_last)
         log_snr = chain.log_snr((t.double() + 1) / len(chain)).float()
-        return stepping(net, lambda: net(x, log_snr), fused=True)
+        return stepping(net, lambda rows: net(x[rows], log_snr[rows]), batch, SLICE, fused=True)
 
     def draw(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`."""
@@ -148,7 +151,7 @@ class Diffusers:
     def step(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`."""
         net, (x, t) = self._net(folder, precision).train(), inputs(batch)
-        return stepping(net, lambda: net(x, t).sample)
+        return stepping(net, lambda rows: net(x[rows], t[rows]).sample, batch)
 
     def draw(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`; by DPMSolverMultistepScheduler, one evaluation a step."""
@@ -201,7 +204,7 @@ class DenoisingDiffusionPytorch:
     def step(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`."""
         net, (x, t) = self._net(precision).train(), inputs(batch)
-        return stepping(net, lambda: net(x, t))
+        return stepping(net, lambda rows: net(x[rows], t[rows]), batch)
 
     def draw(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`; by its DDIM."""
