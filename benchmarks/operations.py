@@ -1,0 +1,125 @@
+"""Where the time of a forward pass and of a training step goes, by kind of operation: writes operations.md beside this file.
+
+    python benchmarks/operations.py [--threads 1]
+
+"Before" is torch's direct convolution, "after" sfumato's. Bytes are those of the shapes that an operation reads, and as many written as its
+largest input has: what moves more than a copy of large tensors does is in the cache, what moves about as much is bound by memory.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+
+import torch
+from quality.protocol import processor
+from torch.profiler import ProfilerActivity, profile
+
+from sfumato.kernels import winograd
+from sfumato.nets import PatchUNet, UNet, UNetLayout
+from sfumato.runtime import keep_memory
+
+HERE = Path(__file__).parent
+KINDS = {  # the first whose words are in an operation's name
+    "3×3 convolutions": ("winograd", "convolution"),
+    "their products": ("bmm", "baddbmm"),
+    "other products": ("addmm", "aten::mm"),
+    "normalisation": ("norm",),
+    "activation": ("silu", "gelu", "softmax"),
+    "copies": ("copy_", "cat", "clone", "fill_", "zero_", "select", "as_strided", "empty", "resize"),
+}
+Shapes = list[list[int]]
+
+
+def kind_of(name: str) -> str:
+    return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "the rest")
+
+
+def profiled(call: Callable[[], object]) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds and bytes of one call, by kind."""
+    call()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
+        call()
+    seconds: dict[str, float] = defaultdict(float)
+    moved: dict[str, int] = defaultdict(int)
+    for event in record.events():
+        if event.name.startswith(("aten::", "sfumato")):
+            kind = kind_of(event.name)
+            seconds[kind] += event.self_cpu_time_total / 1e6
+            if event.self_cpu_time_total > 5 and event.input_shapes:
+                sizes = [prod(shape) for shape in event.input_shapes if shape]
+                moved[kind] += 4 * (sum(sizes) + max(sizes, default=0))
+    return seconds, moved
+
+
+def ceilings() -> tuple[float, float]:
+    """FLOP/s of a large product, bytes a second of a large copy (read and written)."""
+    a, b = torch.randn(2048, 2048), torch.randn(16_000_000)
+    products, copies = [], []
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        products.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        b.clone()
+        copies.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(products), 2 * 4 * b.numel() / min(copies)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    torch.set_num_threads(parser.parse_args().threads)
+    keep_memory()
+    if not winograd.compiled():
+        raise SystemExit("there is no kernel to compare: see the log.")
+    flops, bandwidth = ceilings()
+    lines = [
+        "# Where the time goes",
+        "",
+        f"Written by `operations.py` on {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32. "
+        f"A product of large matrices does {flops / 1e9:.0f} GFLOP/s, a copy of 64 MB {bandwidth / 1e9:.1f} GB/s (read and written).",
+        "",
+    ]
+    torch.manual_seed(0)
+    layout = UNetLayout(head_width=8, heads=1, scales=False)
+    models = {
+        "A plain U-Net (64, 128, 128) on 3×32×32": (UNet((3, 32, 32), layout), (3, 32, 32), 16),
+        "The fashion recipe's network on 1×28×28": (PatchUNet((1, 28, 28), widths=(64, 224), heads=7), (1, 28, 28), 64),
+        "The folder recipe's network on 3×64×64": (PatchUNet((3, 64, 64), widths=(64, 128, 192), depth=1), (3, 64, 64), 16),
+    }
+    for title, (net, shape, batch) in models.items():
+        net = net.to(memory_format=torch.channels_last)
+        x, log_snr = torch.randn(batch, *shape).to(memory_format=torch.channels_last), torch.randn(batch)
+        forward = torch.no_grad()(lambda net=net, x=x, log_snr=log_snr: net(x, log_snr))
+        step = lambda net=net, x=x, log_snr=log_snr: net(x, log_snr).square().mean().backward()  # noqa: E731
+        for what, call in (("forward", forward), ("forward and backward", step)):
+            found = {}
+            for name in ("before", "after"):
+                winograd.use(net, name == "after")
+                found[name] = profiled(call)
+            totals = {name: sum(seconds.values()) for name, (seconds, _) in found.items()}
+            lines += [f"## {title}, batch {batch}: {what}", ""]
+            ratio = totals["before"] / totals["after"]
+            lines += [f"{1e3 * totals['before']:.0f} ms before, {1e3 * totals['after']:.0f} ms after: {ratio:.2f} times as fast.", ""]
+            lines += [
+                "| operations | before, ms | after, ms | share after | GB/s after | of a copy's |",
+                "| --- | ---: | ---: | ---: | ---: | ---: |",
+            ]
+            seconds, moved = found["after"]
+            for kind in sorted(seconds.keys() | found["before"][0].keys(), key=lambda kind: -seconds.get(kind, 0.0)):
+                now = seconds.get(kind, 0.0)
+                rate = moved.get(kind, 0) / now if now else 0.0
+                is_arithmetic = "convolutions" in kind or "products" in kind
+                cells = ["", ""] if is_arithmetic else [f"{rate / 1e9:.1f}", f"{rate / bandwidth:.0%}"]
+                before = found["before"][0].get(kind, 0.0)
+                lines.append(f"| {kind} | {1e3 * before:.1f} | {1e3 * now:.1f} | {now / totals['after']:.0%} | {' | '.join(cells)} |")
+            lines.append("")
+    (HERE / "operations.md").write_text("\n".join(lines).rstrip() + "\n")
+    print((HERE / "operations.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
