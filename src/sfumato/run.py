@@ -21,8 +21,7 @@ from sfumato.noise import normal_like, row_generators
 from sfumato.pictures import cloud, gif, limits_of, picture, sheet
 from sfumato.sample import Step, grid, sample
 from sfumato.schedule import Discrete, Level, Schedule
-from sfumato.train.checkpoint import CheckpointError, damaged, read_tensors, take_up, write_text
-from sfumato.train.ema import name_of
+from sfumato.train.checkpoint import CheckpointError, load_average, write_text
 from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe
 from sfumato.tune import Tuned, tune
 
@@ -351,23 +350,9 @@ def load(model: str | Path, *, ema: float | None = None) -> Run:
     """
     folder = folder_of(model)
     recipe, form = load_recipe(folder / "recipe.yaml"), read_form(folder)
-    file = f"{name_of(recipe.training.ema[0] if ema is None else ema)}.safetensors"
-
-    def read(checkpoint: Path) -> Denoiser:
-        there = sorted(path.name for path in checkpoint.glob("ema-*.safetensors"))
-        if ema is not None and file not in {*there, *(f"{name_of(width)}.safetensors" for width in recipe.training.ema)}:
-            raise ValueError(
-                f"{model} has no average of width {ema:g}; it has {', '.join(f'{float(name[4:-12]):g}' for name in there)} "
-                f"(sfumato ema {model} --width {ema:g} makes one of snapshots)."
-            )
-        tensors, denoiser = read_tensors(checkpoint / file), build_denoiser(recipe, form)
-        try:
-            denoiser.net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
-        except RuntimeError as error:
-            raise damaged(checkpoint / file, error) from None
-        return denoiser
-
-    return Run(str(model), recipe, form, take_up(folder, read).eval().requires_grad_(False), read_tuned(folder))
+    denoiser = build_denoiser(recipe, form)
+    load_average(denoiser, folder, recipe.training.ema, ema)
+    return Run(str(model), recipe, form, denoiser, read_tuned(folder))
 
 
 def save_tuned(folder: Path, steps: int, guidance: float, tuned: Tuned) -> Path:

@@ -19,14 +19,14 @@ from sfumato.latent.autoencoder import Autoencoder, Features, Measured
 from sfumato.noise import row_generators
 from sfumato.pictures import picture
 from sfumato.run import read_form
-from sfumato.train.checkpoint import write_text
+from sfumato.train.checkpoint import load_average, write_text
 from sfumato.train.data_options import Data
 from sfumato.train.loop import fit
 from sfumato.train.opening import opening
 from sfumato.train.options import Options, Size
 from sfumato.train.recipe import Training, read_tree, resolve
 from sfumato.train.state import TrainState
-from sfumato.train.vae import Seeds, load_average, refuse_low_precision
+from sfumato.train.vae import Seeds, refuse_low_precision
 
 MEASURED = "latent.json"  # in the folder of an autoencoder: its latent's scaling, its residual
 MOST_MEASURED = 2048  # examples that these are measured on
@@ -134,7 +134,7 @@ def load(folder: str | Path, *, ema: float | None = None) -> AutoencoderRun:
         raise ValueError(f"{folder} holds no autoencoder: neither recipe.yaml of a run nor config.json of diffusers is there.")
     recipe, form = read(folder / "recipe.yaml"), read_form(folder)
     model = recipe.model.build(form)
-    load_average(model, folder, recipe.training.ema[0] if ema is None else ema)
+    load_average(model, folder, recipe.training.ema, ema)
     measured = Measured.from_file(folder / MEASURED)
     model.scaling = measured.scaling
     return AutoencoderRun(str(folder), form, model, measured.residual)

@@ -12,14 +12,16 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from sfumato.train.ema import name_of
 
 CHECKSUMS = "checksums.b2"
 T = TypeVar("T")
@@ -133,6 +135,39 @@ def take_up(run: Path, read: Callable[[Path], T], *, set_aside: bool = False) ->
     raise CheckpointError(
         f"{why}, and no other checkpoint of {run} is whole; restore one from a backup, or train again into another --out."
     )
+
+
+def load_average(model: nn.Module, run: Path, widths: Sequence[float], asked: float | None) -> None:
+    """Puts an average of the weights of the newest whole checkpoint of a run into `model.net`, in float32, and the model to rest.
+
+    Args:
+        model: with its network as `net`.
+        run: the run folder.
+        widths: of the averages that the recipe tracks, the first of which is the default.
+        asked: the width of the one wanted.
+
+    Raises:
+        ValueError: there is no such average.
+        CheckpointError: no checkpoint yet, or none that is whole.
+    """
+    net, file = model.net, f"{name_of(widths[0] if asked is None else asked)}.safetensors"
+    assert isinstance(net, nn.Module)
+
+    def read(checkpoint: Path) -> None:
+        there = sorted(path.name for path in checkpoint.glob("ema-*.safetensors"))
+        if asked is not None and file not in {*there, *(f"{name_of(width)}.safetensors" for width in widths)}:
+            raise ValueError(
+                f"{run} has no average of width {asked:g}; it has {', '.join(f'{float(name[4:-12]):g}' for name in there)} "
+                f"(sfumato ema {run} --width {asked:g} makes one of snapshots)."
+            )
+        tensors = read_tensors(checkpoint / file)
+        try:
+            net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
+        except RuntimeError as error:
+            raise damaged(checkpoint / file, error) from None
+
+    take_up(run, read)
+    model.eval().requires_grad_(False)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -20,9 +20,8 @@ from sfumato.form import Form
 from sfumato.noise import row_generators, seeded
 from sfumato.pictures import picture, sheet
 from sfumato.run import Samples, folder_of, read_form
-from sfumato.train.checkpoint import damaged, read_tensors, take_up
+from sfumato.train.checkpoint import load_average
 from sfumato.train.data_options import Data
-from sfumato.train.ema import name_of
 from sfumato.train.loop import fit
 from sfumato.train.opening import opening
 from sfumato.train.options import Options, Size
@@ -264,29 +263,8 @@ def load(model: str | Path, *, ema: float | None = None) -> VAERun:
     folder = folder_of(model)
     recipe, form = read(folder / "recipe.yaml"), read_form(folder)
     built = build(recipe, form)
-    load_average(built, folder, recipe.training.ema[0] if ema is None else ema)
+    load_average(built, folder, recipe.training.ema, ema)
     return VAERun(str(model), recipe, form, built)
-
-
-def load_average(model: torch.nn.Module, folder: Path, width: float) -> None:
-    """Puts an average of the newest whole checkpoint into `model.net`, and the model to rest.
-
-    Raises:
-        CheckpointError: there is none, or it does not fit.
-    """
-    net = model.net
-    assert isinstance(net, torch.nn.Module)
-
-    def take(checkpoint: Path) -> None:
-        path = checkpoint / f"{name_of(width)}.safetensors"
-        tensors = read_tensors(path)
-        try:
-            net.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise damaged(path, error) from None
-
-    take_up(folder, take)
-    model.eval().requires_grad_(False)
 
 
 def build(recipe: VAERecipe, form: Form) -> latent.VAE | latent.LadderVAE:

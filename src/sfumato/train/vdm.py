@@ -15,13 +15,14 @@ from sfumato.form import Form
 from sfumato.noise import seeded
 from sfumato.run import Run, folder_of, read_form, read_tuned
 from sfumato.schedule import LearnedSchedule
+from sfumato.train.checkpoint import load_average
 from sfumato.train.data_options import Data
 from sfumato.train.loop import draw_samples, fit
 from sfumato.train.opening import opening
 from sfumato.train.options import Options
 from sfumato.train.recipe import Net, Objective, Recipe, Sampling, Training, read_tree, resolve
 from sfumato.train.state import TrainState
-from sfumato.train.vae import load_average, refuse_low_precision
+from sfumato.train.vae import refuse_low_precision
 
 
 class VDMModel(Options):
@@ -114,7 +115,7 @@ def load(model: str | Path, *, ema: float | None = None) -> Run:
     folder = folder_of(model)
     recipe, form = read(folder / "recipe.yaml"), read_form(folder)
     built = build(recipe, form)
-    load_average(built, folder, recipe.training.ema[0] if ema is None else ema)
+    load_average(built, folder, recipe.training.ema, ema)
     return as_run(str(model), recipe, form, built, read_tuned(folder))
 
 
