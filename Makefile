@@ -26,11 +26,13 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# What safety costs, how fast data come, accuracy and overhead beside the peers: about a quarter of an hour on an idle machine.
+# What safety costs, how fast data come, accuracy, overhead and speed beside the peers: half an hour on an idle machine.
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/data.py
 	benchmarks/accuracy/run.sh
+	benchmarks/speed.sh
+	$(BIN)/python benchmarks/operations.py
 
 # What takes trainings: toys, likelihoods, and hours of quality for minutes of training.
 bench-trained: $(VENV)/.installed

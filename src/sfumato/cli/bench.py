@@ -16,6 +16,7 @@ def bench(
     against: Annotated[str, typer.Option(help="Other libraries that are installed here, with commas: diffusers,k-diffusion,…")] = "",
     only: Annotated[str, typer.Option(help="Only the questions whose name contains this.")] = "",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each library; torch's own number where not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A .json to write the report to as well.")] = None,
     plot: Annotated[Path | None, typer.Option(help="A .png: how the cost grows with batch, pixels, channels and steps.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -24,8 +25,9 @@ def bench(
 
     Leave the machine alone meanwhile. Example: sfumato bench --against diffusers --only "batch 16"
     """
-    if plot is not None and plot.suffix != ".png":
-        raise ValueError(f"the picture is a .png, so --plot must end in .png, got {plot}.")
+    for option, path, suffix in (("--plot", plot, ".png"), ("--out", out, ".json")):
+        if path is not None and path.suffix != suffix:
+            raise ValueError(f"{option} must end in {suffix}, got {path}.")
     names = [name.strip() for name in against.split(",") if name.strip()]
     report = measure(names, only=only, threads=threads, say=lambda line: typer.echo(line, err=as_json))
     if plot is not None:
@@ -34,8 +36,13 @@ def bench(
         plot.parent.mkdir(parents=True, exist_ok=True)
         with aside(plot) as partial:
             cost.draw(curves, partial)
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with aside(out) as partial:
+            partial.write_text(f"{text}\n")
     if as_json:
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        typer.echo(text)
     else:
         _print(report)
 
