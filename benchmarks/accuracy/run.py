@@ -43,7 +43,7 @@ def main() -> None:
         rows = [row for part in pool.map(measure, range(len(PROBLEMS))) for row in part]
     costs = overhead.measure()
     report = {"machine": machine(), "seconds": round(time.perf_counter() - started), "accuracy": rows, "overhead": costs}
-    (HERE / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    (HERE / "results.json").write_text(json.dumps(report) + "\n")
     (HERE / "RESULTS.md").write_text(text(report))
     print(text(report))
 

@@ -98,13 +98,14 @@ def bench(
     chosen = [question for question in questions if only in question.name]
     if not chosen:
         raise ValueError(f'no question has "{only}" in its name; they are {"; ".join(question.name for question in questions)}.')
-    threads, figures, left_out = threads or torch.get_num_threads(), [], []
+    threads, figures, left_out = threads or torch.get_num_threads(), [], dict[str, list[str]]()
     with TemporaryDirectory() as folder:
         _write_pipeline(Path(folder))
         for question in chosen:
             answers, unasked = _ask(question, ["sfumato", *against], Path(folder), threads)
             figures += answers
-            left_out += [f"{question.name}: {library}: {reason}" for library, reason in unasked]
+            for library, reason in unasked:
+                left_out.setdefault(f"{library} ({reason})", []).append(question.name)
             for figure in answers:
                 say(_line(figure, answers))
     ceiling = {"float32": _ceiling(torch.float32, threads)}

@@ -62,8 +62,8 @@ def _print(report: Mapping[str, Any]) -> None:
         typer.echo(f"{'holds' if target['holds'] else 'FAILS'}  {target['what']}: {target['seen']:.3g}, wanted {target['wanted']}")
     for name, growth in report.get("costs", {}).items():
         typer.echo(f"cost grows with the {name} to the power {growth['slope']:.2f}")
-    for reason in report["left_out"]:
-        typer.echo(f"not measured  {reason}")
+    for library, questions in report["left_out"].items():
+        typer.echo(f"not measured  {library}: {'; '.join(questions)}")
 
 
 def _row(figure: Mapping[str, Any], ours: float, ceiling: Mapping[str, float]) -> str:
