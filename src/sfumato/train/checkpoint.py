@@ -138,7 +138,7 @@ def take_up(run: Path, read: Callable[[Path], T], *, set_aside: bool = False) ->
 
 
 def load_average(model: nn.Module, run: Path, widths: Sequence[float], asked: float | None) -> None:
-    """Puts an average of the weights of the newest whole checkpoint of a run into `model.net`, in float32, and the model to rest.
+    """Puts an average of the weights of the newest whole checkpoint of a run into `model.net`, and the model to rest.
 
     Args:
         model: with its network as `net`.
@@ -162,7 +162,7 @@ def load_average(model: nn.Module, run: Path, widths: Sequence[float], asked: fl
             )
         tensors = read_tensors(checkpoint / file)
         try:
-            net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
+            net.load_state_dict(tensors)  # copies: half precision becomes what the network is in
         except RuntimeError as error:
             raise damaged(checkpoint / file, error) from None
 
