@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from types import TracebackType
@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfumato.bench.libraries import LIBRARIES, OVERHEAD_BATCH, OVERHEAD_STEPS, SHAPE
+from sfumato.bench.libraries import CHAIN_STEPS, LIBRARIES, OVERHEAD_BATCH, OVERHEAD_STEPS, SHAPE
+from sfumato.convert import save_diffusers
+from sfumato.convert.imported import as_run, knots
+from sfumato.nets import UNet, UNetLayout
+from sfumato.nets.layers import Places
+from sfumato.prediction import eps_target
 from sfumato.runtime import multiplies_bfloat16
-
-PACKAGES = {
-    "diffusers": "diffusers",
-    "denoising-diffusion-pytorch": "denoising-diffusion-pytorch",
-    "k-diffusion": "k-diffusion",
-    "azula": "azula",
-}
+from sfumato.schedule import Discrete
+from sfumato.train.recipe import Sampling
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ def bench(
                 left_out.setdefault(f"{library} ({reason})", []).append(question.name)
             for figure in answers:
                 say(_line(figure, answers))
-    ceiling = {"float32": _ceiling(torch.float32, threads)}
+    ceilings = {"float32": ceiling(torch.float32, threads)}
     if multiplies_bfloat16():
-        ceiling["bfloat16"] = _ceiling(torch.bfloat16, threads)
+        ceilings["bfloat16"] = ceiling(torch.bfloat16, threads)
     return {
         "threads": threads,
         "torch": torch.__version__,
-        "ceiling": ceiling,
+        "ceiling": ceilings,
         "figures": [asdict(figure) for figure in figures],
         "left_out": left_out,
         "targets": [target for question in chosen for target in _targets(question, figures)],
@@ -168,8 +168,7 @@ def _ask(question: Question, libraries: Sequence[str], folder: Path, threads: in
         workers, unasked = [], []
         for library in libraries:
             precision = question.precision if library == "sfumato" else "float32"  # theirs stay as they are used
-            asked = Question(question.name, question.task, question.batch, precision)
-            worker = stack.enter_context(_Worker(library, asked, folder, threads))
+            worker = stack.enter_context(_Worker(library, replace(question, precision=precision), folder, threads))
             if "missing" in worker.start:
                 missing = worker.start["missing"]
                 raise ValueError(f"{library} is not installed here (no module {missing}); pip install {library}, or leave it out.")
@@ -230,7 +229,7 @@ def _targets(question: Question, figures: Sequence[Figure]) -> list[dict[str, An
     return found
 
 
-def _ceiling(dtype: torch.dtype, threads: int, size: int = 2048) -> float:
+def ceiling(dtype: torch.dtype, threads: int, size: int = 2048) -> float:
     """Operations a second of a product of two large matrices: what this machine does at best."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -245,15 +244,7 @@ def _ceiling(dtype: torch.dtype, threads: int, size: int = 2048) -> float:
 
 def _write_pipeline(folder: Path) -> None:
     """The model that all get, with weights that are not zero."""
-    from sfumato.convert import save_diffusers
-    from sfumato.convert.imported import as_run, knots
-    from sfumato.nets import UNet, UNetLayout
-    from sfumato.nets.layers import Places
-    from sfumato.prediction import eps_target
-    from sfumato.schedule import Discrete
-    from sfumato.train.recipe import Sampling
-
-    chain = Discrete.linear(1000)
+    chain = Discrete.linear(CHAIN_STEPS)
     layout = UNetLayout(channels=(64, 128, 128), attention=(False, False, True), middle=(True, False), heads=1, head_width=8, scales=False)
     generator = torch.Generator().manual_seed(0)
     net = UNet(SHAPE, layout, features=Places(64, knots(chain)))

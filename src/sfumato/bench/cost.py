@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from sfumato.denoiser import Denoiser
 from sfumato.kernels import winograd
@@ -52,6 +51,8 @@ def slope(curve: Curve) -> float:
 
 def draw(curves: Mapping[str, Curve], path: Path) -> None:
     """One panel an axis, both scales logarithmic, beside a line of slope one."""
+    from matplotlib.figure import Figure  # half a second, which every command would wait for
+
     figure = Figure(figsize=(3.2 * len(curves), 3.0), layout="constrained")
     for panel, (name, curve) in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves.items(), strict=True):
         x, y = np.array(curve, dtype=float).T

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
+from sfumato.convert import load_diffusers
 from sfumato.kernels import winograd
 from sfumato.prediction import Prediction
+from sfumato.run import Run
 from sfumato.runtime import keep_memory, multiplies_bfloat16
 from sfumato.sample import grid, sample, steps
 from sfumato.schedule import Discrete
 
-SHAPE = (3, 32, 32)
+SHAPE, CHAIN_STEPS = (3, 32, 32), 1000
 OVERHEAD_STEPS, OVERHEAD_BATCH = 100, 16
 SLICE = 16  # rows that our training step takes at a time: their maps stay in the cache, and their memory is used again
 Call = Callable[[], object]
@@ -57,7 +59,7 @@ class Library(Protocol):
 def inputs(batch: int) -> tuple[Tensor, Tensor]:
     """x and numbers of steps, the same for all."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, *SHAPE, generator=generator), torch.randint(0, 1000, (batch,), generator=generator)
+    return torch.randn(batch, *SHAPE, generator=generator), torch.randint(0, CHAIN_STEPS, (batch,), generator=generator)
 
 
 def stepping(net: nn.Module, forward: Callable[[slice], Tensor], batch: int, rows: int | None = None, **options: Any) -> Call:
@@ -77,54 +79,47 @@ def stepping(net: nn.Module, forward: Callable[[slice], Tensor], batch: int, row
 class Ours:
     """sfumato: freed memory is kept, maps lie channels-last, convolutions go by what is faster here."""
 
-    def _net(self, folder: Path, precision: str) -> tuple[nn.Module, Discrete, torch.dtype]:
-        from sfumato.convert import load_diffusers
-
+    def _run(self, folder: Path, precision: str) -> Run:
         if precision == "bfloat16" and not multiplies_bfloat16():
             raise Unasked("this processor has no bfloat16 products")
         keep_memory()
         run = load_diffusers(folder)
-        assert isinstance(run.schedule, Discrete)
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-        net = run.denoiser.net.to(dtype)
+        run.denoiser.net.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[precision])
         if precision == "float32" and winograd.is_faster():
-            winograd.use(net)
+            winograd.use(run.denoiser.net)
             for operator in (torch.ops.sfumato_winograd.forward, torch.ops.sfumato_winograd.backward):
                 register_flop_formula(operator)(_direct_operations)
-        return net, run.schedule, dtype
+        return run
+
+    def _net(self, folder: Path, batch: int, precision: str) -> tuple[nn.Module, Tensor, Tensor]:
+        """The network, a batch, and the log-SNR of its steps."""
+        run, (x, t) = self._run(folder, precision), inputs(batch)
+        dtype = next(run.denoiser.net.parameters()).dtype
+        log_snr = run.schedule.log_snr((t.double() + 1) / CHAIN_STEPS).float()
+        return run.denoiser.net, x.to(dtype, memory_format=torch.channels_last), log_snr
 
     def forward(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`."""
-        net, chain, dtype = self._net(folder, precision)
-        x, t = inputs(batch)
-        x = x.to(dtype, memory_format=torch.channels_last)
-        log_snr = chain.log_snr((t.double() + 1) / len(chain)).float()
+        net, x, log_snr = self._net(folder, batch, precision)
         return torch.inference_mode()(lambda: net(x, log_snr))
 
     def step(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`."""
-        net, chain, dtype = self._net(folder, precision)
+        net, x, log_snr = self._net(folder, batch, precision)
         net.requires_grad_(True)
-        x, t = inputs(batch)
-        x = x.to(dtype, memory_format=torch.channels_last)
-        log_snr = chain.log_snr((t.double() + 1) / len(chain)).float()
         return stepping(net, lambda rows: net(x[rows], log_snr[rows]), batch, SLICE, fused=True)
 
     def draw(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`."""
-        from sfumato.convert import load_diffusers
-
-        net, chain, _ = self._net(folder, precision)
-        run = load_diffusers(folder)
-        run.denoiser.net = net
-        noise, levels = inputs(batch)[0].to(memory_format=torch.channels_last), grid(chain, 20)
-        return torch.inference_mode()(lambda: sample(run.denoiser, levels[0].sigma * noise, levels, steps.Adams()))
+        run = self._run(folder, precision)
+        noise, levels = inputs(batch)[0].to(memory_format=torch.channels_last), grid(run.schedule, 20)
+        return torch.inference_mode()(lambda: sample(run.predictor, levels[0].sigma * noise, levels, steps.Adams()))
 
     def overhead(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`."""
         x, eps = torch.randn(batch, *SHAPE), torch.randn(batch, *SHAPE)
         prediction = Prediction(0.1 * x, eps)
-        levels = grid(Discrete.linear(1000), OVERHEAD_STEPS)
+        levels = grid(Discrete.linear(CHAIN_STEPS), OVERHEAD_STEPS)
         return torch.no_grad()(lambda: sample(lambda x_t, level, cond=None: prediction, x, levels, steps.DDIM()))
 
 
@@ -272,7 +267,7 @@ def k_diffusion() -> tuple[Any, Any]:
     """`k_diffusion.sampling` and `.external`, without the package's `__init__`, which asks for libraries of its training."""
     spec = find_spec("k_diffusion")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("k_diffusion")
+        raise ModuleNotFoundError("No module named 'k_diffusion'", name="k_diffusion")
     if find_spec("diffusers") is not None:
         import diffusers  # noqa: F401 - looks for torchvision when it is imported, and must not find the stand-in
     package = types.ModuleType("k_diffusion")

@@ -2,8 +2,8 @@
 
 python -m sfumato.bench.worker '{"library": …, "task": …, "folder": …, "batch": …, "precision": …, "threads": …}'
 
-It says when it is ready, and then makes the call once for each line on its standard input: "go" to time it, "value" to have the norm of its
-output's distance from the tensor in a file.
+It says when it is ready, and then makes the call once for each line on its standard input: "go" to time it, "operations" to count them, a
+path to write its output there, or to have its distance from the tensor that is there already.
 """
 
 import json

@@ -219,11 +219,11 @@ def is_wanted(choice: str, dtype: torch.dtype, device: torch.device, *, images: 
     Raises:
         ValueError: "winograd" where it cannot be had.
     """
-    fits = device.type == "cpu" and dtype == torch.float32
-    if choice == "winograd" and not (fits and compiled()):
-        why = "the log says why it was not compiled" if fits else f"it computes in float32 on CPUs, and this is {dtype} on {device.type}"
+    can_be = device.type == "cpu" and dtype == torch.float32
+    if choice == "winograd" and not (can_be and compiled()):
+        why = "the log says why it was not compiled" if can_be else f"it computes in float32 on CPUs, and this is {dtype} on {device.type}"
         raise ValueError(f"Winograd's convolution cannot be had here: {why}; take convolution=direct.")
-    return choice == "winograd" or (choice == "auto" and fits and images >= ENOUGH_IMAGES and is_faster())
+    return choice == "winograd" or (choice == "auto" and can_be and images >= ENOUGH_IMAGES and is_faster())
 
 
 def is_faster() -> bool:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.nets.layers import Condition, pad_to_multiple
-from sfumato.nets.patch_unet import ChannelNorm, ConvBlock
+from sfumato.nets.patch_unet import ChannelNorm, ConvBlock, through
 
 
 class PatchClassifier(nn.Module):
@@ -54,6 +54,5 @@ class PatchClassifier(nn.Module):
         for i, blocks in enumerate(self.stages):
             if i:
                 maps = self.halve[i - 1](nn.functional.pixel_unshuffle(maps, 2))
-            for block in blocks:  # pyright: ignore[reportGeneralTypeIssues] - a ModuleList
-                maps = block(maps, condition)
+            maps = through(blocks, maps, condition)
         return self.head(nn.functional.silu(self.norm(maps)).mean(dim=(2, 3)))

@@ -139,19 +139,19 @@ class PatchUNet(nn.Module):
         maps = torch.cat([maps, torch.ones_like(maps[:, :1])], dim=1).contiguous(memory_format=torch.channels_last)
         maps, skips = self.stem(maps), []
         for blocks, halve in zip(self.encoder, self.halve, strict=True):
-            maps = _through(blocks, maps, condition)
+            maps = through(blocks, maps, condition)
             skips.append(maps)
             maps = halve(_fold(maps))
         places = self.places
         if places.shape[2:] != maps.shape[2:]:
             places = nn.functional.interpolate(places, maps.shape[2:], mode="bilinear")
-        maps = _through(self.middle, maps + places, condition)
+        maps = through(self.middle, maps + places, condition)
         for skip, widen, join, blocks in reversed(list(zip(skips, self.widen, self.join, self.decoder, strict=True))):
-            maps = _through(blocks, join(torch.cat([_unfold(widen(maps)), skip], dim=1)), condition)
+            maps = through(blocks, join(torch.cat([_unfold(widen(maps)), skip], dim=1)), condition)
         return crop_like(nn.functional.pixel_shuffle(self.head(nn.functional.silu(self.norm(maps))), self.patch), x)
 
 
-def _through(blocks: nn.Module, maps: Tensor, condition: Tensor) -> Tensor:
+def through(blocks: nn.Module, maps: Tensor, condition: Tensor) -> Tensor:
     """The maps after a list of blocks."""
     assert isinstance(blocks, nn.ModuleList)
     for block in blocks:
