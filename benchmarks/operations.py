@@ -2,7 +2,7 @@
 
     python benchmarks/operations.py [--threads 1]
 
-"Before" is torch's direct convolution, "after" sfumato's. Bytes are those of the shapes that an operation reads, and as many written as its
+"Before" is with torch's kernels, "after" with sfumato's. Bytes are those of the shapes that an operation reads, and as many written as its
 largest input has: what moves more than a copy of large tensors does is in the cache, what moves about as much is bound by memory.
 """
 
@@ -18,7 +18,8 @@ from quality.protocol import processor
 from torch.profiler import ProfilerActivity, profile
 
 from sfumato.bench.compare import ceiling
-from sfumato.kernels import winograd
+from sfumato.kernels import choice
+from sfumato.kernels.build import compiled
 from sfumato.nets import PatchUNet, UNet, UNetLayout
 from sfumato.runtime import keep_memory
 
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     torch.set_num_threads(parser.parse_args().threads)
     keep_memory()
-    if not winograd.compiled():
+    if not compiled():
         raise SystemExit("there is no kernel to compare: see the log.")
     flops, bandwidth = ceiling(torch.float32, torch.get_num_threads()), copied()
     lines = [
@@ -95,7 +96,7 @@ def main() -> None:
         for what, call in (("forward", forward), ("forward and backward", step)):
             found = {}
             for name in ("before", "after"):
-                winograd.use(net, name == "after")
+                choice.use(net, name == "after")
                 found[name] = profiled(call)
             totals = {name: sum(seconds.values()) for name, (seconds, _) in found.items()}
             lines += [f"## {title}, batch {batch}: {what}", ""]

@@ -53,7 +53,8 @@ def points(tmp_path_factory):
     tree = {
         "data": {"kind": "array", "path": str(folder / "points.npz")},
         "net": {"kind": "mlp", "width": 8, "depth": 1, "waves": 0},
-        "training": {"steps": 2, "batch": 256, "precision": "float32"},
+        "training": {"steps": 2, "batch": 256},
+        "runtime": {"precision": "float32"},
     }
     return run_of(folder, tree)
 

@@ -17,7 +17,8 @@ from sfumato.train.recipe import load_recipe
 TINY = {
     "data": {"kind": "digits"},
     "net": {"kind": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2},
-    "training": {"steps": 4, "batch": 16, "checkpoint_every": 2, "log_every": 2, "precision": "float32"},
+    "training": {"steps": 4, "batch": 16, "checkpoint_every": 2, "log_every": 2},
+    "runtime": {"precision": "float32"},
     "sampling": {"steps": 3, "sampler": "ancestral"},
 }
 
@@ -80,7 +81,7 @@ BAD = {
     "recipe that is not YAML": (["train", "broken.yaml"], 2, "is not YAML"),
     "misspelt option": (["train", "digits", "--set", "training.bach=3"], 2, "did you mean training.batch?"),
     "misspelt group": (["train", "digits", "--set", "trainig.batch=3"], 2, "did you mean training?"),
-    "unknown convolution": (["sample", "zoo:fashion", "--out", "s.png", "--convolution", "fft"], 2, 'auto, direct or winograd, got "fft"'),
+    "unknown kernels": (["sample", "zoo:fashion", "--out", "s.png", "--kernels", "cuda"], 2, 'auto, torch or compiled, got "cuda"'),
     "misspelt option of a kind": (["train", "digits", "--set", "net.witdh=3"], 2, "did you mean net.widths?"),
     "wrong type": (["train", "digits", "--set", "training.batch=many"], 2, "training.batch got 'many'"),
     "wrong kind": (["train", "digits", "--set", "net.kind=gan"], 2, "net.kind must be one of"),

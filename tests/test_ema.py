@@ -117,10 +117,10 @@ def run(tmp_path_factory):
             "batch": 16,
             "warmup": 2,
             "rate": 3e-3,
-            "precision": "float32",
             "checkpoint_every": 400,
             "log_every": 100,
         },
+        "runtime": {"precision": "float32"},
         "sampling": {"steps": 2},
     }
     tree["training"] |= {"ema": [0.05, 0.1, 0.075, 0.15], "snapshot_every": 20, "trackers": []}

@@ -22,9 +22,10 @@ RECIPE = {
     "data": {"kind": "digits"},
     "net": {"kind": "patch-unet", "patch": 2, "widths": [16, 32], "depth": 1, "middle": "ca", "heads": 2},
     "training": {
-        "steps": 40, "batch": 33, "micro_batch": 8, "checkpoint_every": 10, "log_every": 1, "warmup": 2, "precision": "float32",
+        "steps": 40, "batch": 33, "checkpoint_every": 10, "log_every": 1, "warmup": 2,
         "optimizer": "muon", "flip": True, "keep": 10,
     },
+    "runtime": {"precision": "float32", "micro_batch": 8},
     "objective": {"times": {"kind": "importance", "bins": 10, "history": 2}},
     "sampling": {"steps": 3},
 }  # fmt: skip

@@ -33,14 +33,14 @@ class Faulty:
         self.faults, self.calls = faults, 0
 
     def __call__(self, model, x0, eps, t, cond):
-        self.calls += 1
+        self.calls += len(x0) == 16  # not the few by which memory is foreseen
         losses = sf.loss.simple(model, x0, eps, SCHEDULE.level(t, like=x0), cond, weight=sf.loss.v_weight)
         return losses * self.faults.get(self.calls, 1.0)
 
 
 def course(out, faults, *, begun=False, should_stop=lambda: False, **changes):
     """A short training of digits, whose losses break on chosen calls; returns its state and what was said."""
-    options = Training(**{"steps": 10, "batch": 16, "checkpoint_every": 4, "log_every": 1, "warmup": 2, "precision": "float32", **changes})
+    options = Training(**{"steps": 10, "batch": 16, "checkpoint_every": 4, "log_every": 1, "warmup": 2, **changes})
     torch.manual_seed(0)
     net = sf.nets.DiT((1, 8, 8), patch=4, width=16, depth=1, heads=2, classes=10)
     state = TrainState.begin(sf.Denoiser(net, sf.v_target), options, sf.loss.Stratified(SCHEDULE))

@@ -23,7 +23,8 @@ from sfumato.train.step import batches
 TINY = {
     "data": {"kind": "digits"},
     "net": {"kind": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2},
-    "training": {"steps": 12, "batch": 16, "checkpoint_every": 4, "log_every": 3, "warmup": 2, "precision": "float32", "keep": 10},
+    "training": {"steps": 12, "batch": 16, "checkpoint_every": 4, "log_every": 3, "warmup": 2, "keep": 10},
+    "runtime": {"precision": "float32"},
     "sampling": {"steps": 2},
 }
 
@@ -89,7 +90,7 @@ CHAIN = ["schedule={kind: discrete, betas: cosine, steps: 8}", "objective.target
 @pytest.mark.parametrize(
     "changes",
     [
-        [f"training.optimizer={optimizer}", f"training.precision={number}"]
+        [f"training.optimizer={optimizer}", f"runtime.precision={number}"]
         for optimizer in ("adamw", "muon")
         for number in ("float32", "bfloat16")
     ]
@@ -157,10 +158,10 @@ def test_training_learns_what_can_be_known(tmp_path):
             "batch": 512,
             "rate": 3e-3,
             "warmup": 20,
-            "precision": "float32",
             "log_every": 100,
             "checkpoint_every": 600,
         },
+        "runtime": {"precision": "float32"},
     }
     path = tmp_path / "gaussian.yaml"
     path.write_text(yaml.safe_dump(tree))

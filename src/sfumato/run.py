@@ -17,6 +17,7 @@ from sfumato import guide
 from sfumato.classifier import Classifier
 from sfumato.denoiser import Denoiser, Predictor
 from sfumato.form import Form
+from sfumato.memory import by_parts
 from sfumato.noise import normal_like, row_generators
 from sfumato.pictures import cloud, gif, limits_of, picture, sheet
 from sfumato.sample import Step, grid, sample
@@ -173,13 +174,12 @@ class Run:
         walk = self.walk(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
         mine = range(count)[rows]
         all_labels = self.labels(mine, labels)
-        done = [torch.empty(0, *self.form.shape)]
-        for start in range(0, len(mine), batch):
-            part = mine[start : start + batch]
-            done.append(walk(part, seed, None if all_labels is None else all_labels[start : start + batch]).cpu())
-            if on_batch is not None:
-                on_batch(start + len(part))
-        return Samples(self.form.scaling.decode(torch.cat(done)), None if all_labels is None else all_labels.numpy())
+        draw = lambda part: walk(mine[part], seed, None if all_labels is None else all_labels[part])  # noqa: E731
+        done = by_parts(draw, len(mine), batch, on_batch)
+        return Samples(
+            self.form.scaling.decode(torch.cat([torch.empty(0, *self.form.shape), *done])),
+            None if all_labels is None else all_labels.numpy(),
+        )
 
     def walk(
         self,

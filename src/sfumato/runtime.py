@@ -17,6 +17,11 @@ def multiplies_bfloat16() -> bool:
     return path.is_file() and any(flag in path.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
+def compute_device() -> torch.device:
+    """Where the heavy work goes: the first GPU, or the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def precision(choice: str, device: torch.device) -> torch.dtype:
     """float32 or bfloat16: "auto" takes bfloat16 where the device multiplies it natively."""
     if choice == "auto":

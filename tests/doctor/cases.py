@@ -31,9 +31,9 @@ DIGITS = {  # a small network that learns the digits in seconds
     "schedule": {"kind": "cosine", "log_snr_max": 12, "log_snr_min": -12},
     "objective": {"target": "edm", "weight": "edm", "times": {"kind": "log-normal", "mean": -0.8, "std": 1.2}},
     "training": {
-        "steps": 500, "batch": 128, "rate": 3e-3, "warmup": 25, "held_out": 0.15, "precision": "float32", "checkpoint_every": 500,
-        "log_every": 25,
+        "steps": 500, "batch": 128, "rate": 3e-3, "warmup": 25, "held_out": 0.15, "checkpoint_every": 500, "log_every": 25,
     },
+    "runtime": {"precision": "float32"},
     "sampling": {"steps": 15, "log_snr_max": 9, "log_snr_min": -9, "guidance": 1.5},
 }  # fmt: skip
 TOY = ["data.count=20000", "training.steps=400", "training.batch=512", "training.warmup=40", "training.checkpoint_every=400",
@@ -318,7 +318,7 @@ RECIPE_FAULTS: dict[str, Callable[[Shelf], Plan]] = {
     "no-checkpoint-on-the-way": lambda s: s.digits("training.checkpoint_every=5000"),
     "guidance-untaught": lambda s: s.digits("training.label_drop=0.001"),
     "guidance-too-strong": lambda s: s.digits("sampling.guidance=20"),
-    "bfloat16-emulated": lambda s: s.digits("training.precision=bfloat16"),
+    "bfloat16-emulated": lambda s: s.digits("runtime.precision=bfloat16"),
     "bound-of-floats": lambda s: s.toy(
         "schedule={kind: discrete}", "objective={loss: vlb, times: {kind: uniform}}", "sampling={sampler: ancestral}"
     ),

@@ -19,12 +19,12 @@ TINY = {
         "steps": 12,
         "batch": 16,
         "warmup": 2,
-        "precision": "float32",
         "ema": [0.1, 0.05],
         "checkpoint_every": 4,
         "keep": 2,
         "log_every": 3,
     },
+    "runtime": {"precision": "float32"},
     "sampling": {"steps": 1},
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sfumato.denoiser import Denoiser
-from sfumato.kernels import winograd
+from sfumato.kernels import choice
 from sfumato.nets import UNet, UNetLayout
 from sfumato.runtime import keep_memory
 from sfumato.sample import grid, sample
@@ -74,7 +74,7 @@ def _seconds(axis: str, value: int, rounds: int) -> float:
         channels=(channels, 2 * channels, 2 * channels), attention=(False, False, False), middle=(False,), head_width=8, heads=1
     )
     net = UNet(shape, layout).float().requires_grad_(False).eval()
-    winograd.use(net, winograd.is_faster())
+    choice.use(net, choice.is_faster())
     x = torch.randn(varied["batch"], *shape, dtype=torch.float32).to(memory_format=torch.channels_last)
     predict, log_snr = Denoiser(net), torch.zeros(len(x))
     levels = grid(Cosine(), max(2, varied["steps"]))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from sfumato.convert import load_diffusers
-from sfumato.kernels import winograd
+from sfumato.kernels import choice
 from sfumato.prediction import Prediction
 from sfumato.run import Run
 from sfumato.runtime import keep_memory, multiplies_bfloat16
@@ -85,10 +85,10 @@ class Ours:
         keep_memory()
         run = load_diffusers(folder)
         run.denoiser.net.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[precision])
-        if precision == "float32" and winograd.is_faster():
-            winograd.use(run.denoiser.net)
-            for operator in (torch.ops.sfumato_winograd.forward, torch.ops.sfumato_winograd.backward):
-                register_flop_formula(operator)(_direct_operations)
+        if precision == "float32" and choice.is_faster():
+            choice.use(run.denoiser.net)
+            register_flop_formula(torch.ops.sfumato_winograd.forward)(lambda x, u, *_, **__: _direct_operations(x, u[1] * u[3]))
+            register_flop_formula(torch.ops.sfumato_winograd.backward)(lambda x, g, *_, **__: _direct_operations(x, g[3]))
         return run
 
     def _net(self, folder: Path, batch: int, precision: str) -> tuple[nn.Module, Tensor, Tensor]:
@@ -123,9 +123,9 @@ class Ours:
         return torch.no_grad()(lambda: sample(lambda x_t, level, cond=None: prediction, x, levels, steps.DDIM()))
 
 
-def _direct_operations(x: Sequence[int], other: Sequence[int], *_: object, **__: object) -> int:
-    """What a direct 3×3 convolution would take: of x [b, h, w, c] with u [36, c, d], or with the gradient [b, h, w, d]."""
-    return 2 * 9 * math.prod(x) * other[-1]
+def _direct_operations(x: Sequence[int], outward: int) -> int:
+    """What a direct 3×3 convolution of x [b, h, w, c] would take, or the gradient of its weight."""
+    return 2 * 9 * math.prod(x) * outward
 
 
 class Diffusers:

@@ -7,7 +7,7 @@ import torch
 import typer
 
 from sfumato.cli.progress import reporter
-from sfumato.kernels import winograd
+from sfumato.kernels import choice
 from sfumato.run import Run, Samples, check_target
 from sfumato.runtime import keep_memory
 from sfumato.train.classifier import load as load_classifier
@@ -31,8 +31,8 @@ def sample(
     ] = None,
     ema: Annotated[float | None, typer.Option(help="Which average of the weights, by its width; the recipe's first by default.")] = None,
     batch: Annotated[int, typer.Option(help="How many at a time; does not change the samples.")] = 64,
-    convolution: Annotated[
-        str, typer.Option(help="Of 3×3 on a CPU: direct, winograd (a grey level off now and then), or what is faster in long work.")
+    kernels: Annotated[
+        str, typer.Option(help="On a CPU: torch, compiled (sfumato's: a grey level off now and then), or auto, the faster in long work.")
     ] = "auto",
     forward: Annotated[bool, typer.Option("--forward", help="With a .gif: the forward process on the training data instead.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -60,12 +60,8 @@ def sample(
     keep_memory()
     engine = Engine.begin()
     run.to(engine.device)
-    if (
-        not isinstance(run, VAERun)
-        and _by_winograd(run if isinstance(run, Run) else run.inner, convolution, count, steps)
-        and engine.is_main
-    ):
-        typer.echo("3×3 convolutions go by Winograd's filtering, which is faster here; --convolution direct takes torch's.")
+    if not isinstance(run, VAERun) and _by_kernels(run if isinstance(run, Run) else run.inner, kernels, count, steps) and engine.is_main:
+        typer.echo("Normalisations and 3×3 convolutions go by sfumato's kernels, which are faster here; --kernels torch takes torch's.")
     if out.suffix == ".gif" and not engine.is_main:
         pass  # one process draws it
     elif forward:
@@ -90,14 +86,14 @@ def sample(
     engine.wait()
 
 
-def _by_winograd(run: Run, choice: str, count: int, steps: int | None) -> bool:
-    """Tells the network how to convolve; whether that is by Winograd. A step is a third of what it is in training."""
-    if choice not in ("auto", "direct", "winograd"):
-        raise ValueError(f'--convolution is auto, direct or winograd, got "{choice}".')
+def _by_kernels(run: Run, wanted: str, count: int, steps: int | None) -> bool:
+    """Tells the network how to compute; whether that is by our kernels. A step is a third of what it is in training."""
+    if wanted not in ("auto", "torch", "compiled"):
+        raise ValueError(f'--kernels is auto, torch or compiled, got "{wanted}".')
     net = run.denoiser.net
-    images = count * (run.recipe.sampling.steps if steps is None else steps) // 3 if winograd.convolves(net) else 0
-    is_on = winograd.is_wanted(choice, torch.float32, run.device, images=images)
-    winograd.use(net, is_on)
+    images = count * (run.recipe.sampling.steps if steps is None else steps) // 3 if choice.has_kernels(net) else 0
+    is_on = choice.is_wanted(wanted, torch.float32, run.device, images=images)
+    choice.use(net, is_on)
     return is_on
 
 

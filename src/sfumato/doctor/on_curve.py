@@ -21,7 +21,7 @@ def loss_not_finite(run: Outcome) -> Reading | None:
         float(len(bad)),
         f"{len(bad)} of {len(run.records)} records have a loss or gradient that is not finite, the first at step {bad[0] if bad else 0}.",
         "The weights were lost there: samples will be black (NaN has no grey level).",
-        f"Begin anew with --set training.rate={run.recipe.training.rate / 4:.1g} --set training.precision=float32",
+        f"Begin anew with --set training.rate={run.recipe.training.rate / 4:.1g} --set runtime.precision=float32",
     )
 
 
@@ -35,7 +35,7 @@ def steps_rejected(run: Outcome) -> Reading | None:
         rejected / max(1, steps),
         f"{rejected} of {steps} steps were not applied; their batches are in {run.folder / 'rejected'}.",
         "The steps are too long, or some examples are broken: without the guard the loss would be NaN and the samples black.",
-        f"--set training.rate={run.recipe.training.rate / 4:.1g} --set training.precision=float32, and look at the rejected batches",
+        f"--set training.rate={run.recipe.training.rate / 4:.1g} --set runtime.precision=float32, and look at the rejected batches",
     )
 
 

@@ -212,12 +212,12 @@ def guidance_too_strong(plan: Plan) -> Reading | None:
 @check("bfloat16-emulated", WARNING, above(0, "emulated products take 10 to 400 times as long"))
 def bfloat16_emulated(plan: Plan) -> Reading | None:
     """Whether training is asked for in bfloat16, which the processor would emulate."""
-    asked = plan.recipe.training.precision == "bfloat16"
+    asked = plan.recipe.runtime.precision == "bfloat16"
     return Reading(
         float(asked and not torch.cuda.is_available() and not multiplies_bfloat16()),
-        "training.precision is bfloat16, and this processor has no bfloat16 products.",
+        "runtime.precision is bfloat16, and this processor has no bfloat16 products.",
         "Every product is emulated: a step takes many times as long as in float32, and is less exact.",
-        "--set training.precision=auto",
+        "--set runtime.precision=auto",
     )
 
 

@@ -49,13 +49,13 @@ def memory(plan: Plan) -> Reading | None:
     """Predicted peak of the memory over what is free on this machine."""
     if (trial := plan.trial) is None:
         return None
-    slice_ = plan.recipe.training.micro_batch or plan.recipe.training.batch
+    slice_ = plan.recipe.runtime.micro_batch or plan.recipe.training.batch
     fitting = max(1, int(slice_ * 0.5 * trial.free_bytes / trial.peak_bytes))
     return Reading(
         trial.peak_bytes / trial.free_bytes,
         f"Training will need about {trial.peak_bytes / 2**30:.1f} GiB, {trial.free_bytes / 2**30:.1f} GiB are free ({trial.device}).",
         "The process will be killed in its first steps.",
-        f"--set training.micro_batch={fitting} (the same steps, computed in slices)",
+        f"--set runtime.micro_batch={fitting} (the same steps, computed in slices)",
     )
 
 

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from sfumato.data import Dataset
 from sfumato.denoiser import Cond, Denoiser, drop
-from sfumato.doctor.machine import available_memory, compute_device
 from sfumato.form import Form
-from sfumato.kernels import winograd
+from sfumato.kernels import choice
+from sfumato.memory import available_memory, kept_for_gradient
 from sfumato.noise import seeded
 from sfumato.run import build_denoiser
-from sfumato.runtime import peak_memory
-from sfumato.train.opening import goes_by_winograd
+from sfumato.runtime import compute_device, peak_memory, precision
 from sfumato.train.optim import Optimizer
 from sfumato.train.recipe import Recipe
 
@@ -72,9 +71,12 @@ class _Bench:
 
     def __init__(self, recipe: Recipe, form: Form, dataset: Dataset, rows: np.ndarray) -> None:
         self.options = recipe.training.model_copy(update={"warmup": WARMUP, "decay": "constant"})
+        self.micro_batch = recipe.runtime.micro_batch
         self.dataset, self.rows, self.device = dataset, rows, compute_device()
         self.model = build_denoiser(recipe, form).to(self.device)
-        winograd.use(self.model.net, goes_by_winograd(self.options, dataset.shape, self.device))
+        images = self.options.steps * self.options.batch if len(dataset.shape) == 3 else 0
+        dtype = precision(recipe.runtime.precision, self.device)
+        choice.use(self.model.net, choice.is_wanted(recipe.runtime.kernels, dtype, self.device, images=images))
         self.optimizer = Optimizer(self.model.net, self.options)
         schedule = recipe.schedule.build()
         self.times = recipe.objective.times.build(schedule)
@@ -90,7 +92,7 @@ class _Bench:
         fixed, per_example = self._memory(a_few)
         taken, many = self._timed(self.model, a_few), min(LEAST * 4, self.options.batch)
         one = taken / a_few if taken * many / a_few > seconds / 4 else self._timed(self.model, many) / many
-        slice_ = self.options.micro_batch or self.options.batch
+        slice_ = self.micro_batch or self.options.batch
         batch = self.options.batch
         batch = min(batch, max(LEAST, int(seconds / (STEPS * one))), max(1, int(0.5 * free / max(1, per_example))))
         before, durations, norms = self._probe(), [], []
@@ -153,7 +155,7 @@ class _Bench:
         """One step; the gradient's norm before clipping."""
         for parameter in self.optimizer.parameters:
             parameter.grad = None
-        size = min(count, self.options.micro_batch or count)
+        size = min(count, self.micro_batch or count)
         for part in range(-(-count // size)):
             (self._loss(self.model, number * 1000 + part, size).mean() * size / count).backward()
         norm = float(nn.utils.clip_grad_norm_(self.optimizer.parameters, self.options.clip))
@@ -163,20 +165,10 @@ class _Bench:
 
     def _memory(self, count: int) -> tuple[int, int]:
         """Bytes that do not grow with the batch, and bytes for each example in a slice of it: what autograd keeps for the way back."""
-        kept: dict[int, int] = {}
-        weights = {p.untyped_storage().data_ptr() for p in self.model.net.parameters()}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = self._loss(self.model, 0, count).mean()
+        loss, kept = kept_for_gradient(lambda: self._loss(self.model, 0, count).mean(), self.model.net.parameters())
         loss.backward()
         copies = 2 + 2 + self.emas  # weights and gradients, AdamW's two moments, the averages
         base = self.parameters * FLOAT * copies
         if self.device.type == "cpu":
             base += peak_memory()
-        return base, sum(kept.values()) // count
+        return base, kept // count

@@ -9,20 +9,16 @@
 #include <algorithm>
 #include <vector>
 
+#include "lanes.h"
+
 namespace {
 
 using at::Tensor;
 
-#if defined(__AVX512F__)
-constexpr int64_t LANES = 16;  // channels at a time: one register, as GCC takes longer vectors apart through memory
-#elif defined(__AVX__)
-constexpr int64_t LANES = 8;
-#else
-constexpr int64_t LANES = 4;
-#endif
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));  // found anywhere, so aligned as one number
 constexpr int64_t PAD = 48;      // numbers between two matrices, so that the 36 do not share cache sets
-constexpr int64_t TILES = 128;  // a slab, more or less: its matrices fit in the second or third cache
+constexpr int64_t TILES = 128;   // a slab, more or less: its matrices fit in the second or third cache
+constexpr int64_t PANEL = 16;    // columns of a product that are computed together
+constexpr int WIDE = PANEL / LANES, ROWS = 12 / WIDE;  // rows together: twelve sums are in flight, which hides how long one takes
 
 // d -> Bᵀ d
 inline void into(const Lanes* d, Lanes* t) {
@@ -62,9 +58,6 @@ struct Map {  // [b, h, w, c] in tiles of 4x4
   int64_t strips() const { return b * rows; }
 };
 
-inline Lanes load(const float* at) { return *reinterpret_cast<const Lanes*>(at); }
-inline void store(float* at, Lanes value) { *reinterpret_cast<Lanes*>(at) = value; }
-
 // The tiles of one strip, SIDE x SIDE from `first` before each tile's corner, by F in both directions, to 36 matrices [tiles, c].
 template <int SIDE, void F(const Lanes*, Lanes*)>
 void gather(const float* x, const Map& map, int64_t strip, int first, float* to, int64_t stride) {
@@ -93,8 +86,8 @@ void gather(const float* x, const Map& map, int64_t strip, int first, float* to,
 }
 
 // 36 matrices [tiles, c] to the 4x4 outputs of one strip.
-void scatter(const float* from, int64_t stride, const float* bias, const Map& map, int64_t strip, float* y) {
-  float* image = y + strip / map.rows * map.h * map.w * map.c;
+void scatter(const float* from, int64_t stride, const float* bias, const float* plus, const Map& map, int64_t strip, float* y) {
+  const int64_t image = strip / map.rows * map.h * map.w * map.c;
   const int64_t top = strip % map.rows * 4;
   for (int64_t column = 0; column < map.columns; ++column) {
     const int64_t left = column * 4;
@@ -110,19 +103,49 @@ void scatter(const float* from, int64_t stride, const float* bias, const Map& ma
         Lanes m[6], out[4];
         for (int s = 0; s < 6; ++s) m[s] = half[s][r];
         outof(m, out);
-        for (int s = 0; s < 4 && left + s < map.w; ++s) store(image + ((top + r) * map.w + left + s) * map.c + c, out[s] + shift);
+        for (int s = 0; s < 4 && left + s < map.w; ++s) {
+          const int64_t at = image + ((top + r) * map.w + left + s) * map.c + c;
+          store(y + at, out[s] + (plus ? shift + load(plus + at) : shift));
+        }
       }
     }
   }
 }
 
-struct Buffer {  // 36 matrices [tiles, c], each a little apart from the next
+// R rows and one panel of c = a b: a[r, k] at a + r * row + k * column, b [depth, PANEL]; added to c where ADDS.
+template <int R, bool ADDS>
+void block(const float* a, int64_t row, int64_t column, const float* b, int64_t depth, float* c, int64_t stride) {
+  Lanes sum[R][WIDE] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Lanes panel[WIDE];
+    for (int w = 0; w < WIDE; ++w) panel[w] = load(b + k * PANEL + w * LANES);
+    for (int r = 0; r < R; ++r) {
+      const float factor = a[r * row + k * column];
+      for (int w = 0; w < WIDE; ++w) sum[r][w] += factor * panel[w];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < WIDE; ++w) {
+      float* at = c + r * stride + w * LANES;
+      store(at, ADDS ? load(at) + sum[r][w] : sum[r][w]);
+    }
+  }
+}
+
+// As many rows as there are.
+template <bool ADDS, int R = ROWS>
+void rows(int64_t count, const float* a, int64_t row, int64_t column, const float* b, int64_t depth, float* c, int64_t stride) {
+  for (; count >= R; count -= R, a += R * row, c += R * stride) block<R, ADDS>(a, row, column, b, depth, c, stride);
+  if constexpr (R > 1) {
+    if (count > 0) rows<ADDS, R - 1>(count, a, row, column, b, depth, c, stride);
+  }
+}
+
+struct Buffer {  // 36 matrices of `size` numbers, each a little apart from the next
   Tensor memory;
-  int64_t tiles, c, stride;
-  Buffer(int64_t tiles, int64_t c, const Tensor& like)
-      : memory(at::empty({36 * (tiles * c + PAD)}, like.options())), tiles(tiles), c(c), stride(tiles * c + PAD) {}
+  int64_t stride;
+  Buffer(int64_t size, const Tensor& like) : memory(at::empty({36 * (size + PAD)}, like.options())), stride(size + PAD) {}
   float* data() { return memory.data_ptr<float>(); }
-  Tensor matrices(int64_t used) { return memory.as_strided({36, used, c}, {stride, c, 1}); }
 };
 
 int64_t strips_a_slab(const Map& map) {
@@ -130,30 +153,33 @@ int64_t strips_a_slab(const Map& map) {
   return std::max<int64_t>(1, std::min(fair, TILES / map.columns));
 }
 
-// y = conv(x): x [b, h, w, c], u [36, c, o] the transformed weights.
-Tensor forward(const Tensor& x, const Tensor& u, const std::optional<Tensor>& bias) {
+// y = conv(x): x [b, h, w, c], u [36, o / PANEL, c, PANEL] the transformed weights; plus [b, h, w, o] is added.
+Tensor forward(const Tensor& x, const Tensor& u, const std::optional<Tensor>& bias, const std::optional<Tensor>& plus) {
   const Map in(x);
-  Tensor y = at::empty({in.b, in.h, in.w, u.size(2)}, x.options());
+  Tensor y = at::empty({in.b, in.h, in.w, u.size(1) * PANEL}, x.options());
   const Map out(y);
-  const float* from = x.data_ptr<float>();
-  const float* shift = bias ? bias->data_ptr<float>() : nullptr;
+  const float *from = x.data_ptr<float>(), *weights = u.data_ptr<float>();
+  const float *shift = bias ? bias->data_ptr<float>() : nullptr, *other = plus ? plus->data_ptr<float>() : nullptr;
   float* to = y.data_ptr<float>();
   const int64_t slab = strips_a_slab(in), slabs = (in.strips() + slab - 1) / slab;
   at::parallel_for(0, slabs, 1, [&](int64_t begin, int64_t end) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    Buffer v(slab * in.columns, in.c, u), m(slab * in.columns, out.c, u);
+    Buffer v(slab * in.columns * in.c, u), m(slab * in.columns * out.c, u);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i * slab, last = std::min(first + slab, in.strips()), used = (last - first) * in.columns;
       for (int64_t s = first; s < last; ++s) gather<6, into>(from, in, s, -1, v.data() + (s - first) * in.columns * in.c, v.stride);
-      Tensor product = m.matrices(used);
-      at::bmm_out(product, v.matrices(used), u);
-      for (int64_t s = first; s < last; ++s) scatter(m.data() + (s - first) * in.columns * out.c, m.stride, shift, out, s, to);
+      for (int64_t k = 0; k < 36; ++k) {
+        for (int64_t d = 0; d < out.c; d += PANEL) {
+          rows<false>(used, v.data() + k * v.stride, in.c, 1, weights + (k * out.c + d) * in.c, in.c, m.data() + k * m.stride + d, out.c);
+        }
+      }
+      for (int64_t s = first; s < last; ++s) scatter(m.data() + (s - first) * in.columns * out.c, m.stride, shift, other, out, s, to);
     }
   });
   return y;
 }
 
-// The gradient of u, [36, c, o], from x [b, h, w, c] and that of y [b, h, w, o].
+// The gradient of u from x [b, h, w, c] and that of y [b, h, w, o].
 Tensor backward(const Tensor& x, const Tensor& g) {
   const Map in(x), out(g);
   const float *from = x.data_ptr<float>(), *behind = g.data_ptr<float>();
@@ -163,15 +189,22 @@ Tensor backward(const Tensor& x, const Tensor& g) {
   at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
     at::AutoDispatchBelowADInplaceOrView guard;
     for (int64_t share = begin; share < end; ++share) {
-      Buffer v(slab * in.columns, in.c, x), m(slab * in.columns, out.c, x);
-      Tensor sum = at::zeros({36, in.c, out.c}, x.options());
+      const int64_t size = slab * in.columns;
+      Buffer v(size * in.c, x), m(size * out.c, x);
+      std::vector<float> panel(size * PANEL);
+      Tensor sum = at::zeros({36, out.c / PANEL, in.c, PANEL}, x.options());
       for (int64_t i = share * slabs / shares; i < (share + 1) * slabs / shares; ++i) {
         const int64_t first = i * slab, last = std::min(first + slab, in.strips()), used = (last - first) * in.columns;
         for (int64_t s = first; s < last; ++s) {
           gather<6, into>(from, in, s, -1, v.data() + (s - first) * in.columns * in.c, v.stride);
           gather<4, spread>(behind, out, s, 0, m.data() + (s - first) * in.columns * out.c, m.stride);
         }
-        sum.baddbmm_(v.matrices(used).transpose(1, 2), m.matrices(used));
+        for (int64_t k = 0; k < 36; ++k) {
+          for (int64_t d = 0; d < out.c; d += PANEL) {
+            for (int64_t t = 0; t < used; ++t) std::copy_n(m.data() + k * m.stride + t * out.c + d, PANEL, &panel[t * PANEL]);
+            rows<true>(in.c, v.data() + k * v.stride, 1, in.c, panel.data(), used, sum.data_ptr<float>() + (k * out.c + d) * in.c, PANEL);
+          }
+        }
       }
       sums[share] = sum;
     }
@@ -182,7 +215,7 @@ Tensor backward(const Tensor& x, const Tensor& g) {
 }
 
 TORCH_LIBRARY(sfumato_winograd, library) {
-  library.def("forward(Tensor x, Tensor u, Tensor? bias) -> Tensor");
+  library.def("forward(Tensor x, Tensor u, Tensor? bias, Tensor? plus) -> Tensor");
   library.def("backward(Tensor x, Tensor g) -> Tensor");
 }
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.kernels.norm import GroupNorm
 from sfumato.kernels.winograd import Conv3x3
 from sfumato.nets.layers import attend, pad_to_multiple, zeroed
 
@@ -57,16 +58,16 @@ class ResBlock(nn.Module):
     def __init__(self, inward: int, outward: int, groups: int) -> None:
         """Builds the block."""
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inward, eps=1e-6)
+        self.norm1 = GroupNorm(groups, inward, eps=1e-6)
         self.conv1 = Conv3x3(inward, outward)
-        self.norm2 = nn.GroupNorm(groups, outward, eps=1e-6)
+        self.norm2 = GroupNorm(groups, outward, eps=1e-6)
         self.conv2 = zeroed(Conv3x3(outward, outward))
         self.skip = nn.Identity() if inward == outward else nn.Conv2d(inward, outward, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         """x + f(x)."""
-        h = self.conv1(nn.functional.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(nn.functional.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x, activates=True))
+        return self.conv2(self.norm2(h, activates=True), plus=self.skip(x))
 
 
 class Attention(nn.Module):
@@ -75,7 +76,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         """Builds the block."""
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.q, self.k, self.v = nn.Linear(channels, channels), nn.Linear(channels, channels), nn.Linear(channels, channels)
         self.outward = zeroed(nn.Linear(channels, channels))
 
@@ -186,7 +187,7 @@ class ImageEncoder(nn.Module):
             for last, width, after in zip(before, layout.widths, ahead, strict=True)
         )
         self.middle = layout.middle()
-        self.norm = nn.GroupNorm(layout.groups, layout.widths[-1], eps=1e-6)
+        self.norm = GroupNorm(layout.groups, layout.widths[-1], eps=1e-6)
         self.outward = nn.Conv2d(layout.widths[-1], outward, 3, padding=1)
         self.mix = nn.Conv2d(outward, outward, 1) if layout.mixes else nn.Identity()
 
@@ -201,7 +202,7 @@ class ImageEncoder(nn.Module):
         h = self.inward(nn.functional.pixel_unshuffle(pad_to_multiple(x, self.layout.factor), self.layout.patch))
         for part in (*self.stages, *self.middle):
             h = part(h)
-        return self.mix(self.outward(nn.functional.silu(self.norm(h))))
+        return self.mix(self.outward(self.norm(h, activates=True)))
 
 
 class ImageDecoder(nn.Module):
@@ -221,7 +222,7 @@ class ImageDecoder(nn.Module):
             Stage(last, width, layout.depth + 1, layout.groups, Double(width) if after else nn.Identity())
             for last, width, after in zip(before, widths, ahead, strict=True)
         )
-        self.norm = nn.GroupNorm(layout.groups, widths[-1], eps=1e-6)
+        self.norm = GroupNorm(layout.groups, widths[-1], eps=1e-6)
         self.outward = nn.Conv2d(widths[-1], channels * layout.patch**2, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "b d h2 w2"]) -> Float[Tensor, "b c h w"]:
@@ -235,7 +236,7 @@ class ImageDecoder(nn.Module):
         h = self.inward(self.mix(z))
         for part in (*self.middle, *self.stages):
             h = part(h)
-        return nn.functional.pixel_shuffle(self.outward(nn.functional.silu(self.norm(h))), self.layout.patch)
+        return nn.functional.pixel_shuffle(self.outward(self.norm(h, activates=True)), self.layout.patch)
 
 
 class ToVector(nn.Module):
@@ -327,7 +328,7 @@ class Ladder(nn.Module):
         self.join = nn.ModuleList(nn.Conv2d(c, width, 1) for _, c in levels)
         self.down = nn.ModuleList(stack() for _ in levels)
         self.enlarge = nn.ModuleList(nn.Sequential(*(Double(width) for _ in range(step))) for step in steps)
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = GroupNorm(groups, width, eps=1e-6)
         self.outward = nn.Conv2d(width, channels_out * patch**2, 3, padding=1)
 
     def latent_shape(self, k: int) -> tuple[int, int, int]:
@@ -359,7 +360,7 @@ class Ladder(nn.Module):
 
     def end(self, stream: Tensor) -> Float[Tensor, "b c h w"]:
         """What the stream below the last latent says of x."""
-        image = nn.functional.pixel_shuffle(self.outward(nn.functional.silu(self.norm(stream))), self.patch)
+        image = nn.functional.pixel_shuffle(self.outward(self.norm(stream, activates=True)), self.patch)
         return image[..., : self.shape[1], : self.shape[2]]
 
 

@@ -163,9 +163,22 @@ def zeroed(layer: Layer) -> Layer:
     return layer
 
 
-def conv3(inward: int, outward: int, dims: int) -> nn.Conv1d | Conv3x3:
+class Conv3(nn.Conv1d):
+    """What `Conv3x3` is to maps, to signals."""
+
+    def __init__(self, inward: int, outward: int) -> None:
+        """As `nn.Conv1d`."""
+        super().__init__(inward, outward, 3, padding=1)
+
+    def forward(self, input: Float[Tensor, "b c n"], plus: Float[Tensor, "b d n"] | None = None) -> Float[Tensor, "b d n"]:
+        """The convolution, and `plus` added to it."""
+        y = super().forward(input)
+        return y if plus is None else plus + y
+
+
+def conv3(inward: int, outward: int, dims: int) -> Conv3 | Conv3x3:
     """A convolution of three entries a side that keeps the size, in one dimension or two."""
-    return nn.Conv1d(inward, outward, 3, padding=1) if dims == 1 else Conv3x3(inward, outward)
+    return (Conv3, Conv3x3)[dims - 1](inward, outward)
 
 
 def attend(q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"], scale: float) -> Float[Tensor, "b h n d"]:

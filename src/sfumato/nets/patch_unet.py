@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.kernels.norm import ModulatedSiLU
 from sfumato.kernels.winograd import Conv3x3
 from sfumato.nets.layers import Condition, attend, crop_like, pad_to_multiple, zeroed
 
@@ -33,12 +34,13 @@ class ConvBlock(nn.Module):
         self.norm = ChannelNorm(channels)
         self.first = Conv3x3(channels, channels)
         self.modulation = zeroed(nn.Linear(condition, 2 * channels))
+        self.activate = ModulatedSiLU()
         self.second = zeroed(Conv3x3(channels, channels))
 
     def forward(self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
         """x + f(x, condition)."""
-        scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
-        return x + self.second(nn.functional.silu(torch.addcmul(shift, self.first(self.norm(x)), 1 + scale)))
+        scale, shift = self.modulation(condition).chunk(2, dim=1)
+        return self.second(self.activate(self.first(self.norm(x)), scale, shift), plus=x)
 
 
 class AttentionBlock(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.kernels.norm import GroupNorm
 from sfumato.nets.layers import Condition, Features, Waves, attend, conv3, zeroed
 
 
@@ -86,10 +87,10 @@ class UNetLayout:
         """How many heads attend on so many channels."""
         return channels // self.head_width if self.head_width else self.heads
 
-    def norm(self, channels: int, groups: int | None = None) -> nn.GroupNorm:
+    def norm(self, channels: int, groups: int | None = None) -> GroupNorm:
         """The normalisation of so many channels, in at most so many groups."""
         most = min(groups or self.groups, channels)
-        return nn.GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels, self.eps)
+        return GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels, self.eps)
 
 
 class ResBlock(nn.Module):
@@ -112,14 +113,13 @@ class ResBlock(nn.Module):
         self, x: Float[Tensor, "b c *size"], condition: Float[Tensor, "b e"], resize: Callable[[Tensor], Tensor] = lambda x: x
     ) -> Float[Tensor, "b d *sized"]:
         """resize(x) + f(x, condition), f resizing before its first convolution."""
-        h = self.conv1(resize(nn.functional.silu(self.norm1(x))))
-        modulation = self.modulation(condition).reshape(len(x), -1, *(1,) * (x.ndim - 2))
+        h, modulation = self.conv1(resize(self.norm1(x, activates=True))), self.modulation(condition)
         if self.scales:
             scale, shift = modulation.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+            h = self.norm2(h, scale=scale, shift=shift, activates=True)
         else:
-            h = self.norm2(h + modulation)
-        return self.skip(resize(x)) + self.conv2(self.dropout(nn.functional.silu(h)))
+            h = self.norm2(h, offset=modulation, activates=True)
+        return self.conv2(self.dropout(h), plus=self.skip(resize(x)))
 
 
 class SelfAttention(nn.Module):
@@ -277,7 +277,7 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), condition)
             if i < len(self.grow):
                 h = self.grow[i](h, condition, skips[-1].shape[2:])
-        return self.head(nn.functional.silu(self.norm(h)))
+        return self.head(self.norm(h, activates=True))
 
 
 def _halved(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *half"]:

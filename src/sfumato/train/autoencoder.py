@@ -24,7 +24,7 @@ from sfumato.train.data_options import Data
 from sfumato.train.loop import fit
 from sfumato.train.opening import opening
 from sfumato.train.options import Options, Size
-from sfumato.train.recipe import Training, read_tree, resolve
+from sfumato.train.recipe import Runtime, Training, read_tree, resolve
 from sfumato.train.state import TrainState
 from sfumato.train.vae import Seeds, refuse_low_precision
 
@@ -77,11 +77,12 @@ class AutoencoderRecipe(Options):
     about: str = ""
     model: AutoencoderModel = AutoencoderModel()
     data: Data
-    training: Training = Training(precision="float32")
+    training: Training = Training()
+    runtime: Runtime = Runtime(precision="float32")
 
     @model_validator(mode="after")
     def _keeps_its_digits(self) -> "AutoencoderRecipe":
-        refuse_low_precision(self.training)
+        refuse_low_precision(self.runtime)
         return self
 
 

@@ -22,7 +22,9 @@ class Engine:
     """The processes of a training and the device of this one."""
 
     accelerator: Accelerator
-    by_winograd: bool = False  # how 3×3 convolutions are computed
+    precision: torch.dtype = torch.float32
+    by_kernels: bool = False  # whether the network is computed by sfumato's kernels
+    micro_batch: int | None = None  # how many examples go through it at once
 
     @classmethod
     def begin(cls) -> "Engine":

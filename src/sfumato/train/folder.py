@@ -17,7 +17,6 @@ import torch
 from sfumato.data import Dataset
 from sfumato.form import Form
 from sfumato.run import read_form
-from sfumato.runtime import precision
 from sfumato.train.engine import Engine
 from sfumato.train.recipe import Options, Training
 
@@ -97,8 +96,8 @@ def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: For
         },
         "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
         "seed": training.seed,
-        "precision": str(precision(training.precision, engine.device)).removeprefix("torch."),
-        "convolution": "winograd" if engine.by_winograd else "direct",
+        "precision": str(engine.precision).removeprefix("torch."),
+        "kernels": "compiled" if engine.by_kernels else "torch",
         "device": {
             "kind": engine.device.type,
             "processes": engine.processes,

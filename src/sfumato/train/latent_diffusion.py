@@ -35,7 +35,6 @@ from sfumato.train.folder import only_writer
 from sfumato.train.opening import Opening, opening
 from sfumato.train.options import Options
 from sfumato.train.recipe import Recipe, Training, read_tree, resolve
-from sfumato.train.vae import refuse_low_precision
 
 
 def _to_path(value: str | Path | None) -> Path | None:
@@ -59,11 +58,10 @@ class LatentDiffusionRecipe(Recipe):
 
     model: LatentDiffusionModel = LatentDiffusionModel()
     autoencoder: AutoencoderModel = AutoencoderModel()
-    autoencoder_training: Training = Training(precision="float32")
+    autoencoder_training: Training = Training()
 
     @model_validator(mode="after")
     def _stages_agree(self) -> "LatentDiffusionRecipe":
-        refuse_low_precision(self.autoencoder_training)
         if self.autoencoder_training.held_out:
             raise ValueError("both stages leave out the same examples: set training.held_out, not autoencoder_training.held_out")
         return self
@@ -72,7 +70,8 @@ class LatentDiffusionRecipe(Recipe):
         """The recipe of the autoencoder, which divides the data as the whole run does."""
         division = {"held_out": self.training.held_out, "seed": self.training.seed, "flip": self.training.flip}
         training = self.autoencoder_training.model_copy(update=division)
-        return AutoencoderRecipe(about=self.about, model=self.autoencoder, data=self.data, training=training)
+        runtime = self.runtime.model_copy(update={"precision": "float32"})
+        return AutoencoderRecipe(about=self.about, model=self.autoencoder, data=self.data, training=training, runtime=runtime)
 
     def second(self, latents: Path) -> Recipe:
         """The recipe of the diffusion on a file of latents, from which nothing more is held out and which is flipped already."""
@@ -83,6 +82,7 @@ class LatentDiffusionRecipe(Recipe):
             schedule=self.schedule,
             objective=self.objective,
             training=self.training.model_copy(update={"held_out": 0.0, "flip": False}),
+            runtime=self.runtime,
             sampling=self.sampling,
         )
 

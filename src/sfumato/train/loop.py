@@ -218,7 +218,7 @@ class _Course(Generic[M]):
         if returns >= options.retries:
             raise FloatingPointError(
                 f"{options.patience} steps in a row up to step {state.step} could not be applied, at {state.guard.rate:g} of the recipe's "
-                f"rate, too; {kept}. Look at the data (sfumato doctor {self.out}), lower training.rate, or take training.precision=float32."
+                f"rate, too; {kept}. Look at the data (sfumato doctor {self.out}), lower training.rate, or take runtime.precision=float32."
             )
         window, broken = Window(), state.step
         state.guard = Guard(options.patience)

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import torch
 
 from sfumato.data import Dataset
 from sfumato.form import Form
-from sfumato.kernels import winograd
+from sfumato.kernels import choice
 from sfumato.runtime import precision
 from sfumato.train.board import refuse_missing
 from sfumato.train.data_options import Data
 from sfumato.train.engine import Engine
 from sfumato.train.folder import begin, begun_with, manifest_of, refuse_other_data
 from sfumato.train.options import Options
-from sfumato.train.recipe import Training
+from sfumato.train.recipe import Runtime, Training
 
 
 @runtime_checkable
@@ -33,6 +32,11 @@ class HasData(Protocol):
     @property
     def training(self) -> Training:
         """How."""
+        ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """By what arithmetic."""
         ...
 
 
@@ -76,10 +80,7 @@ def opening(
         say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
     examples, held_out = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
     form = Form(dataset.shape, dataset.classes, dataset.scaling, data_std or standard_deviation(examples))
-    by_winograd = goes_by_winograd(options, dataset.shape, engine.device, begun=out if has_run else None)
-    engine = replace(engine, by_winograd=not engine.any(not by_winograd))
-    if engine.by_winograd and engine.is_main:
-        say("3×3 convolutions go by Winograd's filtering, which is faster here; --set training.convolution=direct takes torch's.")
+    engine = equipped(engine, recipe.runtime, options, dataset.shape, begun=out if has_run else None, say=say)
     manifest = manifest_of(recipe, options, dataset, form, engine)
     if has_run:
         form = refuse_other_data(manifest, out)
@@ -96,20 +97,29 @@ def standard_deviation(examples: Dataset) -> float:
     return deviation
 
 
-def goes_by_winograd(options: Training, shape: Sequence[int], device: torch.device, *, begun: Path | None = None) -> bool:
-    """Whether the 3×3 convolutions of a training are `kernels.winograd`'s: as its options say; left to itself, a run goes on as it began.
+def equipped(
+    engine: Engine, runtime: Runtime, options: Training, shape: Sequence[int], *, begun: Path | None, say: Callable[[str], None]
+) -> Engine:
+    """The engine with its arithmetic, the same in all processes.
 
     Args:
+        engine: which has begun.
+        runtime: what is asked for.
         options: of the training.
-        shape: of one x0; points and signals have no such convolutions.
-        device: where it runs.
-        begun: the folder of a run that goes on.
+        shape: of one x0; the networks of points and signals have no kernels of ours.
+        begun: the folder of a run that goes on, with the kernels that it began with where the recipe leaves them to the machine.
+        say: told where the kernels are sfumato's.
 
     Raises:
-        ValueError: it must, and cannot.
+        ValueError: kernels that cannot be had.
     """
-    choice = options.convolution
-    if choice == "auto" and begun is not None:
-        choice = begun_with(begun).get("convolution", "direct")
+    wanted, dtype = runtime.kernels, precision(runtime.precision, engine.device)
+    if wanted == "auto" and begun is not None:
+        wanted = begun_with(begun).get("kernels", "torch")
     images = options.steps * options.batch if len(shape) == 3 else 0
-    return winograd.is_wanted(choice, precision(options.precision, device), device, images=images)
+    by_kernels = not engine.any(not choice.is_wanted(wanted, dtype, engine.device, images=images))
+    if by_kernels and engine.is_main:
+        say(
+            "Normalisations and 3×3 convolutions go by sfumato's kernels, which are faster here; --set runtime.kernels=torch takes torch's."
+        )
+    return replace(engine, precision=dtype, by_kernels=by_kernels, micro_batch=runtime.micro_batch)

@@ -12,12 +12,12 @@ MAY_CHANGE = (
     "about",
     "data.path",
     "data.labels",
-    "training.convolution",
     "training.keep",
     "training.log_every",
     "training.checkpoint_every",
     "training.snapshot_every",
     "training.trackers",
+    "runtime.",
     "sampling.",
 )
 

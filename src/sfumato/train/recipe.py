@@ -291,6 +291,19 @@ class Objective(Options):
         return bound
 
 
+class Runtime(Options):
+    """How the network is computed on the machine at hand, whatever it learns.
+
+    `precision` "auto" is bfloat16 where the device multiplies it natively. `kernels` "auto" takes sfumato's own for normalisations and 3×3
+    convolutions in float32 on CPUs, where they are faster on this machine and the run sees 20,000 images or more. At most `micro_batch`
+    examples go through the network at once; as many as the memory holds where nothing is said.
+    """
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    kernels: Literal["auto", "torch", "compiled"] = "auto"
+    micro_batch: int | None = Field(default=None, ge=1)
+
+
 Tracker = Literal["tensorboard", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb"]
 
 
@@ -299,13 +312,11 @@ class Training(Options):
 
     After `patience` steps in a row that cannot be applied (a loss or gradient that is not finite, a loss that explodes) the run goes
     back to its last good state, at half the rate, `retries` times at most. `snapshot_every` so many steps (0 = never) the averages are kept
-    for good, to make others of. A 3×3 `convolution` in float32 on a CPU may go by Winograd's filtering: "auto" takes what is faster on
-    the machine, in runs of 20,000 images or more.
+    for good, to make others of.
     """
 
     steps: int = Field(default=10_000, ge=1)
     batch: int = Field(default=128, ge=1)
-    micro_batch: int | None = Field(default=None, ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
     rate: float = Field(default=1e-3, gt=0)
     muon_rate: float = Field(default=3e-3, gt=0)
@@ -316,8 +327,6 @@ class Training(Options):
     clip: float = Field(default=1.0, gt=0)
     label_drop: float = Field(default=0.1, ge=0, le=1)
     ema: tuple[float, ...] = Field(default=(0.1,), min_length=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    convolution: Literal["auto", "direct", "winograd"] = "auto"
     flip: bool = False
     held_out: float = Field(default=0.0, ge=0, lt=1)
     patience: int = Field(default=3, ge=1)
@@ -410,6 +419,7 @@ class Recipe(Options):
     schedule: ScheduleOptions = CurveSchedule()
     objective: Objective = Objective()
     training: Training = Training()
+    runtime: Runtime = Runtime()
     sampling: Sampling = Sampling()
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ and the flips of step n on (seed, n). So a checkpoint holds weights and averages
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic
@@ -16,16 +17,19 @@ from torch import Tensor
 from sfumato import loss
 from sfumato.data import Dataset
 from sfumato.denoiser import drop
-from sfumato.kernels import winograd
+from sfumato.kernels import choice
+from sfumato.memory import available_memory, halving, kept_for_gradient
 from sfumato.noise import seeded
-from sfumato.runtime import precision
 from sfumato.train.engine import Engine
 from sfumato.train.optim import set_gradients
 from sfumato.train.recipe import Training
 from sfumato.train.state import M, Objective, TrainState
 
+logger = logging.getLogger(__name__)
+
 ORDER, STEP, DROPOUT, NOISE = range(4)  # what a seed is for: the order of an epoch, the randomness of a step, that inside a network, eps
 BLOCK = 64  # rows whose noise has one generator, so that a process draws little more than its share
+FEW = 4  # examples by which the memory of a batch is foreseen
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,18 @@ class TrainStep(Generic[M]):
         self.state, self.objective, self.examples, self.options, self.engine = state, objective, examples, options, engine
         self.times = state.times
         self.can_flip = options.flip and examples.is_image
-        self.worker = _worker(state.model, precision(options.precision, engine.device))
-        winograd.use(self.worker.net, engine.by_winograd)
+        self.worker = _worker(state.model, engine.precision)
+        choice.use(self.worker.net, engine.by_kernels)
         self.masters = list(state.model.net.parameters())
         self.workers = list(self.worker.net.parameters())
         self.batches = batches(len(examples), options, state.step)
+        self.size: int | None = None  # how many examples go through the network at once; found at the first step
 
     def __call__(self) -> Outcome:
         """Makes the step, unless the guard objects to it."""
         number, rows, device = self.state.step + 1, next(self.batches), self.engine.device
         generator, count = seeded(self.options.seed, STEP, number), len(rows)
         mine = self.engine.share(count)
-        torch.manual_seed(seeded(self.options.seed, DROPOUT, number, mine.start).initial_seed())  # dropout takes no generator
         flipped, dropped = _coin(count, 0.5, generator), _coin(count, self.options.label_drop, generator)
         t = self.times(count, generator)
         x0, labels = self.examples.batch(rows[mine])
@@ -71,15 +75,26 @@ class TrainStep(Generic[M]):
             for worker, master in zip(self.workers, self.masters, strict=True):
                 worker.data.copy_(master.data)
         weights = self.times.weight(t).to(x0) if isinstance(self.times, loss.AdaptiveTimes) else torch.ones(())
-        losses = torch.zeros(count)
-        size = self.options.micro_batch or max(1, len(x0))
-        for part in (slice(start, start + size) for start in range(0, len(x0), size)):
-            place = slice(mine.start + part.start, min(mine.start + part.stop, mine.stop))
+
+        def each(part: slice) -> Tensor:
             part_cond = None if cond is None else {name: value[part].to(device) for name, value in cond.items()}
-            each = self.objective(self.worker, x0[part].to(device), eps[part].to(device), t[place].to(device), part_cond)
-            weighted = each * weights[place].to(each) if weights.ndim else each
-            (weighted.sum() / count).backward()
-            losses[place] = each.detach().float().cpu()
+            return self.objective(self.worker, x0[part].to(device), eps[part].to(device), t[mine][part].to(device), part_cond)
+
+        def gradients(size: int) -> Tensor:
+            torch.manual_seed(seeded(self.options.seed, DROPOUT, number, mine.start).initial_seed())  # dropout takes no generator
+            for parameter in self.workers:
+                parameter.grad = None
+            losses = torch.zeros(count)
+            for part in (slice(start, start + size) for start in range(0, len(x0), size)):
+                found = each(part)
+                weighted = found * weights[mine][part].to(found) if weights.ndim else found
+                (weighted.sum() / count).backward()
+                losses[mine][part] = found.detach().float().cpu()
+            return losses
+
+        if self.size is None:
+            self.size = self._fitting(each, min(self.engine.micro_batch or len(x0), len(x0)))
+        losses, self.size = halving(gradients, self.size, "example")
         losses = self.engine.sum(losses.to(device)).cpu()
         total = float((losses * weights).mean())
         if self.worker is not self.state.model:
@@ -94,6 +109,23 @@ class TrainStep(Generic[M]):
             parameter.grad = None
         self.state.step = number
         return Outcome(total, norm, rows, t, losses, objection)
+
+    def _fitting(self, loss: Callable[[slice], Tensor], size: int) -> int:
+        """The size, or as often half of it as it takes until what autograd keeps fits in eight tenths of the memory, by a few examples."""
+        if size < 2:
+            return max(1, size)
+        few = min(FEW, size)
+        _, kept = kept_for_gradient(lambda: loss(slice(few)), self.workers)
+        free = available_memory(self.engine.device)
+        fitting = size
+        while fitting > 1 and kept / few * fitting > 0.8 * free:
+            fitting = -(-fitting // 2)
+        if fitting < size:
+            logger.warning(
+                "A part of %d examples would keep %.1f GiB, and %.1f are free: going in parts of %d, which add up to the same step.",
+                *(size, kept / few * size / 2**30, free / 2**30, fitting),
+            )
+        return fitting
 
     def _apply(self, number: int, t: Tensor, losses: Tensor) -> None:
         """Moves the weights and all that follows them."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from sfumato import latent, nets
 from sfumato.denoiser import Cond
 from sfumato.form import Form
+from sfumato.memory import by_parts
 from sfumato.noise import row_generators, seeded
 from sfumato.pictures import picture, sheet
 from sfumato.run import Samples, folder_of, read_form
@@ -25,7 +26,7 @@ from sfumato.train.data_options import Data
 from sfumato.train.loop import fit
 from sfumato.train.opening import opening
 from sfumato.train.options import Options, Size
-from sfumato.train.recipe import Training, read_tree, resolve
+from sfumato.train.recipe import Runtime, Training, read_tree, resolve
 from sfumato.train.state import TrainState
 
 
@@ -154,19 +155,20 @@ class VAERecipe(Options):
     data: Data
     likelihood: LikelihoodOptions = LogisticOptions()
     objective: VAEObjective = VAEObjective()
-    training: Training = Training(precision="float32")
+    training: Training = Training()
+    runtime: Runtime = Runtime(precision="float32")
     sampling: VAESampling = VAESampling()
 
     @model_validator(mode="after")
     def _keeps_its_digits(self) -> "VAERecipe":
-        refuse_low_precision(self.training)
+        refuse_low_precision(self.runtime)
         return self
 
 
-def refuse_low_precision(training: Training) -> None:
+def refuse_low_precision(runtime: Runtime) -> None:
     """A bound is no bound in bfloat16's three digits."""
-    if training.precision != "float32":
-        raise ValueError(f"a bound is computed in float32; set training.precision=float32, got {training.precision}")
+    if runtime.precision != "float32":
+        raise ValueError(f"a bound is computed in float32; set runtime.precision=float32, got {runtime.precision}")
 
 
 def read(path: str | Path, changes: Sequence[str] = (), *, steps: int | None = None) -> VAERecipe:
@@ -218,14 +220,14 @@ class VAERun:
         """
         if count < 1 or batch < 1 or seed < 0:
             raise ValueError(f"count and batch must be at least 1 and seed at least 0, got {count}, {batch} and {seed}.")
-        options, mine, done = self.recipe.sampling, range(count)[rows], [torch.empty(0, *self.form.shape)]
+        options, mine = self.recipe.sampling, range(count)[rows]
         heat = options.temperature if temperature is None else temperature
-        for start in range(0, len(mine), batch):
-            part = mine[start : start + batch]
-            done.append(latent.sample(self.model, len(part), row_generators(seed, part), temperature=heat, noisy=options.noisy).cpu())
-            if on_batch is not None:
-                on_batch(start + len(part))
-        return Samples(self.form.scaling.decode(torch.cat(done)), None)
+
+        def draw(part: slice) -> Tensor:
+            return latent.sample(self.model, len(mine[part]), row_generators(seed, mine[part]), temperature=heat, noisy=options.noisy)
+
+        done = by_parts(draw, len(mine), batch, on_batch)
+        return Samples(self.form.scaling.decode(torch.cat([torch.empty(0, *self.form.shape), *done])), None)
 
     def to(self, device: torch.device) -> None:
         """Moves its network."""

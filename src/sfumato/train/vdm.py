@@ -20,7 +20,7 @@ from sfumato.train.data_options import Data
 from sfumato.train.loop import draw_samples, fit
 from sfumato.train.opening import opening
 from sfumato.train.options import Options
-from sfumato.train.recipe import Net, Objective, Recipe, Sampling, Training, read_tree, resolve
+from sfumato.train.recipe import Net, Objective, Recipe, Runtime, Sampling, Training, read_tree, resolve
 from sfumato.train.state import TrainState
 from sfumato.train.vae import refuse_low_precision
 
@@ -61,12 +61,13 @@ class VDMRecipe(Options):
     model: VDMModel = VDMModel()
     data: Data
     net: Net
-    training: Training = Training(precision="float32")
+    training: Training = Training()
+    runtime: Runtime = Runtime(precision="float32")
     sampling: Sampling = Sampling()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "VDMRecipe":
-        refuse_low_precision(self.training)
+        refuse_low_precision(self.runtime)
         if self.sampling.log_snr_max is not None or self.sampling.log_snr_min is not None:
             raise ValueError("a learned schedule has its own ends; leave sampling.log_snr_max and log_snr_min out")
         self.as_denoiser()
@@ -80,6 +81,7 @@ class VDMRecipe(Options):
             net=self.net,
             objective=Objective(target=self.model.target, values=self.model.values),
             training=self.training,
+            runtime=self.runtime,
             sampling=self.sampling,
         )
 

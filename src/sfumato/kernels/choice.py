@@ -1,0 +1,74 @@
+"""Which networks compute by the kernels of this package: as they are told, or where a measurement finds them faster."""
+
+import json
+import os
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from sfumato.kernels.build import HasKernel, compiled, kernel_folder
+from sfumato.kernels.norm import GroupNorm
+from sfumato.kernels.winograd import Conv3x3
+
+ENOUGH_IMAGES = 20_000  # a run of fewer ends before the compiler has paid for itself
+
+
+def has_kernels(net: nn.Module) -> bool:
+    """Whether a network has any part that our kernels can compute."""
+    return any(isinstance(part, HasKernel) for part in net.modules())
+
+
+def use(net: nn.Module, is_on: bool = True) -> None:
+    """Tells every such part how to compute."""
+    for part in net.modules():
+        if isinstance(part, HasKernel):
+            part.by_kernel = is_on
+
+
+def is_wanted(choice: str, dtype: torch.dtype, device: torch.device, *, images: int) -> bool:
+    """Whether a network is to compute by them: "auto" takes them where they are faster and there is enough work to compile them for.
+
+    Raises:
+        ValueError: "compiled" where they cannot be had.
+    """
+    can_be = device.type == "cpu" and dtype == torch.float32
+    if choice == "compiled" and not (can_be and compiled()):
+        why = (
+            "the log says why they were not compiled"
+            if can_be
+            else f"they compute in float32 on CPUs, and this is {dtype} on {device.type}"
+        )
+        raise ValueError(f"the compiled kernels cannot be had here: {why}; take kernels=torch.")
+    return choice == "compiled" or (choice == "auto" and can_be and images >= ENOUGH_IMAGES and is_faster())
+
+
+def is_faster() -> bool:
+    """Whether they beat torch's on this machine, forward and backward, by a measurement that is made once and kept in the cache."""
+    if not compiled():
+        return False
+    folder = kernel_folder()
+    assert folder is not None
+    path = folder / f"seconds-{torch.get_num_threads()}-threads.json"
+    if not path.is_file():
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(_measured()))
+        aside.replace(path)
+    seconds = json.loads(path.read_text())
+    return seconds["compiled"] < seconds["torch"]
+
+
+def _measured(rounds: int = 7) -> dict[str, float]:
+    """Median seconds of a normalised, activated convolution and its gradients, both ways in turns: 16 maps of 128 channels, 16×16."""
+    norm, conv = GroupNorm(32, 128).float(), Conv3x3(128, 128).float()
+    x = torch.randn(16, 128, 16, 16, dtype=torch.float32).to(memory_format=torch.channels_last).requires_grad_()
+    seconds: dict[str, list[float]] = {"torch": [], "compiled": []}
+    with torch.enable_grad():
+        for _ in range(rounds):
+            for name, spent in seconds.items():
+                conv.by_kernel = norm.by_kernel = name == "compiled"
+                start = time.perf_counter()
+                conv(norm(x, activates=True)).sum().backward()
+                spent.append(time.perf_counter() - start)
+    return {name: statistics.median(spent) for name, spent in seconds.items()}
