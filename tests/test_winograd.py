@@ -8,7 +8,18 @@ from sfumato.kernels.build import compiled
 from sfumato.kernels.choice import use
 from sfumato.kernels.winograd import Conv3x3, conv3x3, fits
 
-CASES = [(3, 16, 32, 8, 8), (1, 64, 16, 16, 16), (5, 32, 48, 7, 13), (2, 16, 16, 1, 30), (1, 48, 80, 29, 4), (20, 32, 32, 3, 2)]
+# The last three leave 3, 1 and 5 tiles after whole blocks of six.
+CASES = [
+    (3, 16, 32, 8, 8),
+    (1, 64, 16, 16, 16),
+    (5, 32, 48, 7, 13),
+    (2, 16, 16, 1, 30),
+    (1, 48, 80, 29, 4),
+    (20, 32, 32, 3, 2),
+    (7, 16, 32, 4, 12),
+    (19, 16, 16, 3, 4),
+    (23, 16, 16, 4, 4),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
