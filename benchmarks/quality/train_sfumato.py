@@ -12,6 +12,7 @@ import protocol
 import torch
 
 import sfumato as sf
+from sfumato.kernels import choice
 from sfumato.runtime import keep_memory
 from sfumato.train.loop import Stopped, train
 from sfumato.train.recipe import load_recipe
@@ -37,6 +38,7 @@ def main() -> None:
         recipe = load_recipe("fashion", [*base, *quiet, f"training.warmup={max(20, steps // 20)}"], steps=steps)
         train(recipe, run_folder, resume=args.resume, watch=lambda record: print(json.dumps(record), flush=True))
     run = sf.load(run_folder)
+    choice.use(run.denoiser.net, choice.is_faster())
     options = run.recipe.training
 
     def sampler(labels: torch.Tensor) -> torch.Tensor:
