@@ -138,13 +138,26 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal_factor(matrix: Tensor) -> Tensor:
-    """Near U V' of matrix = U S V', by five Newton-Schulz steps: singular values come into about [0.7, 1.2]. Jordan et al. (2024)."""
+    """Near U V' of matrix = U S V', by five Newton-Schulz steps: singular values come into about [0.7, 1.2]. Jordan et al. (2024).
+
+    Each step multiplies from the left by a polynomial in x x'. Where x is long, these are gathered in a small matrix and x is multiplied
+    once, which takes a third of the time for a 3×3 convolution; in bfloat16 their rounding would show.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp(min=1e-7)
-    for _ in range(5):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    gram = x @ x.T
+    if x.dtype == torch.bfloat16 or x.shape[1] < 2 * x.shape[0]:
+        for step in range(5):
+            gram = gram if step == 0 else x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    else:
+        gathered = torch.eye(len(x), dtype=x.dtype, device=x.device)
+        for _ in range(5):
+            factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal().add_(a)
+            gathered, gram = factor @ gathered, factor @ gram @ factor
+        x = gathered @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
