@@ -60,10 +60,16 @@ def test_it_is_the_convolution_and_its_gradients(case, threads):
 
 
 def test_layouts_and_a_missing_bias_make_no_difference():
-    x, weight, _, _ = drawn(4, 32, 32, 8, 12)
-    a, b = conv3x3(x, weight, None), conv3x3(x.to(memory_format=torch.channels_last), weight.to(memory_format=torch.channels_last), None)
-    assert torch.equal(a, b)
-    assert error(a, nn.functional.conv2d(x.double(), weight.double(), padding=1)) < 1e-5
+    """Nor to the gradients."""
+    x, weight, _, g = drawn(4, 32, 48, 8, 12)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaves = [tensor.clone(memory_format=layout).requires_grad_() for tensor in (x, weight)]
+        y = conv3x3(*leaves, None)
+        y.backward(g.to(memory_format=layout))
+        found.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert error(found[0][0], nn.functional.conv2d(x.double(), weight.double(), padding=1)) < 1e-5
 
 
 def test_the_gradient_of_a_gradient():

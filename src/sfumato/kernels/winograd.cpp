@@ -51,6 +51,25 @@ inline void spread(const Lanes* g, Lanes* m) {
   m[5] = g[3];
 }
 
+// w -> G w
+inline void lift(const Lanes* w, Lanes* u) {
+  const Lanes outer = -(w[0] + w[2]) / 6, inner = w[1] / 6, even = w[0] / 24 + w[2] / 6, odd = w[1] / 12;
+  u[0] = w[0] / 4;
+  u[1] = outer - inner;
+  u[2] = outer + inner;
+  u[3] = even + odd;
+  u[4] = even - odd;
+  u[5] = w[2];
+}
+
+// u -> Gᵀ u
+inline void lower(const Lanes* u, Lanes* w) {
+  const Lanes outer = (u[1] + u[2]) / 6, inner = (u[3] + u[4]) / 24;
+  w[0] = u[0] / 4 - outer + inner;
+  w[1] = (u[2] - u[1]) / 6 + (u[3] - u[4]) / 12;
+  w[2] = 4 * inner - outer + u[5];
+}
+
 struct Map {  // [b, h, w, c] in tiles of 4x4
   int64_t b, h, w, c, rows, columns;
   explicit Map(const Tensor& x)
@@ -153,6 +172,83 @@ int64_t strips_a_slab(const Map& map) {
   return std::max<int64_t>(1, std::min(fair, TILES / map.columns));
 }
 
+// Where the nine numbers of a pair of channels lie in weights [o, c, 3, 3], or, turned, in those of the convolution that takes gradients back.
+struct Taps {
+  int64_t o, c, along_o, along_c, row, column, first;
+  Taps(const Tensor& w, bool turned)
+      : o(w.size(turned)), c(w.size(!turned)), along_o(w.stride(turned)), along_c(w.stride(!turned)), row(w.stride(2)), column(w.stride(3)) {
+    first = turned ? 2 * (row + column) : 0;
+    if (turned) row = -row, column = -column;
+  }
+};
+
+// G w Gᵀ of each pair of channels: [36, o / PANEL, c, PANEL].
+Tensor transform(const Tensor& w, bool turned) {
+  const Taps taps(w, turned);
+  Tensor u = at::empty({36, taps.o / PANEL, taps.c, PANEL}, w.options());
+  const float* from = w.data_ptr<float>() + taps.first;
+  float* to = u.data_ptr<float>();
+  at::parallel_for(0, taps.o / PANEL, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin * PANEL; p < end * PANEL; p += PANEL) {
+      for (int64_t c = 0; c < taps.c; ++c) {
+        float near[9][PANEL];
+        for (int64_t k = 0; k < PANEL; ++k) {
+          const float* at = from + (p + k) * taps.along_o + c * taps.along_c;
+          for (int t = 0; t < 9; ++t) near[t][k] = at[t / 3 * taps.row + t % 3 * taps.column];
+        }
+        for (int64_t k = 0; k < PANEL; k += LANES) {
+          Lanes half[3][6];
+          for (int s = 0; s < 3; ++s) {
+            const Lanes d[3] = {load(&near[s][k]), load(&near[3 + s][k]), load(&near[6 + s][k])};
+            lift(d, half[s]);
+          }
+          for (int r = 0; r < 6; ++r) {
+            const Lanes d[3] = {half[0][r], half[1][r], half[2][r]};
+            Lanes out[6];
+            lift(d, out);
+            for (int s = 0; s < 6; ++s) store(to + ((6 * r + s) * taps.o + p) * taps.c + c * PANEL + k, out[s]);
+          }
+        }
+      }
+    }
+  });
+  return u;
+}
+
+// Gᵀ u G, laid out as the weights `like`.
+Tensor transform_back(const Tensor& u, const Tensor& like) {
+  Tensor w = at::empty_like(like);
+  const Taps taps(w, false);
+  const float* from = u.data_ptr<float>();
+  float* to = w.data_ptr<float>();
+  at::parallel_for(0, taps.o / PANEL, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin * PANEL; p < end * PANEL; p += PANEL) {
+      for (int64_t c = 0; c < taps.c; ++c) {
+        float near[9][PANEL];
+        for (int64_t k = 0; k < PANEL; k += LANES) {
+          Lanes half[6][3];
+          for (int s = 0; s < 6; ++s) {
+            Lanes d[6];
+            for (int r = 0; r < 6; ++r) d[r] = load(from + ((6 * r + s) * taps.o + p) * taps.c + c * PANEL + k);
+            lower(d, half[s]);
+          }
+          for (int r = 0; r < 3; ++r) {
+            Lanes d[6], out[3];
+            for (int s = 0; s < 6; ++s) d[s] = half[s][r];
+            lower(d, out);
+            for (int s = 0; s < 3; ++s) store(&near[3 * r + s][k], out[s]);
+          }
+        }
+        for (int64_t k = 0; k < PANEL; ++k) {
+          float* at = to + (p + k) * taps.along_o + c * taps.along_c;
+          for (int t = 0; t < 9; ++t) at[t / 3 * taps.row + t % 3 * taps.column] = near[t][k];
+        }
+      }
+    }
+  });
+  return w;
+}
+
 // y = conv(x): x [b, h, w, c], u [36, o / PANEL, c, PANEL] the transformed weights; plus [b, h, w, o] is added.
 Tensor forward(const Tensor& x, const Tensor& u, const std::optional<Tensor>& bias, const std::optional<Tensor>& plus) {
   const Map in(x);
@@ -192,8 +288,9 @@ Tensor backward(const Tensor& x, const Tensor& g) {
       const int64_t size = slab * in.columns;
       Buffer v(size * in.c, x), m(size * out.c, x);
       std::vector<float> panel(size * PANEL);
-      Tensor sum = at::zeros({36, out.c / PANEL, in.c, PANEL}, x.options());
-      for (int64_t i = share * slabs / shares; i < (share + 1) * slabs / shares; ++i) {
+      Tensor sum = at::empty({36, out.c / PANEL, in.c, PANEL}, x.options());
+      const int64_t start = share * slabs / shares;
+      for (int64_t i = start; i < (share + 1) * slabs / shares; ++i) {
         const int64_t first = i * slab, last = std::min(first + slab, in.strips()), used = (last - first) * in.columns;
         for (int64_t s = first; s < last; ++s) {
           gather<6, into>(from, in, s, -1, v.data() + (s - first) * in.columns * in.c, v.stride);
@@ -202,7 +299,7 @@ Tensor backward(const Tensor& x, const Tensor& g) {
         for (int64_t k = 0; k < 36; ++k) {
           for (int64_t d = 0; d < out.c; d += PANEL) {
             for (int64_t t = 0; t < used; ++t) std::copy_n(m.data() + k * m.stride + t * out.c + d, PANEL, &panel[t * PANEL]);
-            rows<true>(in.c, v.data() + k * v.stride, 1, in.c, panel.data(), used, sum.data_ptr<float>() + (k * out.c + d) * in.c, PANEL);
+            (i == start ? rows<false> : rows<true>)(in.c, v.data() + k * v.stride, 1, in.c, panel.data(), used, sum.data_ptr<float>() + (k * out.c + d) * in.c, PANEL);
           }
         }
       }
@@ -217,11 +314,15 @@ Tensor backward(const Tensor& x, const Tensor& g) {
 TORCH_LIBRARY(sfumato_winograd, library) {
   library.def("forward(Tensor x, Tensor u, Tensor? bias, Tensor? plus) -> Tensor");
   library.def("backward(Tensor x, Tensor g) -> Tensor");
+  library.def("transform(Tensor w, bool turned) -> Tensor");
+  library.def("transform_back(Tensor u, Tensor like) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(sfumato_winograd, CPU, library) {
   library.impl("forward", forward);
   library.impl("backward", backward);
+  library.impl("transform", transform);
+  library.impl("transform_back", transform_back);
 }
 
 }  // namespace

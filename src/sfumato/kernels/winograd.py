@@ -5,7 +5,6 @@ of the 6×6 tile d of the input that it sees; over all tiles and channels the pr
 times that of the direct sum (2e-6 in the relative norm); in the gradient of the weights the two are level.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from sfumato.kernels.build import LANES, HasKernel, channels_first, channels_last, operators
-
-_G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 
 
 class Conv3x3(HasKernel, nn.Conv2d):
@@ -37,13 +34,13 @@ class Conv3x3(HasKernel, nn.Conv2d):
             return conv3x3(input, self.weight, self.bias, plus)
         return _run(input, self._transformed(), self.bias, plus)
 
-    def _transformed(self) -> Float[Tensor, "36 c d"]:
+    def _transformed(self) -> Float[Tensor, "36 d/16 c 16"]:
         """The weight as the kernel takes it; made once for a weight that stays."""
         if self.weight.is_inference():  # such a tensor does not count its changes
-            return _transformed(self.weight)
+            return operators("winograd").transform(self.weight, False)
         key = (self.weight.data_ptr(), self.weight._version)
         if self._kept is None or self._kept[0] != key:
-            self._kept = key, _transformed(self.weight.detach())
+            self._kept = key, operators("winograd").transform(self.weight.detach(), False)
         return self._kept[1]
 
 
@@ -81,7 +78,7 @@ class _Convolution(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None
     ) -> Tensor:  # torch leaves the context untyped
         ctx.save_for_backward(x, weight)
-        return _run(x, _transformed(weight), bias, plus)
+        return _run(x, operators("winograd").transform(weight, False), bias, plus)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -91,27 +88,7 @@ class _Convolution(torch.autograd.Function):
             for_x = conv2d_input(x.shape, weight, g, padding=1) if of_x else None
             for_weight = conv2d_weight(x, weight.shape, g, padding=1) if of_weight else None
         else:
-            turned = weight.flip(2, 3).transpose(0, 1)
-            for_x = _run(g, _transformed(turned), None, None) if of_x else None
-            for_weight = _gathered(operators("winograd").backward(channels_last(x), channels_last(g))) if of_weight else None
+            kernels = operators("winograd")
+            for_x = _run(g, kernels.transform(weight, True), None, None) if of_x else None
+            for_weight = kernels.transform_back(kernels.backward(channels_last(x), channels_last(g)), weight) if of_weight else None
         return for_x, for_weight, g.sum((0, 2, 3)) if of_bias else None, g if of_plus else None
-
-
-@functools.cache
-def _both_sides() -> Float[Tensor, "36 9"]:
-    """w ↦ G w Gᵀ on flattened 3×3 weights."""
-    g = torch.tensor(_G, dtype=torch.float64)
-    return torch.kron(g, g).float()
-
-
-def _transformed(weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "36 d/16 c 16"]:
-    """G w Gᵀ of each pair of channels, in panels of outward channels."""
-    d, c = weight.shape[:2]
-    panels = weight.reshape(d // LANES, LANES, c, 9).permute(3, 0, 2, 1).reshape(9, d * c)
-    return (_both_sides() @ panels).reshape(36, d // LANES, c, LANES)
-
-
-def _gathered(u: Float[Tensor, "36 d/16 c 16"]) -> Float[Tensor, "d c 3 3"]:
-    """The transpose of `_transformed`."""
-    _, panels, c, _ = u.shape
-    return (_both_sides().T @ u.reshape(36, -1)).reshape(3, 3, panels, c, LANES).permute(2, 4, 3, 0, 1).reshape(-1, c, 3, 3)
