@@ -25,11 +25,10 @@ from sfumato.runtime import keep_memory
 
 HERE = Path(__file__).parent
 KINDS = {  # the first whose words are in an operation's name
-    "3×3 convolutions": ("winograd", "convolution"),
-    "their products": ("bmm", "baddbmm"),
-    "other products": ("addmm", "aten::mm"),
-    "normalisation": ("norm",),
-    "activation": ("silu", "gelu", "softmax"),
+    "convolutions": ("winograd", "convolution"),
+    "products": ("bmm", "baddbmm", "addmm", "aten::mm"),
+    "normalisation and activation": ("norm", "silu", "gelu"),
+    "softmax": ("softmax",),
     "copies": ("copy_", "cat", "clone", "fill_", "zero_", "select", "as_strided", "empty", "resize"),
 }
 Shapes = list[list[int]]
