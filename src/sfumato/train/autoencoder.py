@@ -17,10 +17,10 @@ from sfumato.denoiser import Cond
 from sfumato.form import Form
 from sfumato.latent.autoencoder import Autoencoder, Features, Measured
 from sfumato.noise import row_generators
-from sfumato.pictures import picture
 from sfumato.run import read_form
 from sfumato.train.checkpoint import load_average, write_text
 from sfumato.train.data_options import Data
+from sfumato.train.folder import write_sheet
 from sfumato.train.loop import fit
 from sfumato.train.opening import opening
 from sfumato.train.options import Options, Size
@@ -198,8 +198,7 @@ def train(
             pairs = torch.cat(
                 [torch.cat([a, b]) for a, b in zip(some.split(8), rest.decode(rest.encode(some), some.shape[2:]).split(8), strict=True)]
             )
-        path.parent.mkdir(exist_ok=True)
-        picture(form.scaling.decode(pairs), columns=8).save(path)
+        write_sheet(path, form.scaling.decode(pairs), columns=8)
 
     fit(
         state,

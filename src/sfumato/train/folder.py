@@ -12,11 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sfumato.data import Dataset
 from sfumato.form import Form
+from sfumato.pictures import picture
 from sfumato.run import read_form
+from sfumato.train.checkpoint import aside, writing
 from sfumato.train.engine import Engine
 from sfumato.train.recipe import Options, Training
 
@@ -64,6 +67,18 @@ def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> Form:
         if before != now:
             raise ValueError(f"{out} was begun with another {what} ({before} → {now}); bring the old one back, or choose another --out.")
     return form
+
+
+def write_sheet(path: Path, values: np.ndarray, *, columns: int | None) -> None:
+    """A picture of samples, aside first.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        with aside(path) as partial:
+            picture(values, columns=columns).save(partial, format="PNG")
 
 
 @contextmanager

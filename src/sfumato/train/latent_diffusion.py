@@ -23,7 +23,7 @@ from sfumato.form import Form
 from sfumato.latent import diffusion
 from sfumato.latent.autoencoder import Autoencoder, Features, Measured, float_of
 from sfumato.noise import seeded
-from sfumato.pictures import gif, picture, sheet
+from sfumato.pictures import gif, sheet
 from sfumato.run import Run, Samples, folder_of, read_form
 from sfumato.run import load as load_run
 from sfumato.sample import Step
@@ -31,7 +31,7 @@ from sfumato.train import autoencoder, loop
 from sfumato.train.autoencoder import MEASURED, AutoencoderModel, AutoencoderRecipe, AutoencoderRun, encoded, measured
 from sfumato.train.checkpoint import aside, write_text, writing
 from sfumato.train.data_options import ArrayData
-from sfumato.train.folder import only_writer
+from sfumato.train.folder import only_writer, write_sheet
 from sfumato.train.opening import Opening, opening
 from sfumato.train.options import Options
 from sfumato.train.recipe import Recipe, Training, read_tree, resolve
@@ -278,11 +278,8 @@ def train(
     if start.engine.is_main:
         run = load(out)
         columns = run.columns()
-        path = out / "samples" / f"{recipe.training.steps:08d}.png"
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
-            with aside(path) as partial:
-                picture(run.sample(8 * columns if columns else 64).values, columns=columns).save(partial, format="PNG")
+        sheet_of = run.sample(8 * columns if columns else 64).values
+        write_sheet(out / "samples" / f"{recipe.training.steps:08d}.png", sheet_of, columns=columns)
     return out
 
 

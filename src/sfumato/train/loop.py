@@ -1,6 +1,7 @@
 """The training loop: data → level → denoiser → loss → weights, with checkpoints from which it goes on as if never stopped."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,20 +14,21 @@ import numpy as np
 import torch
 
 from sfumato.data import Dataset
-from sfumato.pictures import picture
 from sfumato.run import Run, build_denoiser
 from sfumato.runtime import peak_memory
 from sfumato.schedule import Schedule
 from sfumato.train import checkpoint
 from sfumato.train.board import Board, raised_once
 from sfumato.train.engine import Engine
-from sfumato.train.folder import only_writer
+from sfumato.train.folder import only_writer, write_sheet
 from sfumato.train.guard import Diverged, Guard
 from sfumato.train.opening import opening
 from sfumato.train.recipe import BitsAtLevel, Recipe, Training, load_recipe
 from sfumato.train.state import M, Objective, TrainState
 from sfumato.train.step import Outcome, TrainStep
 from sfumato.train.window import Window
+
+logger = logging.getLogger(__name__)
 
 REJECTED, MOST_REJECTED = "rejected", 10  # where batches of steps that were not applied are kept, and how many
 
@@ -330,21 +332,20 @@ def draw_samples(run: Run, path: Path) -> None:
         samples = run.sample(count, batch=count if len(run.form.shape) == 1 else 64)
     except ValueError as error:
         raise FloatingPointError(f"{path} could not be drawn: {error} Lower training.rate and begin anew.") from None
-    with checkpoint.writing(path):
-        path.parent.mkdir(exist_ok=True)
-        with checkpoint.aside(path) as partial:
-            picture(samples.values, columns=columns).save(partial, format="PNG")
+    write_sheet(path, samples.values, columns=columns)
 
 
 def _cut_metrics(path: Path, step: int) -> None:
-    """Drops the lines after `step`, which a resumed run writes again, and a last line that was cut short."""
+    """Drops the lines after `step`, which a resumed run writes again, and what cannot be read: a last line that was cut short, or more."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    kept, lines = [], path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             done = json.loads(line)["step"]
         except (json.JSONDecodeError, KeyError, TypeError):
+            if number < len(lines):
+                logger.warning("%s: line %d cannot be read and is left out.", path, number)
             continue
         if done <= step:
             kept.append(line + "\n")

@@ -19,10 +19,11 @@ from sfumato.denoiser import Cond
 from sfumato.form import Form
 from sfumato.memory import by_parts
 from sfumato.noise import row_generators, seeded
-from sfumato.pictures import picture, sheet
+from sfumato.pictures import sheet
 from sfumato.run import Samples, folder_of, read_form
 from sfumato.train.checkpoint import load_average
 from sfumato.train.data_options import Data
+from sfumato.train.folder import write_sheet
 from sfumato.train.loop import fit
 from sfumato.train.opening import opening
 from sfumato.train.options import Options, Size
@@ -323,8 +324,7 @@ def train(
         if form.is_image:
             some = form.scaling.decode(x_judged[:8])
             values = np.concatenate([some, run.reconstruct(some), values])
-        path.parent.mkdir(exist_ok=True)
-        picture(values, columns=8 if form.is_image else None).save(path)
+        write_sheet(path, values, columns=8 if form.is_image else None)
 
     fit(
         state,
