@@ -87,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
     parser.add_argument("--data", required=True, help="the options of a recipe's data, as YAML")
+    parser.add_argument("--held-out", type=float, default=0.0, help="measure on this share, which the trainings left out by the seed 0")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--draws", type=int, default=64, help="K of the importance-weighted bounds")
     parser.add_argument("--steps", type=int, default=1000, help="T of the discrete bounds")
@@ -94,6 +95,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="latent.md's folder, and the pictures'")
     options = parser.parse_args()
     dataset = TypeAdapter(Data).validate_python(yaml.safe_load(options.data)).load()
+    if options.held_out:
+        dataset = dataset.split(options.held_out, 0)[1]
     rows = np.sort(np.random.default_rng(0).permutation(len(dataset))[: options.count])
     x, labels = dataset.batch(rows)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -137,7 +140,7 @@ def main() -> None:
     text = [
         "# The latent family, in bits/dim",
         "",
-        f"{options.count} images of {options.data}, {time.strftime('%Y-%m-%d')}; lower is better; ± is one standard error of the mean.",
+        f"{len(x)} {'held-out ' if options.held_out else ''}images of {options.data}, {time.strftime('%Y-%m-%d')}; lower is better; ± is one standard error of the mean.",
         "Written by `benchmarks/latent.py`, which says how each is measured.",
         "",
         *lines,
