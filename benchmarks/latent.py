@@ -140,7 +140,8 @@ def main() -> None:
     text = [
         "# The latent family, in bits/dim",
         "",
-        f"{len(x)} {'held-out ' if options.held_out else ''}images of {options.data}, {time.strftime('%Y-%m-%d')}; lower is better; ± is one standard error of the mean.",
+        f"{len(x)} {'held-out ' if options.held_out else ''}images of {options.data}, {time.strftime('%Y-%m-%d')}; lower is better;",
+        "± is one standard error of the mean.",
         "Written by `benchmarks/latent.py`, which says how each is measured.",
         "",
         *lines,
