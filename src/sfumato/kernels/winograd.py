@@ -34,7 +34,7 @@ class Conv3x3(HasKernel, nn.Conv2d):
             return conv3x3(input, self.weight, self.bias, plus)
         return _run(input, self._transformed(), self.bias, plus)
 
-    def _transformed(self) -> Float[Tensor, "36 d/16 c 16"]:
+    def _transformed(self) -> Float[Tensor, "36 panels c 16"]:
         """The weight as the kernel takes it; made once for a weight that stays."""
         if self.weight.is_inference():  # such a tensor does not count its changes
             return operators("winograd").transform(self.weight, False)
