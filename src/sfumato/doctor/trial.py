@@ -21,7 +21,8 @@ from sfumato.kernels import choice
 from sfumato.memory import available_memory, kept_for_gradient
 from sfumato.noise import seeded
 from sfumato.run import build_denoiser
-from sfumato.runtime import compute_device, peak_memory, precision
+from sfumato.runtime import compute_device, peak_memory
+from sfumato.train.opening import wants_kernels
 from sfumato.train.optim import Optimizer
 from sfumato.train.recipe import Recipe
 
@@ -74,9 +75,7 @@ class _Bench:
         self.micro_batch = recipe.runtime.micro_batch
         self.dataset, self.rows, self.device = dataset, rows, compute_device()
         self.model = build_denoiser(recipe, form).to(self.device)
-        images = self.options.steps * self.options.batch if len(dataset.shape) == 3 else 0
-        dtype = precision(recipe.runtime.precision, self.device)
-        choice.use(self.model.net, choice.is_wanted(recipe.runtime.kernels, dtype, self.device, images=images))
+        choice.use(self.model.net, wants_kernels(recipe.runtime, self.options, dataset.shape, self.device))
         self.optimizer = Optimizer(self.model.net, self.options)
         schedule = recipe.schedule.build()
         self.times = recipe.objective.times.build(schedule)

@@ -91,25 +91,37 @@ void factors(const Shape& shape, const Part& part, const Given& given, const flo
   }
 }
 
+// The sums over positions of the two values that `pair` gives there for the channels from c on.
+template <typename Pair>
+void sum_both(const Shape& shape, const Part& part, double* firsts, double* seconds, Pair pair) {
+  std::vector<float> first(part.width), second(part.width);
+  std::fill(firsts, firsts + part.width, 0.0);
+  std::fill(seconds, seconds + part.width, 0.0);
+  for (int64_t begin = 0; begin < shape.n; begin += CHUNK) {
+    const int64_t end = std::min(begin + CHUNK, shape.n);
+    std::fill(first.begin(), first.end(), 0.0f);
+    std::fill(second.begin(), second.end(), 0.0f);
+    for (int64_t n = begin; n < end; ++n) {
+      for (int64_t c = 0; c < part.width; c += LANES) {
+        Lanes a, b;
+        pair(n * shape.c + c, c, a, b);
+        store(&first[c], load(&first[c]) + a);
+        store(&second[c], load(&second[c]) + b);
+      }
+    }
+    for (int64_t c = 0; c < part.width; ++c) firsts[c] += first[c], seconds[c] += second[c];
+  }
+}
+
 // Mean and inverse deviation of each group of a part: sums of the distance from one entry of the channel and of its square, so that
 // nothing is lost where the mean is far from zero; groups joined as Chan et al. (1979).
 void measure(const float* x, const Shape& shape, const Part& part, const float* offset, double eps, float* mean, float* rstd) {
-  std::vector<float> sum(part.width), square(part.width);
   std::vector<double> sums(part.width), squares(part.width);
   const float* pivot = x + shape.n / 2 * shape.c;
-  for (int64_t begin = 0; begin < shape.n; begin += CHUNK) {
-    const int64_t end = std::min(begin + CHUNK, shape.n);
-    std::fill(sum.begin(), sum.end(), 0.0f);
-    std::fill(square.begin(), square.end(), 0.0f);
-    for (int64_t n = begin; n < end; ++n) {
-      for (int64_t c = 0; c < part.width; c += LANES) {
-        const Lanes d = load(x + n * shape.c + c) - load(pivot + c);
-        store(&sum[c], load(&sum[c]) + d);
-        store(&square[c], load(&square[c]) + d * d);
-      }
-    }
-    for (int64_t c = 0; c < part.width; ++c) sums[c] += sum[c], squares[c] += square[c];
-  }
+  sum_both(shape, part, sums.data(), squares.data(), [&](int64_t at, int64_t c, Lanes& distance, Lanes& square) {
+    distance = load(x + at) - load(pivot + c);
+    square = distance * distance;
+  });
   const int64_t members = shape.c / shape.groups;
   for (int64_t g = 0; g < part.width / members; ++g) {
     double total = 0, within = 0, between = 0;
@@ -164,24 +176,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, int64_t groups, doub
 template <bool ACTIVATES>
 void inner(const float* x, const float* g, const Shape& shape, const Part& part, const float* a, const float* t, float* dx, double* sums,
            double* products) {
-  std::vector<float> sum(part.width), product(part.width);
-  std::fill(sums, sums + part.width, 0.0);
-  std::fill(products, products + part.width, 0.0);
-  for (int64_t begin = 0; begin < shape.n; begin += CHUNK) {
-    const int64_t end = std::min(begin + CHUNK, shape.n);
-    std::fill(sum.begin(), sum.end(), 0.0f);
-    std::fill(product.begin(), product.end(), 0.0f);
-    for (int64_t n = begin; n < end; ++n) {
-      for (int64_t c = 0; c < part.width; c += LANES) {
-        const int64_t at = n * shape.c + c;
-        const Lanes here = load(x + at), z = load(a + c) * here + load(t + c), d = behind<ACTIVATES>(load(g + at), z);
-        store(dx + at, d);
-        store(&sum[c], load(&sum[c]) + d);
-        store(&product[c], load(&product[c]) + d * here);
-      }
-    }
-    for (int64_t c = 0; c < part.width; ++c) sums[c] += sum[c], products[c] += product[c];
-  }
+  sum_both(shape, part, sums, products, [&](int64_t at, int64_t c, Lanes& gradient, Lanes& product) {
+    const Lanes here = load(x + at);
+    gradient = behind<ACTIVATES>(load(g + at), load(a + c) * here + load(t + c));
+    product = gradient * here;
+    store(dx + at, gradient);
+  });
 }
 
 // The gradient of x, and per row and channel the sums of the inner gradient alone and times the normalised map, [b, c].

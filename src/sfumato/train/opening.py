@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import torch
 
 from sfumato.data import Dataset
 from sfumato.form import Form
@@ -106,20 +107,28 @@ def equipped(
         engine: which has begun.
         runtime: what is asked for.
         options: of the training.
-        shape: of one x0; the networks of points and signals have no kernels of ours.
+        shape: of one x0.
         begun: the folder of a run that goes on, with the kernels that it began with where the recipe leaves them to the machine.
         say: told where the kernels are sfumato's.
 
     Raises:
         ValueError: kernels that cannot be had.
     """
-    wanted, dtype = runtime.kernels, precision(runtime.precision, engine.device)
-    if wanted == "auto" and begun is not None:
-        wanted = begun_with(begun).get("kernels", "torch")
-    images = options.steps * options.batch if len(shape) == 3 else 0
-    by_kernels = not engine.any(not choice.is_wanted(wanted, dtype, engine.device, images=images))
+    if runtime.kernels == "auto" and begun is not None:
+        runtime = runtime.model_copy(update={"kernels": begun_with(begun).get("kernels", "torch")})
+    by_kernels = not engine.any(not wants_kernels(runtime, options, shape, engine.device))
     if by_kernels and engine.is_main:
         say(
             "Normalisations and 3×3 convolutions go by sfumato's kernels, which are faster here; --set runtime.kernels=torch takes torch's."
         )
-    return replace(engine, precision=dtype, by_kernels=by_kernels, micro_batch=runtime.micro_batch)
+    return replace(engine, precision=precision(runtime.precision, engine.device), by_kernels=by_kernels, micro_batch=runtime.micro_batch)
+
+
+def wants_kernels(runtime: Runtime, options: Training, shape: Sequence[int], device: torch.device) -> bool:
+    """Whether a training is to be computed by our kernels; the networks of points and signals have none.
+
+    Raises:
+        ValueError: kernels that cannot be had.
+    """
+    images = options.steps * options.batch if len(shape) == 3 else 0
+    return choice.is_wanted(runtime.kernels, precision(runtime.precision, device), device, images=images)
