@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "lanes.h"
@@ -16,7 +17,8 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t PAD = 48;      // numbers between two matrices, so that the 36 do not share cache sets
-constexpr int64_t TILES = 128;   // a slab, more or less: its matrices fit in the second or third cache
+constexpr int64_t TILES = 48;    // a slab, more or less: of its matrices the second cache holds the most; whole blocks of rows
+constexpr int64_t DEEP = 128;    // the same for the gradient of the weights, where all sums go through the cache once a slab
 constexpr int64_t PANEL = 16;    // columns of a product that are computed together
 constexpr int WIDE = PANEL / LANES, ROWS = 12 / WIDE;  // rows together: twelve sums are in flight, which hides how long one takes
 
@@ -80,20 +82,28 @@ struct Map {  // [b, h, w, c] in tiles of 4x4
 // The tiles of one strip, SIDE x SIDE from `first` before each tile's corner, by F in both directions, to 36 matrices [tiles, c].
 template <int SIDE, void F(const Lanes*, Lanes*)>
 void gather(const float* x, const Map& map, int64_t strip, int first, float* to, int64_t stride) {
+  const std::vector<float> zeros(map.c);  // what lies outside
   const float* image = x + strip / map.rows * map.h * map.w * map.c;
   const int64_t top = strip % map.rows * 4 + first;
   for (int64_t column = 0; column < map.columns; ++column) {
     const int64_t left = column * 4 + first;
+    const float* from[SIDE][SIDE];
+    for (int s = 0; s < SIDE; ++s) {
+      for (int r = 0; r < SIDE; ++r) {
+        const int64_t y = top + r, z = left + s;
+        from[s][r] = y >= 0 && y < map.h && z >= 0 && z < map.w ? image + (y * map.w + z) * map.c : zeros.data();
+      }
+    }
     for (int64_t c = 0; c < map.c; c += LANES) {
       Lanes half[SIDE][6];
+#pragma GCC unroll 6
       for (int s = 0; s < SIDE; ++s) {
         Lanes d[SIDE];
-        for (int r = 0; r < SIDE; ++r) {
-          const int64_t y = top + r, z = left + s;
-          d[r] = y >= 0 && y < map.h && z >= 0 && z < map.w ? load(image + (y * map.w + z) * map.c + c) : Lanes{};
-        }
+#pragma GCC unroll 6
+        for (int r = 0; r < SIDE; ++r) d[r] = load(from[s][r] + c);
         F(d, half[s]);
       }
+#pragma GCC unroll 6
       for (int r = 0; r < 6; ++r) {
         Lanes d[SIDE], t[6];
         for (int s = 0; s < SIDE; ++s) d[s] = half[s][r];
@@ -167,9 +177,9 @@ struct Buffer {  // 36 matrices of `size` numbers, each a little apart from the 
   float* data() { return memory.data_ptr<float>(); }
 };
 
-int64_t strips_a_slab(const Map& map) {
+int64_t strips_a_slab(const Map& map, int64_t tiles) {
   const int64_t fair = (map.strips() + at::get_num_threads() - 1) / at::get_num_threads();
-  return std::max<int64_t>(1, std::min(fair, TILES / map.columns));
+  return std::max<int64_t>(1, std::min(fair, tiles / map.columns));
 }
 
 // Where the nine numbers of a pair of channels lie in weights [o, c, 3, 3], or, turned, in those of the convolution that takes gradients back.
@@ -257,11 +267,12 @@ Tensor forward(const Tensor& x, const Tensor& u, const std::optional<Tensor>& bi
   const float *from = x.data_ptr<float>(), *weights = u.data_ptr<float>();
   const float *shift = bias ? bias->data_ptr<float>() : nullptr, *other = plus ? plus->data_ptr<float>() : nullptr;
   float* to = y.data_ptr<float>();
-  const int64_t slab = strips_a_slab(in), slabs = (in.strips() + slab - 1) / slab;
-  at::parallel_for(0, slabs, 1, [&](int64_t begin, int64_t end) {
+  const int64_t slab = strips_a_slab(in, TILES), slabs = (in.strips() + slab - 1) / slab;
+  std::atomic<int64_t> taken{0};  // a thread that is held up by something else on its core leaves the rest to the others
+  at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), slabs), 1, [&](int64_t, int64_t) {
     at::AutoDispatchBelowADInplaceOrView guard;
     Buffer v(slab * in.columns * in.c, u), m(slab * in.columns * out.c, u);
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = taken++; i < slabs; i = taken++) {
       const int64_t first = i * slab, last = std::min(first + slab, in.strips()), used = (last - first) * in.columns;
       for (int64_t s = first; s < last; ++s) gather<6, into>(from, in, s, -1, v.data() + (s - first) * in.columns * in.c, v.stride);
       for (int64_t k = 0; k < 36; ++k) {
@@ -279,7 +290,7 @@ Tensor forward(const Tensor& x, const Tensor& u, const std::optional<Tensor>& bi
 Tensor backward(const Tensor& x, const Tensor& g) {
   const Map in(x), out(g);
   const float *from = x.data_ptr<float>(), *behind = g.data_ptr<float>();
-  const int64_t slab = strips_a_slab(in), slabs = (in.strips() + slab - 1) / slab;
+  const int64_t slab = strips_a_slab(in, DEEP), slabs = (in.strips() + slab - 1) / slab;
   const int64_t shares = std::min<int64_t>(at::get_num_threads(), slabs);
   std::vector<Tensor> sums(shares);
   at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
