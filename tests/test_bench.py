@@ -53,12 +53,23 @@ def test_a_worker_that_dies_is_named(monkeypatch):
 
 def test_a_missed_target_is_told():
     figures = [
-        compare.Figure("q", "sfumato", 1.0, 1.0, 1.0, 60, 0, 1e-4),
-        compare.Figure("q", "diffusers", 1.2, 1.2, 1.2, 100, 0, 0.0),
+        compare.Figure("q", "sfumato", "float32", 1.0, 1.0, 1.0, 60, 0, 1e-4),
+        compare.Figure("q", "diffusers", "float32", 1.2, 1.2, 1.2, 100, 0, 0.0),
     ]
     targets = compare._targets(Question("q", "step", 64, least_ratio=1.5, most_memory=0.6), figures)
     assert [(target["holds"], target["seen"]) for target in targets] == [(False, 1.2), (True, 0.6), (False, 1e-4)]
     assert compare._targets(Question("q", "step", 64), figures[:1]) == []
+
+
+def test_a_processor_without_bfloat16_has_to_reach_its_targets_in_float32(monkeypatch):
+    wanted = []
+    for has_bfloat16 in (True, False):
+        monkeypatch.setattr(compare, "multiplies_bfloat16", lambda here=has_bfloat16: here)
+        wanted.append({question.name: question.least_ratio for question in compare.asked_here()})
+    assert wanted[0]["forward, batch 64"] == 1.3
+    assert wanted[0]["forward, batch 64, bfloat16"] == wanted[1]["forward, batch 64"] == 3.0
+    assert wanted[1]["sampler alone, 100 steps"] is None
+    assert not any("bfloat16" in name for name in wanted[1])
 
 
 def test_costs_grow_as_they_are_drawn(tmp_path):

@@ -47,6 +47,7 @@ class Figure:
 
     question: str
     library: str
+    precision: str
     seconds: float
     low: float
     high: float
@@ -70,12 +71,25 @@ QUESTIONS = (
 )
 
 
+def asked_here() -> tuple[Question, ...]:
+    """The questions for this processor: without bfloat16 products, float32 is its best and has to reach what was wanted of either."""
+    if multiplies_bfloat16():
+        return QUESTIONS
+    wanted: dict[tuple[str, int], float] = {}
+    for question in QUESTIONS:
+        if question.least_ratio is not None:
+            key = question.task, question.batch
+            wanted[key] = max(wanted.get(key, 0.0), question.least_ratio)
+    plain = (question for question in QUESTIONS if question.precision == "float32")
+    return tuple(replace(question, least_ratio=wanted.get((question.task, question.batch))) for question in plain)
+
+
 def bench(
     against: Sequence[str] = (),
     *,
     only: str = "",
     threads: int | None = None,
-    questions: Sequence[Question] = QUESTIONS,
+    questions: Sequence[Question] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measures sfumato beside other libraries, in this Python's environment.
@@ -84,7 +98,7 @@ def bench(
         against: names of `LIBRARIES`.
         only: questions whose name contains this.
         threads: of each library; torch's own number where not given.
-        questions: what is measured.
+        questions: what is measured; `asked_here` where not given.
         say: told of each answer.
 
     Raises:
@@ -95,6 +109,7 @@ def bench(
         raise ValueError(
             f"there is no {wrong[0]} to measure against; there are {', '.join(name for name in LIBRARIES if name != 'sfumato')}."
         )
+    questions = asked_here() if questions is None else questions
     chosen = [question for question in questions if only in question.name]
     if not chosen:
         raise ValueError(f'no question has "{only}" in its name; they are {"; ".join(question.name for question in questions)}.')
@@ -167,8 +182,7 @@ def _ask(question: Question, libraries: Sequence[str], folder: Path, threads: in
     with ExitStack() as stack:
         workers, unasked = [], []
         for library in libraries:
-            precision = question.precision if library == "sfumato" else "float32"  # theirs stay as they are used
-            worker = stack.enter_context(_Worker(library, replace(question, precision=precision), folder, threads))
+            worker = stack.enter_context(_Worker(library, replace(question, precision=_precision(question, library)), folder, threads))
             if "missing" in worker.start:
                 missing = worker.start["missing"]
                 raise ValueError(f"{library} is not installed here (no module {missing}); pip install {library}, or leave it out.")
@@ -193,10 +207,15 @@ def _ask(question: Question, libraries: Sequence[str], folder: Path, threads: in
         return [_figure(question, name, taken, operations.get(name, 0), errors.get(name)) for name, taken in records.items()], unasked
 
 
+def _precision(question: Question, library: str) -> str:
+    return question.precision if library == "sfumato" else "float32"  # theirs stay as they are used
+
+
 def _figure(question: Question, library: str, records: Sequence[dict[str, Any]], operations: int, error: float | None) -> Figure:
     seconds = sorted(record["seconds"] for record in records)
     low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-    return Figure(question.name, library, median, low, high, max(record["memory"] for record in records), operations, error)
+    memory = max(record["memory"] for record in records)
+    return Figure(question.name, library, _precision(question, library), median, low, high, memory, operations, error)
 
 
 def _line(figure: Figure, answers: Sequence[Figure]) -> str:

@@ -68,7 +68,6 @@ def _print(report: Mapping[str, Any]) -> None:
 
 def _row(figure: Mapping[str, Any], ours: float, ceiling: Mapping[str, float]) -> str:
     seconds, rate = figure["seconds"], figure["operations"] / figure["seconds"]
-    is_low = "bfloat16" in figure["question"] and figure["library"] == "sfumato"
     text = f"{figure['library']:28}{seconds * 1e3:9.1f} ms ({figure['low'] * 1e3:.1f} … {figure['high'] * 1e3:.1f})"
     text += f"  {seconds / ours:5.2f}×" + (f"  {figure['memory'] / 1e6:5.0f} MB" if rate else "")
-    return text + (f"  {rate / 1e9:4.0f} GFLOP/s, {rate / ceiling['bfloat16' if is_low else 'float32']:.0%} of the ceiling" if rate else "")
+    return text + (f"  {rate / 1e9:4.0f} GFLOP/s, {rate / ceiling[figure['precision']]:.0%} of the ceiling" if rate else "")
