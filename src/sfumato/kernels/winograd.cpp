@@ -18,7 +18,7 @@ using at::Tensor;
 
 constexpr int64_t PAD = 48;      // numbers between two matrices, so that the 36 do not share cache sets
 constexpr int64_t TILES = 48;    // a slab, more or less: of its matrices the second cache holds the most; whole blocks of rows
-constexpr int64_t DEEP = 128;    // the same for the gradient of the weights, where all sums go through the cache once a slab
+constexpr int64_t DEEP = 64;     // the same for the gradient of the weights, where all sums go through the cache once a slab
 constexpr int64_t PANEL = 16;    // columns of a product that are computed together
 constexpr int WIDE = PANEL / LANES, ROWS = 12 / WIDE;  // rows together: twelve sums are in flight, which hides how long one takes
 
