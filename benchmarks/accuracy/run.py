@@ -18,6 +18,7 @@ import torch
 from problems import CHAIN, PROBLEMS, Problem
 
 import sfumato as sf
+from sfumato.runtime import processor
 from sfumato.tune import tune
 
 HERE = Path(__file__).parent
@@ -105,11 +106,9 @@ def theirs(problem: Problem) -> Iterator[Row]:
 
 def machine() -> dict[str, Any]:
     """What ran it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     names = ("torch", "numpy", "diffusers", "k-diffusion", "azula", "sfumato")
     return {
-        "processor": processor,
+        "processor": processor("model name"),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names},

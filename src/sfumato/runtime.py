@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import resource
 import sys
 from functools import cache
@@ -11,10 +12,16 @@ import torch
 
 
 @cache
+def processor(fact: str) -> str:
+    """What Linux tells of the processor, as "model name" or "flags"; elsewhere the name that Python has for it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(fact)), platform.processor())
+
+
 def multiplies_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 natively; where it does not, float32 is far faster."""
-    path = Path("/proc/cpuinfo")
-    return path.is_file() and any(flag in path.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(processor("flags").split())
 
 
 def compute_device() -> torch.device:

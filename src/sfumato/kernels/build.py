@@ -5,7 +5,6 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.runtime import cache_folder
+from sfumato.runtime import cache_folder, processor
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +106,6 @@ def kernel_folder() -> Path | None:
     cache = cache_folder()
     if cache is None:
         return None
-    cpu = Path("/proc/cpuinfo")
-    flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.is_file() else platform.processor()
     texts = [path.read_text() for path in (*SOURCES, *HEADERS)]
-    key = hashlib.sha256("\n".join([*texts, torch.__version__, sys.version, flags]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join([*texts, torch.__version__, sys.version, processor("flags")]).encode()).hexdigest()[:16]
     return cache / "kernels" / key

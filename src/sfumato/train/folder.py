@@ -19,6 +19,7 @@ from sfumato.data import Dataset
 from sfumato.form import Form
 from sfumato.pictures import picture
 from sfumato.run import read_form
+from sfumato.runtime import processor
 from sfumato.train.checkpoint import aside, writing
 from sfumato.train.engine import Engine
 from sfumato.train.recipe import Options, Training
@@ -117,7 +118,7 @@ def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: For
             "kind": engine.device.type,
             "processes": engine.processes,
             "machine": platform.machine(),
-            "processor": _processor(),
+            "processor": processor("model name"),
             "threads": torch.get_num_threads(),
         },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("sfumato", "torch", "numpy", "safetensors")},
@@ -132,9 +133,3 @@ def _commit() -> str | None:
         return None
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=root)
     return head.stdout.strip() or None
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
