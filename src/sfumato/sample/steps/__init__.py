@@ -2,8 +2,8 @@
 
 All are written in (alpha, sigma) and log-SNR, so they hold under every scaling, and they are safe at both ends: a step to a level without
 noise returns x0, a step from a level without signal is of first order, whatever the method. `chain` has the reverse chains and Euler's
-rule, `ode` the multistep and Runge-Kutta solvers of the probability flow, `adams` the
-one on v, `langevin` what walks at one level.
+rule, `ode` the multistep and Runge-Kutta solvers of the probability flow, `adams` the one on v, `known` what those that remember share,
+`langevin` what walks at one level.
 """
 
 from sfumato.sample.steps.adams import Adams

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator
-from sfumato.sample.steps.ode import Known, _combine, _forecast, _half_log_snr, _refuse_order
+from sfumato.sample.steps.known import Known, combine, forecast, half_log_snr, refuse_order
 from sfumato.schedule import Level
 
 _SHORT = 0.8  # in half log-SNR: a longer step is not corrected, as the prediction at its end says too little of its middle
@@ -35,7 +35,7 @@ class Adams:
 
     def __post_init__(self) -> None:
         """Refuses orders that are not there."""
-        _refuse_order(self.order, 4)
+        refuse_order(self.order, 4)
 
     def __call__(
         self,
@@ -47,7 +47,7 @@ class Adams:
         generator: Generator | None,
     ) -> tuple[Float[Tensor, "b *x"], tuple[Tensor, Level, tuple[Known, ...]]]:
         """Corrects x, then one step; remembers the corrected x, its level and the last v."""
-        p, now, radius = predict(x, t), _half_log_snr(t), _radius(t)
+        p, now, radius = predict(x, t), half_log_snr(t), _radius(t)
         v = torch.mul(p.eps, float(t.alpha) / radius).sub_(p.x0, alpha=float(t.sigma) / radius)
         known: tuple[Known, ...] = ((v, now),)
         if memory is not None:
@@ -55,17 +55,17 @@ class Adams:
             known = (*known, *past)[: self.order + 1]
             if now - past[0][1] <= _SHORT:
                 x = _turn(before, level, t, known)
-        return _turn(x, t, s, _forecast(known[: self.order], _half_log_snr(s))), (x, t, known)
+        return _turn(x, t, s, forecast(known[: self.order], half_log_snr(s))), (x, t, known)
 
 
 def _turn(x: Tensor, t: Level, s: Level, known: tuple[Known, ...]) -> Tensor:
     """x at s from x at t, with v laid through what is known of it; at the data cos φ u - sin φ v, which is x0."""
     radius, radius_s = _radius(t), _radius(s)
-    now, then = _half_log_snr(t), _half_log_snr(s)
+    now, then = half_log_snr(t), half_log_snr(s)
     if math.isinf(then):
         return torch.sub(float(t.alpha) / radius**2 * x, known[0][0], alpha=float(t.sigma) / radius).mul_(radius_s)
     known = tuple(each for each in known if math.isfinite(each[1])) or known
-    return _combine(radius_s / radius * x, -radius_s, _arcs(now, then, tuple(at for _, at in known)), known)
+    return combine(radius_s / radius * x, -radius_s, _arcs(now, then, tuple(at for _, at in known)), known)
 
 
 def _radius(level: Level) -> float:

@@ -14,18 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator, normal_like
 from sfumato.sample.steps.chain import DDIM, refuse_eta
+from sfumato.sample.steps.known import Known, combine, forecast, half_log_snr, refuse_order, remember
 from sfumato.schedule import Level
-
-Known = tuple[Tensor, float]  # what was predicted, and at which half log-SNR
-
-_FARTHEST = 4.0  # how many times the last step's length a prediction is extrapolated at most
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Heun:
         self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: None, generator: Generator | None
     ) -> tuple[Float[Tensor, "b *x"], None]:
         """One Heun step; Euler's (which is DDIM's) where s has no noise, or either no signal."""
-        if math.isinf(_half_log_snr(t)) or math.isinf(_half_log_snr(s)):
+        if math.isinf(half_log_snr(t)) or math.isinf(half_log_snr(s)):
             return DDIM()(predict, x, t, s, None, generator)
         ratio = float(s.alpha) / float(t.alpha)
         length = float(s.sigma) - float(t.sigma) * ratio
@@ -60,7 +56,7 @@ class Multistep:
 
     def __post_init__(self) -> None:
         """Refuses orders that are not there, and an eta outside [0, 1]."""
-        _refuse_order(self.order, 3)
+        refuse_order(self.order, 3)
         refuse_eta(self.eta)
 
     def __call__(
@@ -73,9 +69,9 @@ class Multistep:
         generator: Generator | None,
     ) -> tuple[Float[Tensor, "b *x"], tuple[Known, ...]]:
         """One multistep update; remembers the last x0."""
-        now, then = _half_log_snr(t), _half_log_snr(s)
-        known = _remember((predict(x, t).x0, now), memory or (), self.order)
-        x_s = _move(x, t, s, _forecast(known, then), self.eta)
+        now, then = half_log_snr(t), half_log_snr(s)
+        known = remember((predict(x, t).x0, now), memory or (), self.order)
+        x_s = _move(x, t, s, forecast(known, then), self.eta)
         if self.eta > 0:
             fresh = float(s.sigma) * self.eta * math.sqrt(-math.expm1(2 * (now - then)))
             x_s = x_s + fresh * normal_like(x, generator)
@@ -94,7 +90,7 @@ class UniPC:
 
     def __post_init__(self) -> None:
         """Refuses orders that are not there."""
-        _refuse_order(self.order, 3)
+        refuse_order(self.order, 3)
 
     def __call__(
         self,
@@ -106,13 +102,13 @@ class UniPC:
         generator: Generator | None,
     ) -> tuple[Float[Tensor, "b *x"], tuple[Tensor, Level, tuple[Known, ...]]]:
         """Corrects x, then one multistep update; remembers the corrected x, its level and the last x0."""
-        now, past = (predict(x, t).x0, _half_log_snr(t)), ()
+        now, past = (predict(x, t).x0, half_log_snr(t)), ()
         if memory is not None:
             before, level, past = memory
             if math.isfinite(past[0][1]):
                 x = _move(before, level, t, (*past, now))
-        known = _remember(now, past, self.order)
-        return _move(x, t, s, _forecast(known, _half_log_snr(s))), (x, t, known)
+        known = remember(now, past, self.order)
+        return _move(x, t, s, forecast(known, half_log_snr(s))), (x, t, known)
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ class AdamsBashforth:
 
     def __post_init__(self) -> None:
         """Refuses orders that are not there."""
-        _refuse_order(self.order, 4)
+        refuse_order(self.order, 4)
 
     def __call__(
         self,
@@ -139,54 +135,29 @@ class AdamsBashforth:
         generator: Generator | None,
     ) -> tuple[Float[Tensor, "b *x"], tuple[Known, ...]]:
         """One Adams-Bashforth update; remembers the last eps."""
-        p, now, then = predict(x, t), _half_log_snr(t), _half_log_snr(s)
-        known = _remember((p.eps, now), memory or (), self.order)
-        near = _forecast(known, then)
+        p, now, then = predict(x, t), half_log_snr(t), half_log_snr(s)
+        known = remember((p.eps, now), memory or (), self.order)
+        near = forecast(known, then)
         if len(near) == 1:
             return s.alpha * p.x0 + s.sigma * p.eps, known
         weights = _weights(now - then, [(at - now) / (then - now) for _, at in near])
-        return _combine(float(s.alpha) / float(t.alpha) * x, float(s.sigma), weights, near), known
-
-
-def _half_log_snr(level: Level) -> float:
-    """λ = log(alpha/sigma): infinite at the ends, as a number, since many small tensors cost more than the large one.
-
-    Raises:
-        ValueError: a level with one value a row: these methods lay one polynomial for the whole batch.
-    """
-    if level.alpha.numel() != 1:
-        raise ValueError(f"this method takes one level for all rows, got one of shape {tuple(level.alpha.shape)}; take grid's, or DDIM.")
-    alpha, sigma = float(level.alpha), float(level.sigma)
-    return math.inf if sigma == 0 else -math.inf if alpha == 0 else math.log(alpha / sigma)
-
-
-def _remember(now: Known, past: tuple[Known, ...], most: int) -> tuple[Known, ...]:
-    """The last predictions, latest first; none but the first of a walk can be without signal, and no polynomial goes through that one."""
-    return (now, *(each for each in past if math.isfinite(each[1])))[:most]
-
-
-def _forecast(known: tuple[Known, ...], then: float) -> tuple[Known, ...]:
-    """Those of the predictions that foretell what comes until then: all, or where that is far, the latest."""
-    if len(known) == 1:
-        return known
-    (_, now), (_, before), *_ = known
-    return known if (then - now) / (now - before) <= _FARTHEST else known[:1]
+        return combine(float(s.alpha) / float(t.alpha) * x, float(s.sigma), weights, near), known
 
 
 def _move(x: Tensor, t: Level, s: Level, known: Sequence[Known], eta: float = 0.0) -> Tensor:
     """x at s from x at t with x0 laid through what is known of it; the mean, where eta makes the step random."""
-    now, then = _half_log_snr(t), _half_log_snr(s)
+    now, then = half_log_snr(t), half_log_snr(s)
     h = then - now
     kept = math.sqrt(1 + eta**2 * math.expm1(-2 * h)) if eta > 0 else 1.0  # DDIM's sqrt(1 - v / sigma_s²)
     ratio = float(s.sigma) / float(t.sigma) * kept
     if len(known) == 1:
-        return _combine(ratio * x, float(s.alpha) - float(t.alpha) * ratio, [1.0], known)
+        return combine(ratio * x, float(s.alpha) - float(t.alpha) * ratio, [1.0], known)
     nodes, stretched = [(at - now) / h for _, at in known], h - math.log(max(kept, 1e-300))
     if len(known) > 2:
-        return _combine(ratio * x, float(s.alpha), _weights(stretched, nodes), known)
+        return combine(ratio * x, float(s.alpha), _weights(stretched, nodes), known)
     total = -math.expm1(-stretched)
     slope = total / (2 * (nodes[1] - nodes[0]))
-    return _combine(ratio * x, float(s.alpha), [total - slope, slope], known)
+    return combine(ratio * x, float(s.alpha), [total - slope, slope], known)
 
 
 def _weights(h: float, nodes: Sequence[float]) -> list[float]:
@@ -195,14 +166,3 @@ def _weights(h: float, nodes: Sequence[float]) -> list[float]:
     for k in range(1, len(nodes)):
         moments.append(1 - k / h * moments[-1])
     return np.linalg.solve(np.vander(nodes, increasing=True).T, moments).tolist()
-
-
-def _combine(x: Tensor, scale: float, weights: Sequence[float], known: Sequence[Known]) -> Tensor:
-    for weight, (value, _) in zip(weights, known, strict=True):
-        x = torch.add(x, value, alpha=scale * weight)
-    return x
-
-
-def _refuse_order(order: int, most: int) -> None:
-    if order not in range(1, most + 1):
-        raise ValueError(f"order must be 1 to {most}, got {order}.")
