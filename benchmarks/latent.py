@@ -55,7 +55,7 @@ def measure(run: AnyRun, x: Tensor, labels: Tensor | None, first: int, *, draws:
         parts = {f"level {len(levels) - i}": level for i, level in enumerate(levels)} | {"decoder": bound.decoder}
         return Row(bound.total, parts, {f"K = {draws}": latent.importance_bits(run.model, x, draws=draws, generator=seeded(1, first))})
     if isinstance(run, LatentRun):
-        bound = run.bound(x, None, draws=16, seed=first)
+        bound = run.bound(x, None, draws=16, values=values, seed=first)
         return Row(bound.total, {"latent": bound.latent, "decoder": bound.reconstruction}, {})
     width = 2 / (values - 1)
 
@@ -68,6 +68,21 @@ def measure(run: AnyRun, x: Tensor, labels: Tensor | None, first: int, *, draws:
     parts = {"prior": endless.prior, "diffusion": endless.steps @ endless.weights, "decoder": endless.decoder}
     given = {} if labels is None or not run.form.classes else {"given its label": continuous({"labels": labels}).total}
     return Row(endless.total, parts, {f"T = {steps}": chain.total} | given)
+
+
+def refuse_other(run: AnyRun, path: str, shape: tuple[int, ...], held_out: float, values: int) -> None:
+    """Ends where the figures of a run would not compare with the others'."""
+    training = run.recipe.training
+    if run.form.shape != shape:
+        raise SystemExit(f"{path} is of images {run.form.shape}, the data are {shape}.")
+    if held_out and (training.held_out, training.seed) != (held_out, 0):
+        raise SystemExit(f"{path} left out a share of {training.held_out} by the seed {training.seed}, not {held_out} by 0.")
+    if isinstance(run, VAERun):
+        width = getattr(run.model.likelihood, "width", None)
+        if width is None or abs(width * (values - 1) - 2) > 1e-6:
+            raise SystemExit(f"{path} has the likelihood {run.model.likelihood}, which is no probability of {values} values.")
+    elif not isinstance(run, LatentRun) and float(run.schedule.level(0.0).sigma) == 0:
+        raise SystemExit(f"{path} is of a chain that begins without noise: its bound in continuous time is infinite.")
 
 
 def figure(values: Tensor) -> str:
@@ -99,6 +114,9 @@ def main() -> None:
         dataset = dataset.split(options.held_out, 0)[1]
     rows = np.sort(np.random.default_rng(0).permutation(len(dataset))[: options.count])
     x, labels = dataset.batch(rows)
+    for argument in options.runs:
+        path = argument.partition("=")[2]
+        refuse_other(sf.load(path), path, dataset.shape, options.held_out, options.values)
     options.out.mkdir(parents=True, exist_ok=True)
     lines = ["| model | parameters | trained on | bits/dim | its parts | other bounds |", "| --- | ---: | ---: | ---: | --- | --- |"]
     some, pictures = dataset.values[rows[:16]], [dataset.values[rows[:16]]]
@@ -106,8 +124,6 @@ def main() -> None:
     for argument in options.runs:
         name, _, path = argument.partition("=")
         run, started = sf.load(path), time.perf_counter()
-        if run.form.shape != dataset.shape:
-            raise SystemExit(f"{path} is of images {run.form.shape}, the data are {dataset.shape}.")
         measured = Row.joined(
             [
                 measure(

@@ -345,7 +345,7 @@ def diffusion_in_a_latent_space(walk: Walk) -> None:
     with torch.no_grad():
         back = run.decode(run.autoencoder.model.encode(x0))
     walk.keep(sheet(np.concatenate([digits.values[:10], back, run.sample(40, labels=range(10)).values]), columns=10), "latent-diffusion")
-    bound = run.bound(x0, labels)
+    bound = run.bound(x0, labels, values=17)
     print(f"    {float(bound.reconstruction.mean()):.2f} for the pixels + {float(bound.latent.mean()):.2f} for the latent, bits/dim")
 
 

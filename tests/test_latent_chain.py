@@ -61,6 +61,8 @@ def test_the_importance_bound_of_diffusion_falls_to_its_evidence():
     truth = -chances.log2().mean()
     assert bits[-1] == pytest.approx(float(truth), abs=0.02)
     assert bits[0] > truth + 0.01
+    with pytest.raises(ValueError, match="make the model with jumps=False"):
+        latent.importance_bits(as_hierarchical_vae(oracle, chain, width=width, jumps=True), x0, draws=2)
 
 
 def test_sampling_it_is_ancestral_sampling():

@@ -245,7 +245,7 @@ def test_samples_are_decoded_latents(runs):
     ours = run.sample(3, labels=[1, 2], guidance=2.0)
     assert np.array_equal(ours.values, run.decode(torch.from_numpy(inner.values)))
     assert np.array_equal(ours.labels, [1, 2, 1])
-    with pytest.raises(ValueError, match=r"do not fit the autoencoder .*, whose latent has 2 channels"):
+    with pytest.raises(ValueError, match=r"do not fit the autoencoder .*, whose latent has the shape \(2, 4, 4\)"):
         run.decode(torch.zeros(1, 3, 4, 4))
 
 
@@ -256,6 +256,20 @@ def test_a_bound_through_both_stages(runs):
     assert bound.total.shape == (6,)
     assert bound.total.isfinite().all()
     assert (bound.reconstruction > 0).all()
+    coarse = run.bound(x0, labels, values=17)  # a grey of 17 holds some sixteen bytes
+    saved = bound.reconstruction - coarse.reconstruction
+    assert (saved > 1).all()
+    assert (saved <= math.log2(255 / 16) + 0.1).all()
+    assert torch.equal(coarse.latent, bound.latent)
+
+
+def test_an_autoencoder_whose_latent_follows_nothing_is_warned_of(runs, caplog):
+    run = sf.load(runs["ldm"]).autoencoder
+    autoencoder.measured(run.model, sf.data.digits())
+    assert "collapsed" not in caplog.text
+    torch.nn.init.zeros_(run.model.encoder.outward.weight)
+    autoencoder.measured(run.model, sf.data.digits())
+    assert "The autoencoder's latent has collapsed" in caplog.text
 
 
 def test_a_bound_does_not_hang_on_where_a_latent_is_scaled(runs):
@@ -343,9 +357,20 @@ def test_an_autoencoder_alone_is_trained_and_not_sampled(tmp_path):
         ("ladder", ["data={kind: toy, name: moons, count: 50}", "likelihood={kind: gaussian}"], "a ladder is for images"),
         ("ladder", ["model.levels=[[1, 2], [0, 2]]"], "none is finer than the one below"),
         ("vdm", ["data={kind: toy, name: moons, count: 50}"], "a vdm is for images"),
+        ("vdm", ["data={kind: fashion}"], "model.values is 17, but the data have values .* set model.values=256 for bytes"),
+        ("vae", ["data={kind: fashion}"], "likelihood.values is 17, but the data have values"),
         ("ldm", ["data={kind: toy, name: moons, count: 50}"], "an autoencoder is for images"),
     ],
-    ids=["bernoulli on points", "logistic on points", "ladder on points", "levels", "vdm on points", "ldm on points"],
+    ids=[
+        "bernoulli on points",
+        "logistic on points",
+        "ladder on points",
+        "levels",
+        "vdm on points",
+        "vdm of other values",
+        "vae of other values",
+        "ldm on points",
+    ],
 )
 def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, name, changes, message):
     with pytest.raises(ValueError, match=message):

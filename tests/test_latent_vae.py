@@ -163,6 +163,14 @@ def test_the_probabilities_of_all_values_sum_to_one(law):
     torch.testing.assert_close(total, torch.zeros(30), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("law", [latent.DiscretisedLogistic(width=2 / 16), latent.Gaussian(std=0.02, width=2 / 16)])
+def test_greys_that_were_rounded_to_bytes_keep_their_bins(law):
+    """17 greys, as bytes 0, 16, 32, … 255: their neighbours are not all equally far, and the probabilities still sum to one."""
+    greys = (torch.linspace(0, 255, 17)).round() / 127.5 - 1
+    said = torch.tensor([[0.065, -4.0]])[:, : law.numbers]
+    assert float(torch.stack([law.log_prob(said, v.reshape(1, 1)).exp() for v in greys]).sum()) == pytest.approx(1, abs=1e-6)
+
+
 def test_the_logistic_is_the_difference_of_its_cumulative():
     law, x, mean, log_scale = latent.DiscretisedLogistic(), GRID[1:-1, None], torch.tensor(0.2), torch.tensor(-2.0)
     said = torch.stack([mean, log_scale]).expand(254, 2)
@@ -231,6 +239,12 @@ def test_data_beyond_the_law_are_refused(law, x):
         (lambda: misfit().trace(torch.zeros(2, 3)), "latent 1 does not fit: its encoder gives shape"),
         (lambda: Layout(widths=(12,)), "multiples of its 8 groups"),
         (lambda: latent.DiscretisedLogistic().log_prob(torch.zeros(1, 3), torch.zeros(1, 1)), "2 numbers for each entry of x"),
+        (
+            lambda: latent.DiscretisedLogistic().log_prob(torch.zeros(1, 4), torch.zeros(1, 1)),
+            r"an x of shape \(1, 2\), got one of",
+        ),
+        (lambda: latent.Gaussian(std=1.0).log_prob(torch.zeros(1, 1), torch.zeros(1, 3)), r"an x of shape \(1, 1\), got one of"),
+        (lambda: latent.Bernoulli().log_prob(torch.zeros(1, 1), torch.zeros(1, 3)), r"an x of shape \(1, 1\), got one of"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

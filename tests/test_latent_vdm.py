@@ -149,6 +149,8 @@ def test_a_chain_and_no_draws_are_refused():
         vdm.bound(ORACLE, grid_points(4), sf.Discrete.linear(20))
     with pytest.raises(ValueError, match="draws and steps must be at least 1"):
         vdm.bound(ORACLE, grid_points(4), sf.Cosine(), draws=0)
+    with pytest.raises(ValueError, match=r"this bound is for data in \[-1, 1\], got"):
+        vdm.bound(ORACLE, 2 * grid_points(4), sf.Cosine())
 
 
 def test_the_whole_loss_teaches_the_ends():

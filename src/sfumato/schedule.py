@@ -410,8 +410,8 @@ class LearnedSchedule(nn.Module, Schedule):
 
     def _rise(self, t: Tensor) -> Tensor:
         """Increasing in t: every weight enters through its exponential."""
-        bends = (self.inward.exp() * t[..., None] + self.bias).sigmoid() @ self.outward.exp()
-        return self.slope.exp() * t + bends
+        slope, inward, bias, outward = (each.to(t.device) for each in (self.slope, self.inward, self.bias, self.outward))
+        return slope.exp() * t + (inward.exp() * t[..., None] + bias).sigmoid() @ outward.exp()
 
     def place(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
         """Where between the endpoints t lies, from 0 to 1: the curve without its ends."""
@@ -419,8 +419,8 @@ class LearnedSchedule(nn.Module, Schedule):
         return (self._rise(t) - start) / (stop - start)
 
     def log_snr(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        """log(alpha²/sigma²) at time t, in nats; differentiable in t and in the parameters."""
-        return self.log_snr_max - self.span.exp() * self.place(t)
+        """log(alpha²/sigma²) at time t, in nats, where t is; differentiable in t and in the parameters."""
+        return self.log_snr_max.to(t.device) - self.span.exp().to(t.device) * self.place(t)
 
     @torch.no_grad()
     def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:

@@ -49,10 +49,11 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A walk through all latents of some x: the visits, the topmost first, log p(x | z) in nats, and what the decoder said."""
+    """A walk through all latents of some x: the visits, the topmost first, and log p(x | z) in nats."""
 
     visits: Sequence[Visit]
     log_likelihood: Float[Tensor, "b"]
+    is_joint: bool = True  # whether the draws are one of q(z_1 … z_T | x), not each of its own
 
     @property
     def log_ratio(self) -> Float[Tensor, "b"]:
@@ -100,10 +101,13 @@ def importance_bits(model: Traces, x: Float[Tensor, "b *x"], *, draws: int, gene
     Reference: Burda et al. (2016), eq. 8 and theorem 1, arXiv:1509.00519.
 
     Raises:
-        ValueError: draws below 1.
+        ValueError: draws below 1, or a model whose walks jump.
     """
     _refuse_none(draws)
-    ratios = torch.stack([model.trace(x, generator).log_ratio for _ in range(draws)])
+    walks = [model.trace(x, generator) for _ in range(draws)]
+    if not all(walk.is_joint for walk in walks):
+        raise ValueError("an importance bound needs a walk along the chain; make the model with jumps=False.")
+    ratios = torch.stack([walk.log_ratio for walk in walks])
     return -probability.importance_bound(ratios, torch.zeros_like(ratios)) / (x[0].numel() * math.log(2))
 
 
@@ -115,7 +119,8 @@ def loss(trace: Trace, dims: int, *, beta: float = 1.0, free_nats: float = 0.0) 
         dims: how many entries x has.
         beta: weight of the divergences; 1 is the bound, and warming up from 0 keeps the decoder from learning to do without z. Higgins et
             al. (2017); Bowman et al. (2016), section 3.1, arXiv:1511.06349.
-        free_nats: what each level may cost, on the batch's mean, before it is charged. Kingma et al. (2016), eq. 15, arXiv:1606.04934.
+        free_nats: what each level may cost, on the mean of these examples, before it is charged. Kingma et al. (2016), eq. 15,
+            arXiv:1606.04934.
     """
     cost = -trace.log_likelihood
     for visit in trace.visits:

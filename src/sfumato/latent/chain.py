@@ -48,7 +48,7 @@ class DiffusionVAE:
             z = marginal(x, s).sample(generator) if self.jumps else q.sample(generator)
             visits.append(Visit(z, q, p))
         decoder = self._reverse(z, self.levels[-2], self.levels[-1])
-        return Trace(visits, decoder.binned_log_prob(x, width=self.width).flatten(1).sum(1))
+        return Trace(visits, decoder.binned_log_prob(x, width=self.width).flatten(1).sum(1), not self.jumps)
 
     def sample(self, z: Float[Tensor, "b *x"], generator: Generator | None = None) -> Float[Tensor, "b *x"]:
         """From z_T ~ p(z_T) down the decoder to the mean of p(x | z_1): ancestral sampling."""
@@ -75,7 +75,7 @@ def as_hierarchical_vae(
 
     Args:
         predict: the diffusion model.
-        schedule: a chain, or a curve that is cut into `steps` equal times, the last of which goes to the data.
+        schedule: a chain, or a curve that is cut into `steps` - 1 equal times, after which a last step goes from t = 0 to the data.
         cond: conditions, one row an example.
         steps: T; the chain's own where not given.
         variance: of the decoder's steps: "small", "large" or "learned".

@@ -76,8 +76,8 @@ def bound(
     Raises:
         ValueError: draws below 1, or a residual that is not positive.
     """
-    if draws < 1 or not 0 < residual < math.inf:
-        raise ValueError(f"draws must be at least 1 and residual positive, got {draws} and {residual}.")
+    if not 0 < residual < math.inf:
+        raise ValueError(f"the residual must be positive, got {residual}.")
     scale, raw = float_of(autoencoder.scaling.scale), autoencoder.posterior(x)
     law = Normal((raw.mean - float_of(autoencoder.scaling.shift)) / scale, raw.log_variance - 2 * math.log(scale))
     z = law.sample(generator)
@@ -103,7 +103,12 @@ def density_bits(
     """An upper bound on -log2 p(z) of a density, over the entries of z, by the bound of variational diffusion for T → ∞.
 
     It can be negative, as a density can be above one. Arguments as for `bound`.
+
+    Raises:
+        ValueError: draws below 1.
     """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}.")
     first, last = (schedule.time(end.detach()) for end in finite_ends(schedule))
     clean, bits = schedule.level(first), prior_bits(z, schedule.level(last).to(z))
     share = float(last - first)

@@ -74,10 +74,12 @@ class Gaussian:
 
     def log_prob(self, said: Float[Tensor, "b *said"], x: Float[Tensor, "b *x"]) -> Float[Tensor, "b"]:
         """Its log-density, or the log-probability of x's bins."""
+        law = self.law(said)
+        _refuse_other_shape(law.mean, x)
         if self.width is None:
-            return self.law(said).log_prob(x).flatten(1).sum(1)
-        _refuse_outside(x, -1.0, 1.0, "binned Gaussian")
-        return self.law(said).binned_log_prob(x, width=self.width).flatten(1).sum(1)
+            return law.log_prob(x).flatten(1).sum(1)
+        refuse_outside(x, -1.0, 1.0, "a binned Gaussian likelihood")
+        return law.binned_log_prob(_on_grid(x, self.width), width=self.width).flatten(1).sum(1)
 
     def mean(self, said: Float[Tensor, "b *said"]) -> Float[Tensor, "b *x"]:
         """Its mean."""
@@ -108,7 +110,8 @@ class Bernoulli:
 
     def log_prob(self, said: Float[Tensor, "b *said"], x: Float[Tensor, "b *x"]) -> Float[Tensor, "b"]:
         """Σ x log p + (1 - x) log(1 - p) = Σ x logit - softplus(logit)."""
-        _refuse_outside(x, self.low, 1.0, "Bernoulli")
+        _refuse_other_shape(said, x)
+        refuse_outside(x, self.low, 1.0, "a Bernoulli likelihood")
         share = (x - self.low) / (1 - self.low)
         return (share * said - torch.nn.functional.softplus(said)).flatten(1).sum(1)
 
@@ -153,8 +156,10 @@ class DiscretisedLogistic:
 
     def log_prob(self, said: Float[Tensor, "b *said"], x: Float[Tensor, "b *x"]) -> Float[Tensor, "b"]:
         """The log-probability of x's bins."""
-        _refuse_outside(x, -1.0, 1.0, "discretised logistic")
+        refuse_outside(x, -1.0, 1.0, "a discretised logistic likelihood")
         mean, log_scale = _blocks(said, 2)
+        _refuse_other_shape(mean, x)
+        x = _on_grid(x, self.width)
         sharpness = (-log_scale.clamp(min=self.log_scale_min)).exp()
         upper, lower = ((x - mean + side * self.width / 2) * sharpness for side in (1, -1))
         below, above = torch.nn.functional.logsigmoid(upper), torch.nn.functional.logsigmoid(-lower)
@@ -180,10 +185,20 @@ def _blocks(said: Tensor, count: int) -> tuple[Tensor, ...]:
     return said.chunk(count, dim=1)
 
 
-def _refuse_outside(x: Tensor, low: float, high: float, name: str) -> None:
-    """Refuses data that the law gives no probability, half a byte's rounding aside."""
+def _refuse_other_shape(said: Tensor, x: Tensor) -> None:
+    if said.shape != x.shape:
+        raise ValueError(f"the decoder speaks of an x of shape {tuple(said.shape)}, got one of {tuple(x.shape)}.")
+
+
+def _on_grid(x: Tensor, width: float) -> Tensor:
+    """x as the nearest of the values whose bins are charged: 17 greys, say, that were rounded to bytes on their way."""
+    return ((x + 1) / width).round() * width - 1
+
+
+def refuse_outside(x: Tensor, low: float, high: float, name: str) -> None:
+    """Refuses data that a law gives no probability, rounding aside."""
     if bool(((x < low - 1e-4) | (x > high + 1e-4)).any()):
         raise ValueError(
-            f"a {name} likelihood is for data in [{low:g}, {high:g}], got {x.min().item():.4g} to {x.max().item():.4g}; "
+            f"{name} is for data in [{low:g}, {high:g}], got {x.min().item():.4g} to {x.max().item():.4g}; "
             "rescale the data, or take a Gaussian likelihood."
         )

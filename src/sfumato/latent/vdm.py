@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfumato import loss as losses
 from sfumato.denoiser import Cond, Denoiser, Predictor
+from sfumato.latent.likelihood import refuse_outside
 from sfumato.likelihood.bound import Bound, prior_bits, term_bits
 from sfumato.noise import Generator, normal_like
 from sfumato.schedule import LearnedSchedule, Level, Schedule
@@ -137,7 +138,7 @@ def bound(
         times: of the times.
 
     Raises:
-        ValueError: draws or steps below 1, or a schedule that begins without noise.
+        ValueError: draws or steps below 1, a schedule that begins without noise, or data outside [-1, 1].
 
     Reference: Kingma et al. (2021), eqs. 11, 13, 15 and 17, arXiv:2107.00630.
     """
@@ -146,6 +147,7 @@ def bound(
     clean, noisy = schedule.level(0.0), schedule.level(1.0)
     if float(clean.sigma) == 0:
         raise ValueError("this bound begins at a level with noise, but the schedule has none at t = 0; take likelihood.vlb for a chain.")
+    refuse_outside(x0, -1.0, 1.0, "this bound")
     draws = draws if steps is None else min(draws, steps)
     terms = []
     for i in range(draws):

@@ -1,5 +1,6 @@
 """Training an autoencoder, the first stage of latent diffusion, into a run folder, and loading one of ours or of diffusers."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from sfumato.train.vae import Seeds, refuse_low_precision
 
 MEASURED = "latent.json"  # in the folder of an autoencoder: its latent's scaling, its residual
 MOST_MEASURED = 2048  # examples that these are measured on
+COLLAPSED = 0.01  # of a latent's variance, what follows the images at least
+
+logger = logging.getLogger(__name__)
 
 
 class AutoencoderModel(Options):
@@ -236,6 +240,8 @@ def encoded(model: Autoencoder, examples: Dataset, *, flipped: bool = False, bat
 def measured(model: Autoencoder, examples: Dataset) -> Measured:
     """The scaling that brings the latents of these examples to mean 0 and variance 1, and how far their images are off.
 
+    A latent that hardly follows the images is warned of.
+
     Raises:
         ValueError: latents that are all one constant, or not finite.
     """
@@ -244,25 +250,30 @@ def measured(model: Autoencoder, examples: Dataset) -> Measured:
         values=np.asarray(examples.values[rows]), labels=None, classes=(), scaling=examples.scaling, name=examples.name
     )  # fmt: skip
     model.scaling = Scaling(shift=0.0, scale=1.0, dtype="float32")
-    latents, apart = [], []
+    latents, means, apart = [], [], []
     for x0, z in encoded(model, some):
         latents.append(z.cpu())
         with torch.no_grad():
+            means.append(model.encode(x0).cpu())
             apart.append((model.decode(z, x0.shape[2:]) - x0).abs().mean((1, 2, 3)).cpu())
     z = torch.cat(latents)
     spread = float(z.std())
     if not spread > 1e-6:
         raise ValueError(f"the autoencoder's latent has a scale of {spread:.3g}: it says nothing of its images; lower kl_weight.")
+    follows = float(torch.cat(means).var(0).mean()) / spread**2 if len(z) > 1 else 1.0
+    if follows < COLLAPSED:
+        logger.warning(
+            "The autoencoder's latent has collapsed: %.2g of its variance follows the images, the rest is noise; lower kl_weight.", follows
+        )
     return Measured(Scaling(shift=float(z.mean()), scale=spread, dtype="float32"), float(torch.cat(apart).mean()))
 
 
-def refuse_misfit(z: Float[Tensor, "b c h w"], model: Autoencoder, name: str) -> None:
-    """Refuses latents that are not this autoencoder's.
+def refuse_misfit(z: Float[Tensor, "b c h w"], model: Autoencoder, name: str, shape: tuple[int, ...]) -> None:
+    """Refuses latents that are not this autoencoder's, of images of this shape.
 
     Raises:
-        ValueError: other channels.
+        ValueError: another shape.
     """
-    if z.shape[1] != model.decoder.channels:
-        raise ValueError(
-            f"latents of shape {tuple(z.shape[1:])} do not fit the autoencoder {name}, whose latent has {model.decoder.channels} channels."
-        )
+    wanted = model.latent_shape(shape)
+    if tuple(z.shape[1:]) != wanted:
+        raise ValueError(f"latents of shape {tuple(z.shape[1:])} do not fit the autoencoder {name}, whose latent has the shape {wanted}.")

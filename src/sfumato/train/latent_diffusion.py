@@ -181,16 +181,18 @@ class LatentRun:
         """uint8 images of latents at the autoencoder's unit scale.
 
         Raises:
-            ValueError: latents of other channels.
+            ValueError: latents of another shape.
         """
         model = self.autoencoder.model
-        autoencoder.refuse_misfit(z, model, self.autoencoder.name)
+        autoencoder.refuse_misfit(z, model, self.autoencoder.name, self.form.shape)
         with torch.no_grad():
             x0 = model.decode(z.to(next(model.parameters()).device), self.form.shape[1:], tile=self.recipe.model.tile)
         return self.form.scaling.decode(x0.clamp(-1, 1))
 
-    def bound(self, x0: Float[Tensor, "b c h w"], labels: Tensor | None = None, *, draws: int = 8, seed: int = 0) -> diffusion.LatentBound:
-        """The bound on -log2 p(x) through both stages, in bits/dim of the images; x0 in [-1, 1]."""
+    def bound(
+        self, x0: Float[Tensor, "b c h w"], labels: Tensor | None = None, *, draws: int = 8, values: int = 256, seed: int = 0
+    ) -> diffusion.LatentBound:
+        """The bound on -log2 p(x) through both stages, in bits/dim of the images; x0 on a grid of so many values in [-1, 1]."""
         unit, model = self.inner.form.scaling, self.autoencoder.model  # a run measures its data once more: about 0 and 1
         shift, scale = float_of(model.scaling.shift), float_of(model.scaling.scale)
         seen = Scaling(shift=shift + scale * float_of(unit.shift), scale=scale * float_of(unit.scale), dtype="float32")
@@ -202,6 +204,7 @@ class LatentRun:
             None if labels is None else {"labels": labels},
             residual=self.residual,
             draws=draws,
+            width=2 / (values - 1),
             generator=seeded(seed, 0),
             times=seeded(seed, 1),
         )

@@ -134,7 +134,11 @@ class LadderModel(Options):
 
 
 class VAEObjective(Options):
-    """What is charged for: beta on the divergences, warmed up over `warmup` steps; `free_nats` of each level cost nothing more."""
+    """What is charged for: beta on the divergences, warmed up over `warmup` steps; `free_nats` of each level cost nothing more.
+
+    Free nats are granted on a level's mean over the examples that go through the network at once: a part of the batch, where
+    runtime.micro_batch, memory or several processes divide it.
+    """
 
     beta: float = Field(default=1.0, ge=0)
     warmup: int = Field(default=0, ge=0)
@@ -170,6 +174,20 @@ def refuse_low_precision(runtime: Runtime) -> None:
     """A bound is no bound in bfloat16's three digits."""
     if runtime.precision != "float32":
         raise ValueError(f"a bound is computed in float32; set runtime.precision=float32, got {runtime.precision}")
+
+
+def refuse_other_values(x: Float[Tensor, "b *x"], values: int, option: str) -> None:
+    """Refuses data that are not on a grid of so many values in [-1, 1], half a byte's rounding aside: a bound would count bins twice.
+
+    Raises:
+        ValueError: they are not.
+    """
+    width = 2 / (values - 1)
+    off = (((x + 1) / width).round() * width - 1 - x).abs().max().item()
+    if off > 1 / 255 + 1e-4:
+        raise ValueError(
+            f"{option} is {values}, but the data have values {off:.3g} off the nearest of so many in [-1, 1]; set {option}=256 for bytes."
+        )
 
 
 def read(path: str | Path, changes: Sequence[str] = (), *, steps: int | None = None) -> VAERecipe:
@@ -236,14 +254,18 @@ class VAERun:
 
     def reconstruct(self, values: Shaped[np.ndarray, "n *value"]) -> Shaped[np.ndarray, "n *value"]:
         """Data through their latents and back."""
-        return self.form.scaling.decode(latent.reconstruct(self.model, self.form.scaling.encode(values)))
+        return self.form.scaling.decode(latent.reconstruct(self.model, self._encoded(values)))
 
     def interpolate(
         self, a: Shaped[np.ndarray, "*value"], b: Shaped[np.ndarray, "*value"], steps: int = 8
     ) -> Shaped[np.ndarray, "n *value"]:
         """From a to b through the latents."""
-        ends = self.form.scaling.encode(np.stack([a, b]))
+        ends = self._encoded(np.stack([a, b]))
         return self.form.scaling.decode(latent.interpolate(self.model, ends[0], ends[1], steps))
+
+    def _encoded(self, values: Shaped[np.ndarray, "n *value"]) -> Float[Tensor, "n *x"]:
+        """Data as the model takes them, where it is."""
+        return self.form.scaling.encode(values).to(next(self.model.parameters()).device)
 
     def plane(self, side: int = 20) -> Image.Image:
         """A picture of the latent plane.
@@ -302,6 +324,8 @@ def train(
     dims, goal = math.prod(form.shape), recipe.objective
     judged = start.held_out or start.examples
     x_judged = judged.batch(np.random.default_rng(0).permutation(len(judged))[:200])[0].to(engine.device)
+    if form.is_image and not isinstance(recipe.likelihood, BernoulliOptions):
+        refuse_other_values(x_judged, recipe.likelihood.values, "likelihood.values")
     with torch.no_grad():  # what does not fit is refused before anything is written
         model.likelihood.log_prob(model.decode(model.encode(x_judged)), x_judged)
 

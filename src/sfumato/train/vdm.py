@@ -22,7 +22,7 @@ from sfumato.train.opening import opening
 from sfumato.train.options import Options
 from sfumato.train.recipe import Net, Objective, Recipe, Runtime, Sampling, Training, read_tree, resolve
 from sfumato.train.state import TrainState
-from sfumato.train.vae import refuse_low_precision
+from sfumato.train.vae import refuse_low_precision, refuse_other_values
 
 
 class VDMModel(Options):
@@ -103,7 +103,8 @@ def build(recipe: VDMRecipe, form: Form) -> latent.VDM:
     net = recipe.net.build((channels * (1 + 2 * len(powers)), *form.shape[1:]), len(form.classes), channels)
     if powers:
         net = nets.Fourier(net, powers)
-    denoiser = Denoiser(net, recipe.as_denoiser().objective.build_target(), data_std=form.data_std)
+    # Scaled as if the data had unit variance, x_t reaches the network as it is: only so do its Fourier features fit the grid of values.
+    denoiser = Denoiser(net, recipe.as_denoiser().objective.build_target(), data_std=1.0)
     return latent.VDM(denoiser, recipe.model.schedule(), width=recipe.model.bin)
 
 
@@ -139,7 +140,7 @@ def train(
     """Trains a variational diffusion model into the run folder `out` and returns it; the arguments are those of `loop.train`.
 
     The loss is the whole bound in bits/dim. metrics.jsonl also says the bound of held-out examples (of training ones, where none are
-    held out), and the ends that the schedule has reached.
+    held out; given their labels, where there are), and the ends that the schedule has reached.
 
     Raises:
         ValueError, CheckpointError, FloatingPointError, Stopped: as `loop.train` raises them.
@@ -153,6 +154,7 @@ def train(
     as_run(str(out), recipe, form, model).walk()  # what sampling will refuse is refused before anything is written
     judged = start.held_out or start.examples
     x_judged, labels = judged.batch(np.random.default_rng(0).permutation(len(judged))[:64])
+    refuse_other_values(x_judged, recipe.model.values, "model.values")
     x_judged, cond = x_judged.to(engine.device), None if labels is None else {"labels": labels.to(engine.device)}
 
     def bound(model: latent.VDM, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
