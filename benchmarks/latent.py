@@ -114,16 +114,15 @@ def main() -> None:
         dataset = dataset.split(options.held_out, 0)[1]
     rows = np.sort(np.random.default_rng(0).permutation(len(dataset))[: options.count])
     x, labels = dataset.batch(rows)
-    for argument in options.runs:
-        path = argument.partition("=")[2]
-        refuse_other(sf.load(path), path, dataset.shape, options.held_out, options.values)
+    runs = {name: (path, sf.load(path)) for name, _, path in (argument.partition("=") for argument in options.runs)}
+    for path, run in runs.values():
+        refuse_other(run, path, dataset.shape, options.held_out, options.values)
     options.out.mkdir(parents=True, exist_ok=True)
     lines = ["| model | parameters | trained on | bits/dim | its parts | other bounds |", "| --- | ---: | ---: | ---: | --- | --- |"]
     some, pictures = dataset.values[rows[:16]], [dataset.values[rows[:16]]]
     names = ["data"]
-    for argument in options.runs:
-        name, _, path = argument.partition("=")
-        run, started = sf.load(path), time.perf_counter()
+    for name, (path, run) in runs.items():
+        started = time.perf_counter()
         measured = Row.joined(
             [
                 measure(
@@ -167,8 +166,7 @@ def main() -> None:
         "![reconstructions](reconstructions.png)",
         "",
     ]
-    for argument in options.runs:
-        name = argument.partition("=")[0]
+    for name in runs:
         text += [f"Samples of {name}:", "", f"![samples](samples-{name.lower().replace(' ', '-')}.png)", ""]
     (options.out / "latent.md").write_text("\n".join(text))
 

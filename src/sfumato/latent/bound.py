@@ -104,10 +104,7 @@ def importance_bits(model: Traces, x: Float[Tensor, "b *x"], *, draws: int, gene
         ValueError: draws below 1, or a model whose walks jump.
     """
     _refuse_none(draws)
-    walks = [model.trace(x, generator) for _ in range(draws)]
-    if not all(walk.is_joint for walk in walks):
-        raise ValueError("an importance bound needs a walk along the chain; make the model with jumps=False.")
-    ratios = torch.stack([walk.log_ratio for walk in walks])
+    ratios = torch.stack([_of_a_chain(model.trace(x, generator)).log_ratio for _ in range(draws)])
     return -probability.importance_bound(ratios, torch.zeros_like(ratios)) / (x[0].numel() * math.log(2))
 
 
@@ -187,6 +184,12 @@ def level_use(model: Traces, x: Float[Tensor, "b *x"], *, draws: int = 4, genera
 
 def _sum(entries: Tensor) -> Float[Tensor, "b"]:
     return entries.flatten(1).sum(1)
+
+
+def _of_a_chain(walk: Trace) -> Trace:
+    if not walk.is_joint:
+        raise ValueError("an importance bound needs a walk along the chain; make the model with jumps=False.")
+    return walk
 
 
 def _refuse_none(draws: int) -> None:

@@ -79,7 +79,7 @@ class Gaussian:
         if self.width is None:
             return law.log_prob(x).flatten(1).sum(1)
         refuse_outside(x, -1.0, 1.0, "a binned Gaussian likelihood")
-        return law.binned_log_prob(_on_grid(x, self.width), width=self.width).flatten(1).sum(1)
+        return law.binned_log_prob(on_grid(x, self.width), width=self.width).flatten(1).sum(1)
 
     def mean(self, said: Float[Tensor, "b *said"]) -> Float[Tensor, "b *x"]:
         """Its mean."""
@@ -159,7 +159,7 @@ class DiscretisedLogistic:
         refuse_outside(x, -1.0, 1.0, "a discretised logistic likelihood")
         mean, log_scale = _blocks(said, 2)
         _refuse_other_shape(mean, x)
-        x = _on_grid(x, self.width)
+        x = on_grid(x, self.width)
         sharpness = (-log_scale.clamp(min=self.log_scale_min)).exp()
         upper, lower = ((x - mean + side * self.width / 2) * sharpness for side in (1, -1))
         below, above = torch.nn.functional.logsigmoid(upper), torch.nn.functional.logsigmoid(-lower)
@@ -176,7 +176,7 @@ class DiscretisedLogistic:
         mean, log_scale = _blocks(said, 2)
         u = torch.special.ndtr(normal_like(mean, generator).double()).clamp(1e-12, 1 - 1e-12)
         x = mean + log_scale.clamp(min=self.log_scale_min).exp() * u.logit().to(mean)
-        return (((x + 1) / self.width).round() * self.width - 1).clamp(-1, 1)
+        return on_grid(x, self.width).clamp(-1, 1)
 
 
 def _blocks(said: Tensor, count: int) -> tuple[Tensor, ...]:
@@ -190,8 +190,8 @@ def _refuse_other_shape(said: Tensor, x: Tensor) -> None:
         raise ValueError(f"the decoder speaks of an x of shape {tuple(said.shape)}, got one of {tuple(x.shape)}.")
 
 
-def _on_grid(x: Tensor, width: float) -> Tensor:
-    """x as the nearest of the values whose bins are charged: 17 greys, say, that were rounded to bytes on their way."""
+def on_grid(x: Tensor, width: float) -> Tensor:
+    """x as the nearest value so far apart, from -1 up, whose bin it is charged for: 17 greys, say, were rounded to bytes on their way."""
     return ((x + 1) / width).round() * width - 1
 
 

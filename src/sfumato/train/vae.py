@@ -17,6 +17,7 @@ from torch import Tensor
 from sfumato import latent, nets
 from sfumato.denoiser import Cond
 from sfumato.form import Form
+from sfumato.latent.likelihood import on_grid
 from sfumato.memory import by_parts
 from sfumato.noise import row_generators, seeded
 from sfumato.pictures import sheet
@@ -182,8 +183,7 @@ def refuse_other_values(x: Float[Tensor, "b *x"], values: int, option: str) -> N
     Raises:
         ValueError: they are not.
     """
-    width = 2 / (values - 1)
-    off = (((x + 1) / width).round() * width - 1 - x).abs().max().item()
+    off = (on_grid(x, 2 / (values - 1)) - x).abs().max().item()
     if off > 1 / 255 + 1e-4:
         raise ValueError(
             f"{option} is {values}, but the data have values {off:.3g} off the nearest of so many in [-1, 1]; set {option}=256 for bytes."
