@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import sfumato as sf
 from sfumato import latent
 from sfumato.cli import main
-from sfumato.train import autoencoder, checkpoint, kinds
+from sfumato.noise import seeded
+from sfumato.train import autoencoder, checkpoint, kinds, vae
 from sfumato.train.loop import Stopped
 from sfumato.train.recipe import load_recipe as load_plain
 from sfumato.train.recipe import recipe_names
@@ -24,14 +25,14 @@ TRAINING = {"steps": 6, "batch": 8, "checkpoint_every": 2, "log_every": 2, "warm
 STEM = "ema-0.100"
 TREES = {
     "vae": {
-        "model": {"kind": "vae", "latents": [3, 2], "widths": [8], "patch": 2, "hidden": 8, "layers": 1},
+        "model": {"kind": "vae", "latents": [3, 2], "widths": [8], "patch": 2, "dropout": 0.1, "hidden": 8, "layers": 1},
         "data": {"kind": "digits"},
         "likelihood": {"kind": "logistic", "values": 17},
         "objective": {"warmup": 4, "free_nats": 0.01},
         "training": TRAINING | {"held_out": 0.1},
     },
     "ladder": {
-        "model": {"kind": "ladder", "levels": [[0, 2], [1, 2]], "width": 8, "patch": 1},
+        "model": {"kind": "ladder", "levels": [[0, 2], [1, 2]], "width": 8, "patch": 1, "dropout": 0.1},
         "data": {"kind": "digits"},
         "likelihood": {"kind": "bernoulli"},
         "training": TRAINING,
@@ -144,10 +145,27 @@ def test_a_run_repeats_from_its_own_recipe(runs, tmp_path, name):
 
 def test_the_bound_is_logged_level_by_level(runs):
     (line,) = [record for record in records(runs["vae"]) if record["step"] == 6]
-    assert {"bits_per_dim", "nats_1", "nats_2"} <= line.keys()
     run = sf.load(runs["vae"])
-    assert line["bits_per_dim"] > 0
+    _, held_out = run.recipe.data.load().split(0.1, 0)
+    x0 = held_out.batch(np.random.default_rng(0).permutation(len(held_out))[:200])[0]
+    bound = latent.bound(run.model, x0, generator=seeded(0, 0))
+    assert line["bits_per_dim"] == pytest.approx(float(bound.total.mean()), rel=1e-6)
+    nats = [line["nats_2"], line["nats_1"]]
+    assert nats == pytest.approx([64 * math.log(2) * float(part.mean()) for part in (bound.prior, bound.steps[:, 0])], rel=1e-5)
     assert len(latent.level_use(run.model, torch.zeros(4, 1, 8, 8))) == 2
+
+
+@pytest.mark.parametrize("name", ["vae", "ladder"])
+def test_dropout_acts_in_training_alone(runs, name):
+    """The same weights without dropout say the same of x, but not while they are trained."""
+    run, x0 = sf.load(runs[name]), sf.data.digits().batch(np.arange(4))[0]
+    plain = run.recipe.model_copy(update={"model": run.recipe.model.model_copy(update={"dropout": 0.0})})
+    alike = vae.build(plain, run.form).eval()
+    alike.net.load_state_dict(run.model.net.state_dict())
+    said = [model.decode(model.encode(x0)) for model in (run.model, alike)]
+    assert torch.equal(*said)
+    run.model.train()
+    assert not torch.equal(run.model.decode(run.model.encode(x0)), said[1])
 
 
 def test_the_schedules_ends_are_logged_and_move(runs):

@@ -55,19 +55,20 @@ class Perceptron(nn.Module):
 class ResBlock(nn.Module):
     """Two normalised 3×3 convolutions and a residual."""
 
-    def __init__(self, inward: int, outward: int, groups: int) -> None:
+    def __init__(self, inward: int, outward: int, groups: int, dropout: float = 0.0) -> None:
         """Builds the block."""
         super().__init__()
         self.norm1 = GroupNorm(groups, inward, eps=1e-6)
         self.conv1 = Conv3x3(inward, outward)
         self.norm2 = GroupNorm(groups, outward, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(Conv3x3(outward, outward))
         self.skip = nn.Identity() if inward == outward else nn.Conv2d(inward, outward, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         """x + f(x)."""
-        h = self.conv1(self.norm1(x, activates=True))
-        return self.conv2(self.norm2(h, activates=True), plus=self.skip(x))
+        h = self.norm2(self.conv1(self.norm1(x, activates=True)), activates=True)
+        return self.conv2(self.dropout(h), plus=self.skip(x))
 
 
 class Attention(nn.Module):
@@ -112,22 +113,6 @@ class Double(nn.Conv2d):
         return super().forward(nn.functional.interpolate(input, scale_factor=2.0, mode="nearest"))
 
 
-class Stage(nn.Module):
-    """Residual blocks at one resolution, then a change of resolution or nothing."""
-
-    def __init__(self, inward: int, outward: int, depth: int, groups: int, scale: nn.Module) -> None:
-        """Builds the stage."""
-        super().__init__()
-        self.blocks = nn.ModuleList(ResBlock(inward if i == 0 else outward, outward, groups) for i in range(depth))
-        self.scale = scale
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-        """Maps x."""
-        for block in self.blocks:
-            x = block(x)
-        return self.scale(x)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """What an `ImageEncoder` and its `ImageDecoder` share.
@@ -139,6 +124,7 @@ class Layout:
         groups: of the normalisation; must divide every width.
         attention: self-attention at the coarsest resolution.
         mixes: a 1×1 convolution next to the latent, on both sides.
+        dropout: inside the residual blocks, in [0, 1).
 
     Raises:
         ValueError: no width, or groups that do not divide one.
@@ -150,6 +136,7 @@ class Layout:
     groups: int = 8
     attention: bool = True
     mixes: bool = False
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses groups that do not divide."""
@@ -165,11 +152,31 @@ class Layout:
         """The latent's sides for an image of these sides."""
         return tuple(-(-n // self.factor) for n in sides)
 
+    def block(self, inward: int, outward: int) -> ResBlock:
+        """One residual block."""
+        return ResBlock(inward, outward, self.groups, self.dropout)
+
     def middle(self) -> nn.ModuleList:
         """The blocks at the coarsest resolution."""
         width = self.widths[-1]
         attention = Attention(width, self.groups) if self.attention else nn.Identity()
-        return nn.ModuleList([ResBlock(width, width, self.groups), attention, ResBlock(width, width, self.groups)])
+        return nn.ModuleList([self.block(width, width), attention, self.block(width, width)])
+
+
+class Stage(nn.Module):
+    """Residual blocks at one resolution, then a change of resolution or nothing."""
+
+    def __init__(self, inward: int, outward: int, depth: int, layout: Layout, scale: nn.Module) -> None:
+        """Builds the stage."""
+        super().__init__()
+        self.blocks = nn.ModuleList(layout.block(inward if i == 0 else outward, outward) for i in range(depth))
+        self.scale = scale
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        """Maps x."""
+        for block in self.blocks:
+            x = block(x)
+        return self.scale(x)
 
 
 class ImageEncoder(nn.Module):
@@ -183,7 +190,7 @@ class ImageEncoder(nn.Module):
         before = [layout.widths[0], *layout.widths[:-1]]
         self.inward = nn.Conv2d(channels * layout.patch**2, layout.widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
-            Stage(last, width, layout.depth, layout.groups, Halve(width) if after else nn.Identity())
+            Stage(last, width, layout.depth, layout, Halve(width) if after else nn.Identity())
             for last, width, after in zip(before, layout.widths, ahead, strict=True)
         )
         self.middle = layout.middle()
@@ -219,7 +226,7 @@ class ImageDecoder(nn.Module):
         self.inward = nn.Conv2d(inward, widths[0], 3, padding=1)
         self.middle = layout.middle()
         self.stages = nn.ModuleList(
-            Stage(last, width, layout.depth + 1, layout.groups, Double(width) if after else nn.Identity())
+            Stage(last, width, layout.depth + 1, layout, Double(width) if after else nn.Identity())
             for last, width, after in zip(before, widths, ahead, strict=True)
         )
         self.norm = GroupNorm(layout.groups, widths[-1], eps=1e-6)
@@ -291,6 +298,7 @@ class Ladder(nn.Module):
         patch: int = 2,
         depth: int = 1,
         groups: int = 8,
+        dropout: float = 0.0,
     ) -> None:
         """Builds the network.
 
@@ -302,6 +310,7 @@ class Ladder(nn.Module):
             patch: side of the pixels folded into channels.
             depth: residual blocks a latent, on each way.
             groups: of the normalisation; must divide the width.
+            dropout: inside the residual blocks, in [0, 1).
 
         Raises:
             ValueError: no latent, or one that is finer than the one below it.
@@ -315,7 +324,7 @@ class Ladder(nn.Module):
             )
         self.shape, self.levels, self.patch = shape, tuple(levels), patch
         self.multiple = patch * 2 ** halvings[-1]
-        stack = lambda: nn.Sequential(*(ResBlock(width, width, groups) for _ in range(depth)))  # noqa: E731
+        stack = lambda: nn.Sequential(*(ResBlock(width, width, groups, dropout) for _ in range(depth)))  # noqa: E731
         self.inward = nn.Conv2d(shape[0] * patch**2, width, 3, padding=1)
         steps = [now - before for before, now in zip([0, *halvings], halvings, strict=False)]
         self.halve = nn.ModuleList(nn.Sequential(*(Halve(width) for _ in range(step))) for step in steps)
@@ -323,7 +332,8 @@ class Ladder(nn.Module):
         self.top = nn.Parameter(torch.zeros(1, width, *self.latent_shape(len(levels) - 1)[1:]))
         self.prior = nn.ModuleList(zeroed(nn.Conv2d(width, 2 * c, 3, padding=1)) for _, c in levels)
         self.posterior = nn.ModuleList(
-            nn.Sequential(ResBlock(2 * width, width, groups), nn.SiLU(), zeroed(nn.Conv2d(width, 2 * c, 3, padding=1))) for _, c in levels
+            nn.Sequential(ResBlock(2 * width, width, groups, dropout), nn.SiLU(), zeroed(nn.Conv2d(width, 2 * c, 3, padding=1)))
+            for _, c in levels
         )
         self.join = nn.ModuleList(nn.Conv2d(c, width, 1) for _, c in levels)
         self.down = nn.ModuleList(stack() for _ in levels)

@@ -71,8 +71,8 @@ LikelihoodOptions = Annotated[GaussianOptions | BernoulliOptions | LogisticOptio
 class VAEModel(Options):
     """`latent.VAE`: a Markov chain of vectors z_1, z_2, … of `latents` entries; one number is the plain VAE.
 
-    Images meet z_1 through convolutions (`widths`, `depth`, `patch`, `attention`), all else and the higher latents through perceptrons
-    (`hidden`, `layers`; none are affine maps).
+    Images meet z_1 through convolutions (`widths`, `depth`, `patch`, `attention`, `dropout`), all else and the higher latents through
+    perceptrons (`hidden`, `layers`; none are affine maps).
     """
 
     kind: Literal["vae"] = "vae"
@@ -81,6 +81,7 @@ class VAEModel(Options):
     depth: int = Field(default=1, ge=1)
     patch: int = Field(default=2, ge=1)
     attention: bool = False
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     hidden: int = Field(default=256, ge=1)
     layers: int = Field(default=2, ge=0)
 
@@ -91,7 +92,7 @@ class VAEModel(Options):
 
     def layout(self) -> nets.Layout:
         """Of the convolutions."""
-        return nets.Layout(widths=self.widths, depth=self.depth, patch=self.patch, attention=self.attention)
+        return nets.Layout(widths=self.widths, depth=self.depth, patch=self.patch, attention=self.attention, dropout=self.dropout)
 
     def build(self, form: Form, likelihood: latent.Likelihood) -> latent.VAE:
         """The untrained model of data of this form."""
@@ -118,6 +119,7 @@ class LadderModel(Options):
     width: int = Field(default=64, ge=1)
     depth: int = Field(default=1, ge=1)
     patch: int = Field(default=2, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, form: Form, likelihood: latent.Likelihood) -> latent.LadderVAE:
         """The untrained model of data of this form.
@@ -129,8 +131,14 @@ class LadderModel(Options):
             raise ValueError(f"a ladder is for images (c, height, width), got data of shape {form.shape}; take model.kind=vae.")
         shape = form.shape
         ladder = nets.Ladder(
-            shape, likelihood.numbers * shape[0], levels=self.levels, width=self.width, patch=self.patch, depth=self.depth
-        )  # fmt: skip
+            shape,
+            likelihood.numbers * shape[0],
+            levels=self.levels,
+            width=self.width,
+            patch=self.patch,
+            depth=self.depth,
+            dropout=self.dropout,
+        )
         return latent.LadderVAE(ladder, likelihood)
 
 
@@ -309,8 +317,8 @@ def train(
 ) -> Path:
     """Trains a VAE into the run folder `out` and returns it; the arguments are those of `loop.train`.
 
-    metrics.jsonl also says the bound of held-out examples (of training ones, where none are held out) in bits/dim, and each level's
-    divergence in nats. A level that has collapsed is said at the end.
+    metrics.jsonl also says the averaged model's bound of held-out examples (of training ones, where none are held out) in bits/dim, and
+    each level's divergence in nats. A level that has collapsed is said at the end.
 
     Raises:
         ValueError, CheckpointError, FloatingPointError, Stopped: as `loop.train` raises them.
@@ -335,7 +343,7 @@ def train(
         return latent.loss(model.trace(x0, generators), dims, beta=goal.beta * warm, free_nats=goal.free_nats)
 
     def measure() -> dict[str, float]:
-        bound = latent.bound(model, x_judged, generator=seeded(0, 0))
+        bound = latent.bound(state.averaged(), x_judged, generator=seeded(0, 0))
         levels = torch.cat([bound.prior[:, None], bound.steps], 1).mean(0) * dims * math.log(2)
         nats = {f"nats_{len(levels) - i}": float(value) for i, value in enumerate(levels)}
         return {"bits_per_dim": float(bound.total.mean()), **dict(sorted(nats.items()))}
