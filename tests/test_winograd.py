@@ -7,6 +7,9 @@ from torch import nn
 from sfumato.kernels.build import compiled
 from sfumato.kernels.choice import use
 from sfumato.kernels.winograd import Conv3x3, conv3x3, fits
+from sfumato.nets import PatchUNet
+from sfumato.train.optim import Optimizer
+from sfumato.train.recipe import Training
 
 # The last three leave 3, 1 and 5 tiles after whole blocks of six.
 CASES = [
@@ -105,5 +108,22 @@ def test_what_is_kept_of_a_weight_follows_it():
         layer.weight.copy_(scale * weight)
         assert error(layer(x), nn.functional.conv2d(x.double(), scale * weight.double(), layer.bias.double(), padding=1)) < 1e-5
         assert layer(x).equal(layer(x))
-    layer.weight = nn.Parameter(-weight)
+    layer.weight = nn.Parameter(-weight, requires_grad=False)
     assert error(layer(x), nn.functional.conv2d(x.double(), -weight.double(), layer.bias.double(), padding=1)) < 1e-5
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_network_in_training_is_asked_with_its_weights_of_now(optimizer):
+    """Neither optimiser counts up the version of a weight."""
+    net = PatchUNet((1, 8, 8), patch=1, widths=(16, 16), depth=1, middle="c", heads=1).float()
+    moving = Optimizer(net, Training(optimizer=optimizer, rate=0.01, muon_rate=0.01, warmup=0))
+    x, log_snr = torch.randn(4, 1, 8, 8, dtype=torch.float32), torch.zeros(4, dtype=torch.float32)
+    for step in range(1, 4):
+        found = []
+        for by_kernel in (True, False):
+            use(net, by_kernel)
+            with torch.no_grad():
+                found.append(net(x, log_snr))
+        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+        net(x, log_snr).sub(1).square().sum().backward()
+        moving.step(step)

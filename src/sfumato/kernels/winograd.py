@@ -35,9 +35,13 @@ class Conv3x3(HasKernel, nn.Conv2d):
         return _run(input, self._transformed(), self.bias, plus)
 
     def _transformed(self) -> Float[Tensor, "36 panels c 16"]:
-        """The weight as the kernel takes it; made once for a weight that stays."""
-        if self.weight.is_inference():  # such a tensor does not count its changes
-            return operators("winograd").transform(self.weight, False)
+        """The weight as the kernel takes it; made once for one that is frozen.
+
+        One that is trained is not to be known by its version: a fused optimiser and one that moves a view of it leave that as it was. Nor
+        is an inference tensor, which has none.
+        """
+        if self.weight.requires_grad or self.weight.is_inference():
+            return operators("winograd").transform(self.weight.detach(), False)
         key = (self.weight.data_ptr(), self.weight._version)
         if self._kept is None or self._kept[0] != key:
             self._kept = key, operators("winograd").transform(self.weight.detach(), False)
