@@ -106,6 +106,7 @@ def main() -> None:
         forward = torch.no_grad()(lambda net=net, x=x, log_snr=log_snr: net(x, log_snr))
         step = lambda net=net, x=x, log_snr=log_snr: net(x, log_snr).square().mean().backward()  # noqa: E731
         for what, call in (("forward", forward), ("forward and backward", step)):
+            net.requires_grad_(what != "forward")
             choice.use(net, False)
             found, work = {}, counted(call)
             for name in ("before", "after"):

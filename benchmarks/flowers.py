@@ -1,0 +1,178 @@
+"""Latent beside pixel diffusion on images of 64×64 with classes: images a second at equal parameters, quality after equal minutes.
+
+    sfumato train folder --set data.path=FLOWERS.zip --steps 1900 --out runs/flowers-pixel
+    sfumato train ldm-flowers --set data.path=FLOWERS.zip --out runs/flowers-latent
+    python benchmarks/flowers.py runs/flowers-pixel runs/flowers-latent --out docs/latent/flowers
+
+Speed: whole training steps, data and optimiser included, of the latent run's own network and of a pixel network with as many parameters,
+in turns; the median of each. Quality: the Fréchet distance between features of samples and of all images (the last layer but one of a
+classifier that is trained here, for this page alone: it compares with no other page), and the share of samples that it gives the class
+asked for.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from quality.protocol import processor
+from quality.score import frechet
+from torch import Tensor, nn
+
+import sfumato as sf
+from sfumato.data import Dataset
+from sfumato.noise import seeded
+from sfumato.pictures import sheet
+from sfumato.run import Run
+from sfumato.train import loop
+from sfumato.train.latent_diffusion import LatentRun
+from sfumato.train.recipe import Recipe, load_recipe
+
+EQUAL = ["net.widths=[64,128,248]", "net.heads=8", "net.middle=caca"]  # 5.4 million parameters, as the recipe ldm has
+ROUNDS, WARM, STEPS = 3, 3, 9
+
+
+class Judge(nn.Module):
+    """Convolutions on 2×2 blocks of pixels, 128 features, the classes."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        widths = [12, 48, 64, 128, 128]
+        layers = []
+        for inward, outward in pairwise(widths):
+            layers += [nn.Conv2d(inward, outward, 3, padding=1, bias=False), nn.BatchNorm2d(outward), nn.ReLU(), nn.MaxPool2d(2)]
+        self.body = nn.Sequential(nn.PixelUnshuffle(2), *layers)
+        self.dense, self.head = nn.Linear(128 * 4, 128), nn.Linear(128, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[n, 128] of images [n, 3, 64, 64] in [-1, 1]."""
+        return F.gelu(self.dense(self.body(x).flatten(1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.dropout(self.features(x), 0.3, self.training))
+
+
+def judge(dataset: Dataset, epochs: int) -> tuple[Judge, float]:
+    """A classifier of nine tenths of the images, and its accuracy on the rest."""
+    kept, held = dataset.split_indices(0.1, 0)
+    torch.manual_seed(0)
+    net, generator = Judge(len(dataset.classes)), seeded(0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
+    total = epochs * (len(kept) // 64)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=total)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(kept), generator=generator).split(64):
+            if len(rows) < 64:
+                continue
+            x, labels = dataset.batch(kept[rows.numpy()])
+            assert labels is not None
+            x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(3), x)
+            shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
+            loss = F.cross_entropy(net(x.roll(shift, (2, 3))), labels, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
+    net.eval()
+    x, labels = dataset.batch(held)
+    return net, float((seen(net, x)[1] == np.asarray(labels)).mean())
+
+
+@torch.no_grad()
+def seen(net: Judge, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Features in double precision, and guesses."""
+    features = torch.cat([net.features(part) for part in x.split(200)])
+    return features.double().numpy(), net.head(features).argmax(1).numpy()
+
+
+def rate(recipe: Recipe) -> float:
+    """Images a second of training steps after the first few."""
+    short = {"steps": STEPS, "log_every": WARM, "checkpoint_every": STEPS, "trackers": ()}
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=short)})
+    rates: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        loop.train(recipe, Path(folder) / "run", watch=lambda line: rates.append(line["images_per_second"]))
+    return statistics.median(rates[1:])
+
+
+def speeds(latent: LatentRun, folder: Path) -> list[str]:
+    """The lines of the table of speeds."""
+    path = f"data.path={latent.recipe.data.path}"  # pyright: ignore[reportAttributeAccessIssue]
+    recipes = {"pixels": load_recipe("folder", [path, *EQUAL]), "latents": latent.recipe.second(folder / "latents.npz")}
+    found = {name: [] for name in recipes}
+    for _ in range(ROUNDS):
+        for name, recipe in recipes.items():
+            found[name].append(rate(recipe))
+    rows, median = [], {name: statistics.median(rates) for name, rates in found.items()}
+    for name, shape in {"pixels": latent.form.shape, "latents": latent.inner.form.shape}.items():
+        net = recipes[name].net.build(shape, len(latent.form.classes), None)
+        number = sum(parameter.numel() for parameter in net.parameters())
+        spread = f"{median[name]:.1f} ({min(found[name]):.1f} … {max(found[name]):.1f})"
+        rows.append(f"| {name}, {' × '.join(map(str, shape))} | {number:,} | {spread} | {median[name] / median['pixels']:.2f} |")
+    return ["| diffusion of | parameters | images a second of training | ratio |", "| --- | ---: | ---: | ---: |", *rows]
+
+
+def quality(runs: dict[str, tuple[Path, Run | LatentRun]], dataset: Dataset, count: int, epochs: int, out: Path) -> list[str]:
+    """The lines of the table of quality; sheets beside it."""
+    net, accuracy = judge(dataset, epochs)
+    x, labels = dataset.batch(np.arange(len(dataset)))
+    features, guesses = seen(net, x)
+    mean, cov = features.mean(0), np.cov(features.T)
+
+    def row(name: str, told: str, part: np.ndarray, right: float) -> str:
+        return f"| {name} | {told} | {frechet(mean, cov, part.mean(0), np.cov(part.T)):.2f} | {right:.3f} |"
+
+    some = np.random.default_rng(0).permutation(len(x))[:count]
+    lines = [
+        f"The classifier is right about {accuracy:.1%} of the tenth of the images that it did not see. {count:,} samples each.",
+        "",
+        "| model | trained | Fréchet distance | class as asked |",
+        "| --- | --- | ---: | ---: |",
+        row(f"*{count:,} of the images*", "", features[some], float((guesses == np.asarray(labels))[some].mean())),
+    ]
+    for name, (folder, run) in runs.items():
+        samples = run.sample(count)
+        sheet(samples.values[:64], columns=8).save(out / f"samples-{name}.png")
+        part, guessed = seen(net, torch.cat([run.form.scaling.encode(values) for values in np.array_split(samples.values, 10)]))
+        reports = [json.loads(path.read_text()) for path in sorted([*folder.glob("report.json"), *folder.glob("*/report.json")])]
+        trained = "; ".join(f"{r['images']:,} images in {r['seconds'] / 60:.0f} min, {r['parameters']:,} parameters" for r in reports)
+        lines.append(row(name, trained, part, float((guessed == samples.labels).mean())))
+        print(lines[-1], flush=True)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pixel", type=Path)
+    parser.add_argument("latent", type=Path)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=12, help="of the classifier")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    pixel, latent = sf.load(options.pixel), sf.load(options.latent)
+    if not (isinstance(pixel, Run) and isinstance(latent, LatentRun)):
+        raise SystemExit("give a run of the recipe folder, then one of ldm-flowers.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = [
+        "# Latent beside pixel diffusion",
+        "",
+        f"Written by `benchmarks/flowers.py` on {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}.",
+        "",
+        *speeds(latent, options.latent),
+        "",
+    ]
+    print("\n".join(text), flush=True)
+    runs = {"pixels": (options.pixel, pixel), "latents": (options.latent, latent)}
+    text += [*quality(runs, latent.recipe.data.load(), options.count, options.epochs, options.out), ""]
+    for name in runs:
+        text += [f"Samples of {name}:", "", f"![samples](samples-{name}.png)", ""]
+    (options.out / "flowers.md").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
