@@ -11,7 +11,6 @@ asked for.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from itertools import pairwise
@@ -20,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from latent import told
+from quality.distance import frechet
 from quality.protocol import processor
-from quality.score import frechet
 from torch import Tensor, nn
 
 import sfumato as sf
@@ -63,8 +63,7 @@ def judge(dataset: Dataset, epochs: int) -> tuple[Judge, float]:
     torch.manual_seed(0)
     net, generator = Judge(len(dataset.classes)), seeded(0)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
-    total = epochs * (len(kept) // 64)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=total)
+    warming = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * (len(kept) // 64))
     for _ in range(epochs):
         for rows in torch.randperm(len(kept), generator=generator).split(64):
             if len(rows) < 64:
@@ -77,7 +76,7 @@ def judge(dataset: Dataset, epochs: int) -> tuple[Judge, float]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            rate.step()
+            warming.step()
     net.eval()
     x, labels = dataset.batch(held)
     return net, float((seen(net, x)[1] == np.asarray(labels)).mean())
@@ -124,8 +123,8 @@ def quality(runs: dict[str, tuple[Path, Run | LatentRun]], dataset: Dataset, cou
     features, guesses = seen(net, x)
     mean, cov = features.mean(0), np.cov(features.T)
 
-    def row(name: str, told: str, part: np.ndarray, right: float) -> str:
-        return f"| {name} | {told} | {frechet(mean, cov, part.mean(0), np.cov(part.T)):.2f} | {right:.3f} |"
+    def row(name: str, trained: str, part: np.ndarray, right: float) -> str:
+        return f"| {name} | {trained} | {frechet(mean, cov, part.mean(0), np.cov(part.T)):.2f} | {right:.3f} |"
 
     some = np.random.default_rng(0).permutation(len(x))[:count]
     lines = [
@@ -139,9 +138,8 @@ def quality(runs: dict[str, tuple[Path, Run | LatentRun]], dataset: Dataset, cou
         samples = run.sample(count)
         sheet(samples.values[:64], columns=8).save(out / f"samples-{name}.png")
         part, guessed = seen(net, torch.cat([run.form.scaling.encode(values) for values in np.array_split(samples.values, 10)]))
-        reports = [json.loads(path.read_text()) for path in sorted([*folder.glob("report.json"), *folder.glob("*/report.json")])]
-        trained = "; ".join(f"{r['images']:,} images in {r['seconds'] / 60:.0f} min, {r['parameters']:,} parameters" for r in reports)
-        lines.append(row(name, trained, part, float((guessed == samples.labels).mean())))
+        parameters, trained = told(folder)
+        lines.append(row(name, f"{trained}; {parameters} parameters", part, float((guessed == samples.labels).mean())))
         print(lines[-1], flush=True)
     return lines
 

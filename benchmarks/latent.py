@@ -90,7 +90,7 @@ def figure(values: Tensor) -> str:
     return f"{values.mean():.3f} ± {values.std() / len(values) ** 0.5:.3f}"
 
 
-def told(run: AnyRun, folder: Path) -> tuple[str, str]:
+def told(folder: Path) -> tuple[str, str]:
     """Parameters and training, from the run's own reports (of both stages)."""
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("report.json")) + sorted(folder.glob("*/report.json"))]
     parameters = sum(report["parameters"] for report in reports)
@@ -137,7 +137,7 @@ def main() -> None:
                 for first in range(0, len(x), BATCH)
             ]
         )
-        parameters, trained = told(run, Path(path))
+        parameters, trained = told(Path(path))
         parts = ", ".join(f"{key} {value.mean():.3f}" for key, value in measured.parts.items())
         others = ", ".join(f"{key}: {figure(value)}" for key, value in measured.tighter.items())
         lines.append(f"| {name} | {parameters} | {trained} | {figure(measured.total)} | {parts} | {others or '–'} |")
