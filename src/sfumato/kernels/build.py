@@ -79,9 +79,13 @@ def _compile(folder: Path) -> str | None:
         with (folder / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # goes with the process; the loader's own lock outlives one that is killed, and is waited for
             (folder / "lock").unlink(missing_ok=True)
+            for path in (*SOURCES, *HEADERS):  # compiled from copies, so that two installations of one version share what was compiled
+                copy = folder / path.name
+                if not copy.is_file() or copy.read_bytes() != path.read_bytes():
+                    shutil.copyfile(path, copy)
             load(
                 "sfumato_kernels",
-                [str(source) for source in SOURCES],
+                [str(folder / source.name) for source in SOURCES],
                 extra_cflags=["-O3", "-march=native", *threads],
                 extra_ldflags=threads,
                 build_directory=str(folder),

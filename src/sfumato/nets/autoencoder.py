@@ -101,16 +101,16 @@ class Halve(nn.Conv2d):
         return super().forward(nn.functional.pad(input, (0, 1, 0, 1)))
 
 
-class Double(nn.Conv2d):
+class Double(Conv3x3):
     """Twice the resolution: each position repeated, then a 3×3 convolution."""
 
     def __init__(self, channels: int) -> None:
         """Builds the layer."""
-        super().__init__(channels, channels, 3, padding=1)
+        super().__init__(channels, channels)
 
-    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Maps to twice the size."""
-        return super().forward(nn.functional.interpolate(input, scale_factor=2.0, mode="nearest"))
+    def forward(self, input: Float[Tensor, "b c h w"], plus: Float[Tensor, "b c h2 w2"] | None = None) -> Float[Tensor, "b c h2 w2"]:
+        """Maps to twice the size, and adds `plus`."""
+        return super().forward(nn.functional.interpolate(input, scale_factor=2.0, mode="nearest"), plus)
 
 
 @dataclass(frozen=True, kw_only=True)
