@@ -2,51 +2,69 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
-class Reporter:
-    """Shows how far a piece of work is, how fast it goes, and when it will end, from the rate since its first report."""
+@dataclass(frozen=True)
+class Stage:
+    """A piece of work: what it is called, and how many parts it has, of `per` units each."""
 
-    def __init__(self, what: str, total: int, unit: str, per: int, bar: Progress | None) -> None:
-        """For `total` parts of work, each `per` units."""
-        self.what, self.total, self.unit, self.per, self.bar = what, total, unit, per, bar
-        self.task = None if bar is None else bar.add_task(what, total=total, note="")
-        self.spoken = self.started = time.monotonic()
-        self.first: int | None = None
+    name: str
+    total: int
+    per: int = 1
+
+
+class Reporter:
+    """Shows how far a stage of some work is, how fast it goes, and when it will end, from the rate since the stage's first report."""
+
+    def __init__(self, stages: Sequence[Stage], unit: str, bar: Progress | None) -> None:
+        """For stages that come one after the other."""
+        self.unit, self.bar = unit, bar
+        self.stages, self.before = list(stages), 0  # those that are not over, and the parts of those that are
+        self.spoken = time.monotonic()
+        self._begin()
+
+    def _begin(self) -> None:
+        stage = self.stages[0]
+        self.task = None if self.bar is None else self.bar.add_task(stage.name, total=stage.total, note="")
+        self.first: tuple[int, float] | None = None
 
     def __call__(self, done: int, note: str = "") -> None:
-        """`done` of the total, with a few words on how it goes."""
-        now = time.monotonic()
+        """`done` parts of all stages together, with a few words on how it goes."""
+        while len(self.stages) > 1 and done > self.before + self.stages[0].total:
+            self.before += self.stages.pop(0).total
+            self._begin()
+        now, stage, done = time.monotonic(), self.stages[0], done - self.before
         if self.first is None:
-            self.first, self.started = done, now
-        if self.bar is None and now - self.spoken < 5 and done < self.total:
+            self.first = done, now
+        if self.bar is None and now - self.spoken < 5 and done < stage.total:
             return
         self.spoken = now
-        rate = (done - self.first) / max(now - self.started, 1e-9)
-        speed = [f"{rate * self.per:.0f} {self.unit}/s", f"{_clock((self.total - done) / rate)} left"] if rate > 0 else []
+        rate = (done - self.first[0]) / max(now - self.first[1], 1e-9)
+        speed = [f"{rate * stage.per:.0f} {self.unit}/s", f"{_clock((stage.total - done) / rate)} left"] if rate > 0 else []
         words = ", ".join(part for part in (note, *speed) if part)
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, note=words)
         else:
-            print(f"{self.what} {done}/{self.total}{', ' + words if words else ''}", flush=True)
+            print(f"{stage.name} {done}/{stage.total}{', ' + words if words else ''}", flush=True)
 
 
 @contextmanager
-def reporter(what: str, total: int, *, unit: str, per: int = 1, quiet: bool = False) -> Iterator[Callable[..., None]]:
+def reporter(*stages: Stage, unit: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """A `Reporter` for the time of a with-block; one that says nothing where it is quiet."""
     if quiet:
         yield lambda done, note="": None
         return
     if not sys.stdout.isatty():
-        yield Reporter(what, total, unit, per, None)
+        yield Reporter(stages, unit, None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns) as bar:
-        yield Reporter(what, total, unit, per, bar)
+        yield Reporter(stages, unit, bar)
 
 
 def _clock(seconds: float) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from sfumato.cli.progress import reporter
+from sfumato.cli.progress import Stage, reporter
 from sfumato.kernels import choice
 from sfumato.run import Run, Samples, check_target
 from sfumato.runtime import keep_memory
@@ -76,7 +76,7 @@ def sample(
         run.reverse_gif(out, count, seed=seed, **asked)
     else:
         rows = engine.share(count)
-        with reporter("sampling", rows.stop - rows.start, unit="samples", quiet=not engine.is_main) as report:
+        with reporter(Stage("sampling", rows.stop - rows.start), unit="samples", quiet=not engine.is_main) as report:
             part = run.sample(count, seed=seed, batch=batch, rows=rows, on_batch=report, **asked)
         samples = Samples(engine.gather(part.values), None if part.labels is None else engine.gather(part.labels))
         if engine.is_main:

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from sfumato.cli.progress import reporter
+from sfumato.cli.progress import Stage, reporter
 from sfumato.cli.stopping import stoppable
 from sfumato.runtime import keep_memory
 from sfumato.train.engine import Engine
-from sfumato.train.kinds import load_recipe, steps_of, train_of
+from sfumato.train.kinds import load_recipe, stages_of, train_of
 
 
 def train(
@@ -29,8 +29,9 @@ def train(
         raise ValueError(f"{recipe} is the recipe of a run; name the folder of the new run with --out.")
     out = out or Path("runs") / Path(recipe).stem
     keep_memory()
-    options, is_main = resolved.training, Engine.begin().is_main
-    progress = reporter("training", steps_of(resolved), unit="images", per=options.batch, quiet=not is_main)
+    is_main = Engine.begin().is_main
+    stages = [Stage(name, stage.steps, stage.batch) for name, stage in stages_of(resolved).items()]
+    progress = reporter(*stages, unit="images", quiet=not is_main)
     with stoppable() as should_stop, progress as report:
         train_of(resolved)(
             resolved,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato.cli.progress import reporter
+from sfumato.cli.progress import Stage, reporter
 from sfumato.cli.stopping import stoppable
 from sfumato.run import load
 from sfumato.runtime import keep_memory
@@ -41,7 +41,7 @@ def train_classifier(
         told = ", ".join(f"{name} {value:.2f}" for name, value in record.items() if name.startswith("accuracy"))
 
     options, is_main = recipe.training, Engine.begin().is_main
-    progress = reporter("training", options.steps, unit="examples", per=options.batch, quiet=not is_main)
+    progress = reporter(Stage("training", options.steps, options.batch), unit="examples", quiet=not is_main)
     with stoppable() as should_stop, progress as report:
         classifier.train(
             model,

@@ -13,7 +13,7 @@ from sfumato.train import autoencoder, latent_diffusion, loop, vae, vdm
 from sfumato.train import recipe as recipes
 from sfumato.train.autoencoder import AutoencoderRecipe
 from sfumato.train.latent_diffusion import LatentDiffusionRecipe, LatentRun
-from sfumato.train.recipe import Recipe, read_tree
+from sfumato.train.recipe import Recipe, Training, read_tree
 from sfumato.train.vae import VAERecipe, VAERun
 from sfumato.train.vdm import VDMRecipe
 
@@ -72,9 +72,14 @@ def train_of(recipe: AnyRecipe) -> Callable[..., Path]:
     return DENOISER.train if type(recipe) is Recipe else KINDS[recipe.model.kind].train  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def stages_of(recipe: AnyRecipe) -> dict[str, Training]:
+    """The trainings that one recipe makes, in order."""
+    return recipe.stages if isinstance(recipe, LatentDiffusionRecipe) else {"training": recipe.training}
+
+
 def steps_of(recipe: AnyRecipe) -> int:
     """How many steps training makes, in all its stages."""
-    return recipe.steps if isinstance(recipe, LatentDiffusionRecipe) else recipe.training.steps
+    return sum(stage.steps for stage in stages_of(recipe).values())
 
 
 def model_of(recipe: AnyRecipe) -> str:

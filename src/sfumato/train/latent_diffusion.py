@@ -87,9 +87,9 @@ class LatentDiffusionRecipe(Recipe):
         )
 
     @property
-    def steps(self) -> int:
-        """Of both stages together."""
-        return self.training.steps + (self.autoencoder_training.steps if self.model.path is None else 0)
+    def stages(self) -> dict[str, Training]:
+        """What is trained, in order; the autoencoder is not where it is given."""
+        return ({"autoencoder": self.autoencoder_training} if self.model.path is None else {}) | {"diffusion": self.training}
 
 
 def read(path: str | Path, changes: Sequence[str] = (), *, steps: int | None = None) -> LatentDiffusionRecipe:
@@ -265,7 +265,7 @@ def train(
             say=say,
             should_stop=should_stop,
         )
-    first, done = autoencoder.load(recipe.model.path or out / "autoencoder"), recipe.steps - recipe.training.steps
+    first, done = autoencoder.load(recipe.model.path or out / "autoencoder"), 0 if recipe.model.path else recipe.autoencoder_training.steps
     if start.engine.is_main and not (out / "latents.npz").exists():
         _encode(first, start, out, flips=recipe.training.flip, say=say)
     start.engine.wait()
