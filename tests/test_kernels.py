@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.cli import main
-from sfumato.kernels import choice
+from sfumato.kernels import build, choice
 from sfumato.kernels.build import HasKernel, compiled, kernel_folder
 from sfumato.nets import PatchUNet, UNet, UNetLayout
 from sfumato.train.loop import Stopped, train
@@ -60,15 +60,23 @@ def test_a_network_computes_the_same_by_them(net):
         assert sum(isinstance(part, HasKernel) for part in net.modules()) > 8
 
 
-def test_which_way_is_measured_once():
+def test_which_way_is_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "kernel_folder", lambda: tmp_path)
     assert choice.is_faster() in (True, False)
-    (path,) = kernel_folder().glob(f"seconds-{torch.get_num_threads()}-threads.json")
+    (path,) = tmp_path.glob(f"seconds-{torch.get_num_threads()}-threads.json")
     seconds = json.loads(path.read_text())
     path.write_text(json.dumps(seconds | {"compiled": 0.0}))
     assert choice.is_faster()
     path.write_text(json.dumps(seconds | {"compiled": 1e9}))
     assert not choice.is_faster()
-    path.write_text(json.dumps(seconds))
+
+
+def test_what_was_compiled_needs_no_compiler_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert build.were_compiled()
+    assert build._loaded(kernel_folder()) is None
+    assert "no C++ compiler (no-such-compiler" in build._loaded(tmp_path)
+    assert not (tmp_path / build.LIBRARY).exists()
 
 
 def test_what_a_run_asks_for():
@@ -76,6 +84,8 @@ def test_what_a_run_asks_for():
     assert choice.is_wanted("compiled", single, cpu, images=1)
     assert not choice.is_wanted("torch", single, cpu, images=10**9)
     assert not choice.is_wanted("auto", single, cpu, images=choice.ENOUGH_IMAGES - 1)
+    assert choice.is_wanted("auto", single, cpu, images=1, waits=False) == choice.is_faster()
+    assert not choice.is_wanted("auto", single, cpu, images=0, waits=False)  # a network without a part for them
     assert not choice.is_wanted("auto", torch.bfloat16, cpu, images=10**9)
     with pytest.raises(ValueError, match=r"float32 on CPUs.*take kernels=torch"):
         choice.is_wanted("compiled", torch.bfloat16, cpu, images=1)

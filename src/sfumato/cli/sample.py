@@ -8,6 +8,7 @@ import typer
 
 from sfumato.cli.progress import Stage, reporter
 from sfumato.kernels import choice
+from sfumato.kernels.build import were_compiled
 from sfumato.run import Run, Samples, check_target
 from sfumato.runtime import keep_memory
 from sfumato.train.classifier import load as load_classifier
@@ -92,7 +93,7 @@ def _by_kernels(run: Run, wanted: str, count: int, steps: int | None) -> bool:
         raise ValueError(f'--kernels is auto, torch or compiled, got "{wanted}".')
     net = run.denoiser.net
     images = count * (run.recipe.sampling.steps if steps is None else steps) // 3 if choice.has_kernels(net) else 0
-    is_on = choice.is_wanted(wanted, torch.float32, run.device, images=images)
+    is_on = choice.is_wanted(wanted, torch.float32, run.device, images=images, waits=not were_compiled())
     choice.use(net, is_on)
     return is_on
 

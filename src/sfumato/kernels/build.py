@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("winograd.cpp", "norm.cpp"))
 HEADERS = (Path(__file__).with_name("lanes.h"),)
+LIBRARY = "sfumato_kernels.so"
 LANES = 16  # channels come in multiples of this
 
 
@@ -54,46 +55,56 @@ def operators(name: str) -> Any:  # torch's namespaces of operators have no type
 @functools.cache
 def compiled() -> bool:
     """Whether the kernels are there; compiles them where that can be, half a minute the first time. The log says why not."""
-    folder, compiler = kernel_folder(), os.environ.get("CXX", "c++")
-    reason = None
-    if folder is None:
-        reason = "SFUMATO_CACHE is empty, so there is no place for them"
-    elif shutil.which(compiler) is None:
-        reason = f"there is no C++ compiler ({compiler}; on Debian: apt install g++)"
-    elif shutil.which("ninja") is None and not _ninja_beside():
-        reason = "there is no ninja (pip install ninja)"
-    if reason is None and folder is not None:
-        reason = _compile(folder)
+    folder = kernel_folder()
+    reason = "SFUMATO_CACHE is empty, so there is no place for them" if folder is None else _loaded(folder)
     if reason is not None:
         logger.warning("The network stays with torch's kernels: ours are not compiled, since %s.", reason)
     return reason is None
 
 
-def _compile(folder: Path) -> str | None:
-    """Compiles and loads; what went wrong, where something did."""
-    from torch.utils.cpp_extension import load  # looks for compilers and GPUs as it is imported
+def were_compiled() -> bool:
+    """Whether they lie in the cache, so that `compiled` takes no time."""
+    folder = kernel_folder()
+    return folder is not None and (folder / LIBRARY).is_file()
 
-    threads = [] if sys.platform == "darwin" else ["-fopenmp"]
+
+def _loaded(folder: Path) -> str | None:
+    """Loads them, compiled where nobody has; why that cannot be, where it cannot."""
+    library = folder / LIBRARY
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # goes with the process; the loader's own lock outlives one that is killed, and is waited for
-            (folder / "lock").unlink(missing_ok=True)
-            for path in (*SOURCES, *HEADERS):  # compiled from copies, so that two installations of one version share what was compiled
-                copy = folder / path.name
-                if not copy.is_file() or copy.read_bytes() != path.read_bytes():
-                    shutil.copyfile(path, copy)
-            load(
-                "sfumato_kernels",
-                [str(folder / source.name) for source in SOURCES],
-                extra_cflags=["-O3", "-march=native", *threads],
-                extra_ldflags=threads,
-                build_directory=str(folder),
-                is_python_module=False,
-            )
+            if library.is_file():
+                torch.ops.load_library(library)
+                return None
+            compiler = os.environ.get("CXX", "c++")
+            if shutil.which(compiler) is None:
+                return f"there is no C++ compiler ({compiler}; on Debian: apt install g++)"
+            if shutil.which("ninja") is None and not _ninja_beside():
+                return "there is no ninja (pip install ninja)"
+            _compile(folder / "build").replace(library)  # whole, so that it needs no compiler again, whichever installation asks
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         return f"compiling them failed ({str(error).splitlines()[0]})"
     return None
+
+
+def _compile(folder: Path) -> Path:
+    """Compiles and loads the library, and returns where it lies."""
+    from torch.utils.cpp_extension import load  # looks for compilers and GPUs as it is imported
+
+    folder.mkdir(exist_ok=True)
+    (folder / "lock").unlink(missing_ok=True)
+    threads = [] if sys.platform == "darwin" else ["-fopenmp"]
+    load(
+        LIBRARY.removesuffix(".so"),
+        [str(source) for source in SOURCES],
+        extra_cflags=["-O3", "-march=native", *threads],
+        extra_ldflags=threads,
+        build_directory=str(folder),
+        is_python_module=False,
+    )
+    return folder / LIBRARY
 
 
 def _ninja_beside() -> bool:

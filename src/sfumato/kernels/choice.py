@@ -27,8 +27,11 @@ def use(net: nn.Module, is_on: bool = True) -> None:
             part.by_kernel = is_on
 
 
-def is_wanted(choice: str, dtype: torch.dtype, device: torch.device, *, images: int) -> bool:
+def is_wanted(choice: str, dtype: torch.dtype, device: torch.device, *, images: int, waits: bool = True) -> bool:
     """Whether a network is to compute by them: "auto" takes them where they are faster and there is enough work to compile them for.
+
+    Without `waits`, for who found them compiled, any work is enough. A training waits in any case: its figures repeat, whatever was
+    compiled before.
 
     Raises:
         ValueError: "compiled" where they cannot be had.
@@ -41,7 +44,7 @@ def is_wanted(choice: str, dtype: torch.dtype, device: torch.device, *, images: 
             else f"they compute in float32 on CPUs, and this is {dtype} on {device.type}"
         )
         raise ValueError(f"the compiled kernels cannot be had here: {why}; take kernels=torch.")
-    return choice == "compiled" or (choice == "auto" and can_be and images >= ENOUGH_IMAGES and is_faster())
+    return choice == "compiled" or (choice == "auto" and can_be and images >= (ENOUGH_IMAGES if waits else 1) and is_faster())
 
 
 def is_faster() -> bool:
