@@ -33,7 +33,7 @@ from sfumato.train import loop
 from sfumato.train.latent_diffusion import LatentRun
 from sfumato.train.recipe import Recipe, load_recipe
 
-EQUAL = ["net.widths=[64,128,248]", "net.heads=8", "net.middle=caca"]  # 5.4 million parameters, as the recipe ldm has
+EQUAL = ["net.widths=[64,128,248]", "net.heads=8", "net.middle=caca"]  # 5.4 million parameters, where the recipe ldm has 5.6
 ROUNDS, WARM, STEPS = 3, 3, 9
 
 
