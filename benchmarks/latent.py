@@ -19,12 +19,15 @@ import numpy as np
 import torch
 import yaml
 from pydantic import TypeAdapter
-from torch import Tensor
+from torch import Tensor, nn
 
 import sfumato as sf
 from sfumato import latent
+from sfumato.kernels.build import compiled
+from sfumato.kernels.choice import use
 from sfumato.noise import seeded
 from sfumato.pictures import sheet
+from sfumato.runtime import keep_memory
 from sfumato.train.data_options import Data
 from sfumato.train.kinds import AnyRun
 from sfumato.train.latent_diffusion import LatentRun
@@ -85,6 +88,11 @@ def refuse_other(run: AnyRun, path: str, shape: tuple[int, ...], held_out: float
         raise SystemExit(f"{path} is of a chain that begins without noise: its bound in continuous time is infinite.")
 
 
+def network_of(run: AnyRun) -> nn.Module:
+    """What may compute by the kernels."""
+    return run.model if isinstance(run, VAERun) else run.inner.denoiser.net if isinstance(run, LatentRun) else run.denoiser.net
+
+
 def figure(values: Tensor) -> str:
     """Mean ± standard error."""
     return f"{values.mean():.3f} ± {values.std() / len(values) ** 0.5:.3f}"
@@ -117,6 +125,9 @@ def main() -> None:
     runs = {name: (path, sf.load(path)) for name, _, path in (argument.partition("=") for argument in options.runs)}
     for path, run in runs.values():
         refuse_other(run, path, dataset.shape, options.held_out, options.values)
+    keep_memory()
+    for _, run in runs.values():
+        use(network_of(run), is_on=compiled())
     options.out.mkdir(parents=True, exist_ok=True)
     lines = ["| model | parameters | trained on | bits/dim | its parts | other bounds |", "| --- | ---: | ---: | ---: | --- | --- |"]
     some, pictures = dataset.values[rows[:16]], [dataset.values[rows[:16]]]
