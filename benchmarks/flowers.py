@@ -19,19 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from latent import network_of, told
+from latent import hasten, told
 from quality.distance import frechet
 from quality.protocol import processor
 from torch import Tensor, nn
 
 import sfumato as sf
 from sfumato.data import Dataset
-from sfumato.kernels.build import compiled
-from sfumato.kernels.choice import use
 from sfumato.noise import seeded
 from sfumato.pictures import sheet
 from sfumato.run import Run
-from sfumato.runtime import keep_memory
 from sfumato.train import loop
 from sfumato.train.latent_diffusion import LatentRun
 from sfumato.train.recipe import Recipe, load_recipe
@@ -158,9 +155,7 @@ def main() -> None:
     pixel, latent = sf.load(options.pixel), sf.load(options.latent)
     if not (isinstance(pixel, Run) and isinstance(latent, LatentRun)):
         raise SystemExit("give a run of the recipe folder, then one of ldm-flowers.")
-    keep_memory()
-    for run in (pixel, latent):
-        use(network_of(run), is_on=compiled())
+    hasten((pixel, latent))
     options.out.mkdir(parents=True, exist_ok=True)
     text = [
         "# Latent beside pixel diffusion",

@@ -3,7 +3,8 @@
 All bound -log2 P(x) / d for trained runs on the same images of bytes, level by level, with standard errors of the mean over the images.
 VAEs and ladders: the evidence lower bound, and the importance-weighted bound of K draws. Diffusion models, variational or not: the bound of
 continuous time, T → ∞, under their own schedule, and that of T steps. A model that knows labels is measured without them (the others have
-none), and with them in a column of its own. Beside the table: reconstructions, and samples of each.
+none), and with them in a column of its own. Beside the table: reconstructions, samples of each, and where on the scale of noise the
+diffusion models' bits come from.
 
 Run: python benchmarks/latent.py VAE=runs/vae-fashion "HVAE 2"=runs/hvae2-fashion … --data '{kind: fashion, train: false}' \
          --count 500 --out docs/latent
@@ -12,28 +13,33 @@ Run: python benchmarks/latent.py VAE=runs/vae-fashion "HVAE 2"=runs/hvae2-fashio
 import argparse
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from matplotlib.figure import Figure
 from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 
 import sfumato as sf
 from sfumato import latent
 from sfumato.kernels.build import compiled
 from sfumato.kernels.choice import use
-from sfumato.noise import seeded
+from sfumato.noise import normal_like, seeded
 from sfumato.pictures import sheet
+from sfumato.run import Run
 from sfumato.runtime import keep_memory
+from sfumato.schedule import Level, vp_scales
 from sfumato.train.data_options import Data
 from sfumato.train.kinds import AnyRun
 from sfumato.train.latent_diffusion import LatentRun
 from sfumato.train.vae import VAERun
 
 BATCH = 50
+LEVELS = 49  # of the curve over log-SNR
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,34 @@ def measure(run: AnyRun, x: Tensor, labels: Tensor | None, first: int, *, draws:
     return Row(endless.total, parts, {f"T = {steps}": chain.total} | given)
 
 
+@torch.no_grad()
+def bits_by_level(run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-SNRs [n], and ½ |eps_hat - eps|² / d / log 2 of each image there [n, b]: the area below is the bound's diffusion part."""
+    ends = [float(run.schedule.level(t).log_snr) for t in (0.0, 1.0)]
+    places = torch.linspace(ends[1], ends[0], LEVELS, dtype=torch.float64)
+
+    def at(i: int) -> Tensor:
+        level = Level(*(scale.to(x) for scale in vp_scales(places[i])))
+        eps = normal_like(x, seeded(2, i))
+        return (run.predictor(level.alpha * x + level.sigma * eps, level).eps - eps).square().flatten(1).mean(1) / (2 * np.log(2))
+
+    return places, torch.stack([at(i) for i in range(LEVELS)])
+
+
+def draw_levels(curves: dict[str, tuple[Tensor, Tensor]], path: Path) -> None:
+    """The curves of `bits_by_level`, with two standard errors."""
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, (places, bits) in curves.items():
+        mean, error = bits.mean(1), bits.std(1) / bits.shape[1] ** 0.5
+        (line,) = axes.plot(places, mean, label=f"{name}: {torch.trapezoid(mean, places):.2f} bits/dim in all")
+        axes.fill_between(places, mean - 2 * error, mean + 2 * error, color=line.get_color(), alpha=0.25, linewidth=0)
+    axes.set(xlabel="log-SNR (noise at the left, data at the right)", ylabel="bits/dim per nat of log-SNR")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
 def refuse_other(run: AnyRun, path: str, shape: tuple[int, ...], held_out: float, values: int) -> None:
     """Ends where the figures of a run would not compare with the others'."""
     training = run.recipe.training
@@ -88,9 +122,12 @@ def refuse_other(run: AnyRun, path: str, shape: tuple[int, ...], held_out: float
         raise SystemExit(f"{path} is of a chain that begins without noise: its bound in continuous time is infinite.")
 
 
-def network_of(run: AnyRun) -> nn.Module:
-    """What may compute by the kernels."""
-    return run.model if isinstance(run, VAERun) else run.inner.denoiser.net if isinstance(run, LatentRun) else run.denoiser.net
+def hasten(runs: Iterable[AnyRun]) -> None:
+    """Has runs compute as training and the command line do: memory kept, by the kernels where they can be had."""
+    keep_memory()
+    for run in runs:
+        for net in run.networks:
+            use(net, is_on=compiled())
 
 
 def figure(values: Tensor) -> str:
@@ -125,13 +162,11 @@ def main() -> None:
     runs = {name: (path, sf.load(path)) for name, _, path in (argument.partition("=") for argument in options.runs)}
     for path, run in runs.values():
         refuse_other(run, path, dataset.shape, options.held_out, options.values)
-    keep_memory()
-    for _, run in runs.values():
-        use(network_of(run), is_on=compiled())
+    hasten(run for _, run in runs.values())
     options.out.mkdir(parents=True, exist_ok=True)
     lines = ["| model | parameters | trained on | bits/dim | its parts | other bounds |", "| --- | ---: | ---: | ---: | --- | --- |"]
     some, pictures = dataset.values[rows[:16]], [dataset.values[rows[:16]]]
-    names = ["data"]
+    names, curves = ["data"], {}
     for name, (path, run) in runs.items():
         started = time.perf_counter()
         measured = Row.joined(
@@ -162,6 +197,8 @@ def main() -> None:
             with torch.no_grad():
                 pictures.append(run.decode(run.autoencoder.model.encode(x[:16])))
             names.append(f"{name} (autoencoder)")
+        else:
+            curves[name] = bits_by_level(run, x[: 2 * BATCH])
     sheet(np.concatenate(pictures), columns=16).save(options.out / "reconstructions.png")
     text = [
         "# The latent family, in bits/dim",
@@ -177,6 +214,9 @@ def main() -> None:
         "![reconstructions](reconstructions.png)",
         "",
     ]
+    if curves:
+        draw_levels(curves, options.out / "levels.png")
+        text += [f"Where the diffusion part of the bound comes from, {min(len(x), 2 * BATCH)} images:", "", "![levels](levels.png)", ""]
     for name in runs:
         text += [f"Samples of {name}:", "", f"![samples](samples-{name.lower().replace(' ', '-')}.png)", ""]
     (options.out / "latent.md").write_text("\n".join(text))

@@ -79,6 +79,11 @@ def test_what_was_compiled_needs_no_compiler_again(tmp_path, monkeypatch):
     assert not (tmp_path / build.LIBRARY).exists()
 
 
+def test_a_library_that_cannot_be_loaded_is_named(tmp_path):
+    (tmp_path / build.LIBRARY).write_bytes(b"half a library")
+    assert f"{tmp_path / build.LIBRARY} cannot be loaded; delete it (" in build._loaded(tmp_path)
+
+
 def test_what_a_run_asks_for():
     cpu, single = torch.device("cpu"), torch.float32
     assert choice.is_wanted("compiled", single, cpu, images=1)

@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook
 
 import sfumato as sf
 from sfumato import latent
@@ -130,6 +131,18 @@ def test_a_run_is_loaded_and_sampled(runs, name):
     share = run.sample(5, seed=3, batch=5, rows=slice(2, 4))
     assert np.abs(whole.values[2:4].astype(float) - share.values.astype(float)).max() <= (1e-5 if name == "points" else 1)
     assert (runs[name] / "samples" / "00000006.png").is_file()
+
+
+@every_kind
+def test_the_networks_of_a_run_are_all_that_it_samples_with(runs, name):
+    """So that whoever tells them how to compute (the kernels) leaves none out."""
+    run, ran = sf.load(runs[name]), []
+    hook = register_module_forward_hook(lambda module, given, out: ran.append(module))
+    run.sample(2)
+    hook.remove()
+    weighty = {module for module in ran if any(True for _ in module.parameters(recurse=False))}
+    assert len(weighty) > 1
+    assert weighty <= {module for net in run.networks for module in net.modules()}
 
 
 @every_kind

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato import guide
 from sfumato.classifier import Classifier
@@ -108,6 +108,11 @@ class Run:
     def to(self, device: torch.device) -> None:
         """Moves its network."""
         self.denoiser.to(device)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that it computes with."""
+        return [self.denoiser.net]
 
     @property
     def predictor(self) -> Predictor:

@@ -13,7 +13,7 @@ from sfumato.run import Run, Samples, check_target
 from sfumato.runtime import keep_memory
 from sfumato.train.classifier import load as load_classifier
 from sfumato.train.engine import Engine
-from sfumato.train.kinds import load
+from sfumato.train.kinds import AnyRun, load
 from sfumato.train.recipe import SAMPLERS
 from sfumato.train.vae import VAERun
 
@@ -61,7 +61,7 @@ def sample(
     keep_memory()
     engine = Engine.begin()
     run.to(engine.device)
-    if not isinstance(run, VAERun) and _by_kernels(run if isinstance(run, Run) else run.inner, kernels, count, steps) and engine.is_main:
+    if _by_kernels(run, kernels, count, steps) and engine.is_main:
         typer.echo("Normalisations and 3×3 convolutions go by sfumato's kernels, which are faster here; --kernels torch takes torch's.")
     if out.suffix == ".gif" and not engine.is_main:
         pass  # one process draws it
@@ -87,14 +87,15 @@ def sample(
     engine.wait()
 
 
-def _by_kernels(run: Run, wanted: str, count: int, steps: int | None) -> bool:
-    """Tells the network how to compute; whether that is by our kernels. A step is a third of what it is in training."""
+def _by_kernels(run: AnyRun, wanted: str, count: int, steps: int | None) -> bool:
+    """Tells the networks how to compute; whether that is by our kernels. A step is a third of what it is in training."""
     if wanted not in ("auto", "torch", "compiled"):
         raise ValueError(f'--kernels is auto, torch or compiled, got "{wanted}".')
-    net = run.denoiser.net
-    images = count * (run.recipe.sampling.steps if steps is None else steps) // 3 if choice.has_kernels(net) else 0
+    steps = 1 if isinstance(run, VAERun) else run.recipe.sampling.steps if steps is None else steps
+    images = count * steps // 3 if any(map(choice.has_kernels, run.networks)) else 0
     is_on = choice.is_wanted(wanted, torch.float32, run.device, images=images, waits=not were_compiled())
-    choice.use(net, is_on)
+    for net in run.networks:
+        choice.use(net, is_on)
     return is_on
 
 

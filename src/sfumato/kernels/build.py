@@ -85,7 +85,8 @@ def _loaded(folder: Path) -> str | None:
                 return "there is no ninja (pip install ninja)"
             _compile(folder / "build").replace(library)  # whole, so that it needs no compiler again, whichever installation asks
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        return f"compiling them failed ({str(error).splitlines()[0]})"
+        what = f"what lies in {library} cannot be loaded; delete it" if library.is_file() else "compiling them failed"
+        return f"{what} ({str(error).splitlines()[0]})"
     return None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import BeforeValidator, Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato import guide
 from sfumato.data import Scaling
@@ -109,6 +109,16 @@ class LatentRun:
     residual: float
 
     @property
+    def device(self) -> torch.device:
+        """Where both networks live."""
+        return self.inner.device
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that it computes with."""
+        return [*self.inner.networks, self.autoencoder.model]
+
+    @property
     def has_picture(self) -> bool:
         """Always: it makes images."""
         return True
@@ -186,7 +196,7 @@ class LatentRun:
         model = self.autoencoder.model
         autoencoder.refuse_misfit(z, model, self.autoencoder.name, self.form.shape)
         with torch.no_grad():
-            x0 = model.decode(z.to(next(model.parameters()).device), self.form.shape[1:], tile=self.recipe.model.tile)
+            x0 = model.decode(z.to(self.device), self.form.shape[1:], tile=self.recipe.model.tile)
         return self.form.scaling.decode(x0.clamp(-1, 1))
 
     def bound(

@@ -222,6 +222,16 @@ class VAERun:
     model: latent.VAE | latent.LadderVAE
 
     @property
+    def device(self) -> torch.device:
+        """Where its network lives."""
+        return next(self.model.parameters()).device
+
+    @property
+    def networks(self) -> list[torch.nn.Module]:
+        """All that it computes with."""
+        return [self.model]
+
+    @property
     def has_picture(self) -> bool:
         """Whether its samples are images or points in the plane."""
         return self.form.is_image or self.form.shape == (2,)
@@ -273,7 +283,7 @@ class VAERun:
 
     def _encoded(self, values: Shaped[np.ndarray, "n *value"]) -> Float[Tensor, "n *x"]:
         """Data as the model takes them, where it is."""
-        return self.form.scaling.encode(values).to(next(self.model.parameters()).device)
+        return self.form.scaling.encode(values).to(self.device)
 
     def plane(self, side: int = 20) -> Image.Image:
         """A picture of the latent plane.
