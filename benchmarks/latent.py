@@ -2,9 +2,9 @@
 
 All bound -log2 P(x) / d for trained runs on the same images of bytes, level by level, with standard errors of the mean over the images.
 VAEs and ladders: the evidence lower bound, and the importance-weighted bound of K draws. Diffusion models, variational or not: the bound of
-continuous time, T → ∞, under their own schedule, and that of T steps. A model that knows labels is measured without them (the others have
-none), and with them in a column of its own. Beside the table: reconstructions, samples of each, and where on the scale of noise the
-diffusion models' bits come from.
+continuous time, T → ∞, under their own schedule (no cleaner than the data's grid needs), and that of T steps. A model that knows labels is
+measured without them (the others have none), and with them in a column of its own. Beside the table: reconstructions, samples of each, and
+where on the scale of noise the diffusion models' bits come from.
 
 Run: python benchmarks/latent.py VAE=runs/vae-fashion "HVAE 2"=runs/hvae2-fashion … --data '{kind: fashion, train: false}' \
          --count 500 --out docs/latent
@@ -12,6 +12,7 @@ Run: python benchmarks/latent.py VAE=runs/vae-fashion "HVAE 2"=runs/hvae2-fashio
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from sfumato.noise import normal_like, seeded
 from sfumato.pictures import sheet
 from sfumato.run import Run
 from sfumato.runtime import keep_memory
-from sfumato.schedule import Level, vp_scales
+from sfumato.schedule import Level, Schedule, vp_scales
 from sfumato.train.data_options import Data
 from sfumato.train.kinds import AnyRun
 from sfumato.train.latent_diffusion import LatentRun
@@ -66,11 +67,11 @@ def measure(run: AnyRun, x: Tensor, labels: Tensor | None, first: int, *, draws:
     if isinstance(run, LatentRun):
         bound = run.bound(x, None, draws=16, values=values, seed=first)
         return Row(bound.total, {"latent": bound.latent, "decoder": bound.reconstruction}, {})
-    width = 2 / (values - 1)
+    width, schedule = 2 / (values - 1), schedule_of(run, values)
 
     def continuous(cond: dict[str, Tensor] | None, steps: int | None = None) -> sf.likelihood.Bound:
         return latent.vdm.bound(
-            run.predictor, x, run.schedule, cond, steps=steps, draws=16, width=width, generator=seeded(0, first), times=seeded(1, first)
+            run.predictor, x, schedule, cond, steps=steps, draws=16, width=width, generator=seeded(0, first), times=seeded(1, first)
         )
 
     endless, chain = continuous(None), continuous(None, steps)
@@ -79,16 +80,24 @@ def measure(run: AnyRun, x: Tensor, labels: Tensor | None, first: int, *, draws:
     return Row(endless.total, parts, {f"T = {steps}": chain.total} | given)
 
 
+def schedule_of(run: Run, values: int) -> Schedule:
+    """The run's; a fixed one from where sigma is a sixth of the distance of two values, if it has cleaner levels: there x is known."""
+    enough, options = 2 * math.log(6 * (values - 1) / 2), run.recipe.schedule
+    if run.learned is not None or float(run.schedule.level(0.0).log_snr) <= enough:
+        return run.schedule
+    return options.model_copy(update={"log_snr_max": enough}).build()
+
+
 @torch.no_grad()
-def bits_by_level(run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
+def bits_by_level(run: Run, x: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Log-SNRs [n], and ½ |eps_hat - eps|² / d / log 2 of each image there [n, b]: the area below is the bound's diffusion part."""
-    ends = [float(run.schedule.level(t).log_snr) for t in (0.0, 1.0)]
+    ends = [float(schedule.level(t).log_snr) for t in (0.0, 1.0)]
     places = torch.linspace(ends[1], ends[0], LEVELS, dtype=torch.float64)
 
     def at(i: int) -> Tensor:
         level = Level(*(scale.to(x) for scale in vp_scales(places[i])))
         eps = normal_like(x, seeded(2, i))
-        return (run.predictor(level.alpha * x + level.sigma * eps, level).eps - eps).square().flatten(1).mean(1) / (2 * np.log(2))
+        return (run.predictor(level.alpha * x + level.sigma * eps, level).eps - eps).square().flatten(1).mean(1) / (2 * math.log(2))
 
     return places, torch.stack([at(i) for i in range(LEVELS)])
 
@@ -198,7 +207,7 @@ def main() -> None:
                 pictures.append(run.decode(run.autoencoder.model.encode(x[:16])))
             names.append(f"{name} (autoencoder)")
         else:
-            curves[name] = bits_by_level(run, x[: 2 * BATCH])
+            curves[name] = bits_by_level(run, x[: 2 * BATCH], schedule_of(run, options.values))
     sheet(np.concatenate(pictures), columns=16).save(options.out / "reconstructions.png")
     text = [
         "# The latent family, in bits/dim",
