@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -357,6 +358,20 @@ def test_an_autoencoder_for_other_data_is_refused(runs, tmp_path):
         with pytest.raises(ValueError, match=message):
             train(recipe, tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_no_autoencoder_is_refused_by_its_kind(runs, tmp_path):
+    inside = re.escape(str(runs["ldm"] / "autoencoder"))
+    messages = {
+        "vae": r"kind vae, not of an autoencoder\.$",
+        "ldm": f"kind latent-diffusion, .*; take the one inside it, {inside}",
+    }
+    for name, message in messages.items():
+        with pytest.raises(ValueError, match=message):
+            train(recipe_of(tmp_path, "ldm", [f"model.path={runs[name]}"]), tmp_path / "run")
+    with pytest.raises(ValueError, match="kind denoiser, not of an autoencoder"):
+        autoencoder.load(runs["ldm"] / "diffusion")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_autoencoder_alone_is_trained_and_not_sampled(tmp_path):

@@ -137,6 +137,10 @@ def load(folder: str | Path, *, ema: float | None = None) -> AutoencoderRun:
         return AutoencoderRun(str(folder), None, latent.load_diffusers(folder), None)
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(f"{folder} holds no autoencoder: neither recipe.yaml of a run nor config.json of diffusers is there.")
+    model = read_tree(folder / "recipe.yaml").get("model", {})
+    if model.get("kind") != "autoencoder":
+        inside = f"; take the one inside it, {folder / 'autoencoder'}" if (folder / "autoencoder").is_dir() else ""
+        raise ValueError(f"{folder} is a run of kind {model.get('kind', 'denoiser')}, not of an autoencoder{inside}.")
     recipe, form = read(folder / "recipe.yaml"), read_form(folder)
     model = recipe.model.build(form)
     load_average(model, folder, recipe.training.ema, ema)

@@ -475,8 +475,8 @@ def _() -> float:
     """the mass of each value of a grid of 1024, from the density, against the bound, in standard errors of their difference."""
     oracle, x = known_points()
     bits = vdm.bound(
-        oracle, x, LearnedSchedule(log_snr_max=11.0, log_snr_min=-10.0), draws=16, width=2 / 1023,
-        generator=torch.Generator().manual_seed(2), times=torch.Generator().manual_seed(1),
+        oracle, x, LearnedSchedule(log_snr_max=11.0, log_snr_min=-10.0), draws=64, width=2 / 1023,
+        generator=torch.Generator().manual_seed(3), times=torch.Generator().manual_seed(1),
     ).total  # fmt: skip
     truth = -(oracle.log_prob(x) + math.log(2 / 1023)) / math.log(2)
     return standard_errors((bits - truth)[:, None], 0.0)
