@@ -33,10 +33,11 @@ from sfumato.noise import normal_like, seeded
 from sfumato.pictures import sheet
 from sfumato.run import Run
 from sfumato.runtime import keep_memory
-from sfumato.schedule import Level, Schedule, vp_scales
+from sfumato.schedule import Schedule
 from sfumato.train.data_options import Data
 from sfumato.train.kinds import AnyRun
 from sfumato.train.latent_diffusion import LatentRun
+from sfumato.train.recipe import CurveSchedule
 from sfumato.train.vae import VAERun
 
 BATCH = 50
@@ -81,9 +82,9 @@ def measure(run: AnyRun, x: Tensor, labels: Tensor | None, first: int, *, draws:
 
 
 def schedule_of(run: Run, values: int) -> Schedule:
-    """The run's; a fixed one from where sigma is a sixth of the distance of two values, if it has cleaner levels: there x is known."""
-    enough, options = 2 * math.log(6 * (values - 1) / 2), run.recipe.schedule
-    if run.learned is not None or float(run.schedule.level(0.0).log_snr) <= enough:
+    """The run's; a fixed curve from where sigma is a sixth of the distance of two values, if it begins cleaner: there x is known."""
+    options, enough = run.recipe.schedule, 2 * math.log(6 * (values - 1) / 2)
+    if run.learned is not None or not isinstance(options, CurveSchedule) or options.log_snr_max <= enough:
         return run.schedule
     return options.model_copy(update={"log_snr_max": enough}).build()
 
@@ -91,11 +92,11 @@ def schedule_of(run: Run, values: int) -> Schedule:
 @torch.no_grad()
 def bits_by_level(run: Run, x: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Log-SNRs [n], and ½ |eps_hat - eps|² / d / log 2 of each image there [n, b]: the area below is the bound's diffusion part."""
-    ends = [float(schedule.level(t).log_snr) for t in (0.0, 1.0)]
-    places = torch.linspace(ends[1], ends[0], LEVELS, dtype=torch.float64)
+    noisy, clean = (float(schedule.level(t).log_snr) for t in (1.0, 0.0))
+    places = torch.linspace(noisy, clean, LEVELS, dtype=torch.float64)
 
     def at(i: int) -> Tensor:
-        level = Level(*(scale.to(x) for scale in vp_scales(places[i])))
+        level = schedule.level(schedule.time(places[i])).to(x)
         eps = normal_like(x, seeded(2, i))
         return (run.predictor(level.alpha * x + level.sigma * eps, level).eps - eps).square().flatten(1).mean(1) / (2 * math.log(2))
 

@@ -25,7 +25,7 @@ from sfumato.train.folder import write_sheet
 from sfumato.train.loop import fit
 from sfumato.train.opening import opening
 from sfumato.train.options import Options, Size
-from sfumato.train.recipe import Runtime, Training, read_tree, resolve
+from sfumato.train.recipe import Runtime, Training, model_kind, read_tree, resolve
 from sfumato.train.state import TrainState
 from sfumato.train.vae import Seeds, refuse_low_precision
 
@@ -135,13 +135,14 @@ def load(folder: str | Path, *, ema: float | None = None) -> AutoencoderRun:
     folder = Path(folder)
     if (folder / "config.json").is_file():
         return AutoencoderRun(str(folder), None, latent.load_diffusers(folder), None)
-    if not (folder / "recipe.yaml").is_file():
+    path = folder / "recipe.yaml"
+    if not path.is_file():
         raise ValueError(f"{folder} holds no autoencoder: neither recipe.yaml of a run nor config.json of diffusers is there.")
-    model = read_tree(folder / "recipe.yaml").get("model", {})
-    if model.get("kind") != "autoencoder":
+    tree = read_tree(path)
+    if (kind := model_kind(tree)) != "autoencoder":
         inside = f"; take the one inside it, {folder / 'autoencoder'}" if (folder / "autoencoder").is_dir() else ""
-        raise ValueError(f"{folder} is a run of kind {model.get('kind', 'denoiser')}, not of an autoencoder{inside}.")
-    recipe, form = read(folder / "recipe.yaml"), read_form(folder)
+        raise ValueError(f"{folder} is a run of kind {kind}, not of an autoencoder{inside}.")
+    recipe, form = resolve(AutoencoderRecipe, tree, source=str(path)), read_form(folder)
     model = recipe.model.build(form)
     load_average(model, folder, recipe.training.ema, ema)
     measured = Measured.from_file(folder / MEASURED)

@@ -13,7 +13,7 @@ from sfumato.train import autoencoder, latent_diffusion, loop, vae, vdm
 from sfumato.train import recipe as recipes
 from sfumato.train.autoencoder import AutoencoderRecipe
 from sfumato.train.latent_diffusion import LatentDiffusionRecipe, LatentRun
-from sfumato.train.recipe import Recipe, Training, read_tree
+from sfumato.train.recipe import Recipe, Training, model_kind, read_tree
 from sfumato.train.vae import VAERecipe, VAERun
 from sfumato.train.vdm import VDMRecipe
 
@@ -47,12 +47,9 @@ def kind_of(source: str | Path) -> Kind:
     Raises:
         ValueError: no recipe, or an unknown kind.
     """
-    model = read_tree(source).get("model")
-    if model is None:
-        return DENOISER
-    name = model.get("kind") if isinstance(model, dict) else model
+    name = model_kind(read_tree(source))
     if name not in KINDS:
-        near = get_close_matches(str(name), KINDS, 1)
+        near = get_close_matches(name, KINDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"the kinds are {', '.join(KINDS)}."
         raise ValueError(f'{source}: there is no model.kind "{name}"; {hint}')
     return KINDS[name]

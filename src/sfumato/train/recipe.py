@@ -448,9 +448,15 @@ def load_recipe(source: str | Path, changes: Sequence[str] = (), *, steps: int |
         ValueError: an unknown name (the nearest is named), a file that is no recipe, a change that does not fit.
     """
     tree = read_tree(source)
-    if isinstance(tree.get("model"), dict):
-        raise ValueError(f"{source} is for a model of kind {tree['model'].get('kind')}; this is for recipes of plain denoisers.")
+    if (kind := model_kind(tree)) != "denoiser":
+        raise ValueError(f"{source} is for a model of kind {kind}; this is for recipes of plain denoisers.")
     return resolve(Recipe, tree, changes, steps=steps, source=str(source))
+
+
+def model_kind(tree: dict[str, Any]) -> str:
+    """What a recipe's tree asks for: its model.kind, "denoiser" where it says none."""
+    model = tree.get("model")
+    return "denoiser" if model is None else str(model.get("kind") if isinstance(model, dict) else model)
 
 
 def resolve(model: type[Model], tree: dict[str, Any], changes: Sequence[str] = (), *, steps: int | None = None, source: str) -> Model:
