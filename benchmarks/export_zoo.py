@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sfumato.run import ZOO
-from sfumato.train.checkpoint import latest, read_tensors
-from sfumato.train.recipe import load_recipe
+from sfumato.model import ZOO
+from sfumato.storage import latest, read_tensors
+from sfumato.recipe import load_recipe
 
 
 def main() -> None:

@@ -29,10 +29,10 @@ import sfumato as sf
 from sfumato.data import Dataset
 from sfumato.noise import seeded
 from sfumato.pictures import sheet
-from sfumato.run import Run
-from sfumato.train import loop
-from sfumato.train.latent_diffusion import LatentRun
-from sfumato.train.recipe import Recipe, load_recipe
+from sfumato.model import Run
+from sfumato.training import loop
+from sfumato.tasks.latent_diffusion import LatentRun
+from sfumato.recipe import Recipe, load_recipe
 
 EQUAL = ["net.widths=[64,128,248]", "net.heads=8", "net.middle=caca"]  # 5.4 million parameters, where the recipe ldm has 5.6
 ROUNDS, WARM, STEPS = 3, 3, 9

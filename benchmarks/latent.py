@@ -31,14 +31,14 @@ from sfumato.kernels.build import compiled
 from sfumato.kernels.choice import use
 from sfumato.noise import normal_like, seeded
 from sfumato.pictures import sheet
-from sfumato.run import Run
+from sfumato.model import Run
 from sfumato.runtime import keep_memory
 from sfumato.schedule import Schedule
-from sfumato.train.data_options import Data
-from sfumato.train.kinds import AnyRun
-from sfumato.train.latent_diffusion import LatentRun
-from sfumato.train.recipe import CurveSchedule
-from sfumato.train.vae import VAERun
+from sfumato.data.options import Data
+from sfumato.tasks import AnyRun
+from sfumato.tasks.latent_diffusion import LatentRun
+from sfumato.recipe import CurveSchedule
+from sfumato.tasks.vae import VAERun
 
 BATCH = 50
 LEVELS = 49  # of the curve over log-SNR

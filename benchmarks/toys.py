@@ -13,8 +13,8 @@ import numpy as np
 
 import sfumato as sf
 from sfumato.runtime import keep_memory
-from sfumato.train.loop import train
-from sfumato.train.recipe import load_recipe
+from sfumato.training.loop import train
+from sfumato.recipe import load_recipe
 
 
 def sliced_w2(a: np.ndarray, b: np.ndarray, directions: int = 500) -> float:

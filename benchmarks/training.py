@@ -18,12 +18,12 @@ import torch
 from quality.protocol import processor
 
 from sfumato.runtime import keep_memory
-from sfumato.train.board import Board
-from sfumato.train.guard import Guard
-from sfumato.train.loop import train
-from sfumato.train.recipe import Training, load_recipe
-from sfumato.train.state import TrainState
-from sfumato.train.window import Window
+from sfumato.training.board import Board
+from sfumato.training.guard import Guard
+from sfumato.training.loop import train
+from sfumato.recipe import Training, load_recipe
+from sfumato.training.state import TrainState
+from sfumato.training.window import Window
 
 HERE = Path(__file__).parent
 PARTS: dict[str, list[tuple[type, str]]] = {

@@ -19,7 +19,7 @@ import sfumato as sf
 from sfumato import latent
 from sfumato.oracle.chain import Affine, LinearGaussianChain
 from sfumato.pictures import sheet
-from sfumato.train.kinds import load_recipe, train_of
+from sfumato.tasks import load_recipe, train_of
 
 STEPS: list[Callable[["Walk"], None]] = []
 

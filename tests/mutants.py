@@ -50,13 +50,13 @@ TESTS = {  # by a module's path, the first that fits: chapters of the ledger, wh
     "prediction.py": ("forward", ["test_options.py", "test_prediction.py", "test_denoiser.py", "test_verify.py"]),
     "loss.py": ("losses", ["test_options.py", "test_loss.py", "test_train.py"]),
     "likelihood/flow.py": ("scores", ["test_options.py", "test_flow_likelihood.py"]),
-    "likelihood/": ("likelihoods or losses", ["test_options.py", "test_likelihood.py", "test_tune.py"]),
+    "likelihood/": ("likelihoods or losses", ["test_options.py", "test_likelihood.py", "test_tuning.py"]),
     "guide.py": ("guidance", ["test_guide.py"]),
-    "sample/steps/adams.py": ("tuning", ["test_options.py", "test_sample_adams.py"]),
-    "sample/steps/langevin.py": ("sampling", ["test_options.py", "test_sample_steps.py"]),
-    "sample/steps/": ("sampling", ["test_options.py", "test_sample.py", "test_sample_steps.py"]),
-    "sample/spacing.py": ("sampling or likelihoods", ["test_options.py", "test_sample.py", "test_sample_adams.py"]),
-    "sample/": ("sampling", ["test_options.py", "test_sample_path.py", "test_sample.py"]),
+    "sampling/steps/adams.py": ("tuning", ["test_options.py", "test_sample_adams.py"]),
+    "sampling/steps/langevin.py": ("sampling", ["test_options.py", "test_sample_steps.py"]),
+    "sampling/steps/": ("sampling", ["test_options.py", "test_sample.py", "test_sample_steps.py"]),
+    "sampling/spacing.py": ("sampling or likelihoods", ["test_options.py", "test_sample.py", "test_sample_adams.py"]),
+    "sampling/": ("sampling", ["test_options.py", "test_sample_path.py", "test_sample.py"]),
 }
 
 

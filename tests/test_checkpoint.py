@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.train import checkpoint
-from sfumato.train.checkpoint import CheckpointError
+from sfumato import storage as checkpoint
+from sfumato.storage import CheckpointError
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from test_train import TINY
 import sfumato as sf
 from sfumato.classifier import Classifier
 from sfumato.form import Form
-from sfumato.train import checkpoint, classifier
-from sfumato.train.loop import Stopped, train
-from sfumato.train.recipe import load_recipe
+from sfumato import storage as checkpoint, classifier
+from sfumato.training.loop import Stopped, train
+from sfumato.recipe import load_recipe
 
 SMALL = ["net.widths=[8,8]", "training.batch=16", "training.checkpoint_every=2", "training.log_every=2", "training.keep=10"]
 GAUSSIANS = sf.GaussianMixture(

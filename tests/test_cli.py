@@ -11,8 +11,8 @@ from PIL import Image
 
 import sfumato as sf
 from sfumato.cli import main
-from sfumato.train.loop import train
-from sfumato.train.recipe import load_recipe
+from sfumato.training.loop import train
+from sfumato.recipe import load_recipe
 
 TINY = {
     "data": {"kind": "digits"},

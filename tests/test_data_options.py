@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from sfumato.data import cache_folder
-from sfumato.train.recipe import load_recipe
+from sfumato.recipe import load_recipe
 
 
 def load(name, *changes):

@@ -8,12 +8,12 @@ from torch import nn
 
 import sfumato as sf
 from sfumato.cli import main
-from sfumato.train import checkpoint
-from sfumato.train.checkpoint import CheckpointError
-from sfumato.train.ema import Ema, coefficients, exponent
-from sfumato.train.folder import only_writer
-from sfumato.train.loop import train
-from sfumato.train.recipe import load_recipe
+from sfumato import storage as checkpoint
+from sfumato.storage import CheckpointError
+from sfumato.training.ema import Ema, coefficients, exponent
+from sfumato.training.folder import only_writer
+from sfumato.training.loop import train
+from sfumato.recipe import load_recipe
 
 
 def profile(width: float, steps: int) -> torch.Tensor:

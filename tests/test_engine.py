@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from sfumato.train import checkpoint
-from sfumato.train.engine import share_of
-from sfumato.train.step import _noise
+from sfumato import storage as checkpoint
+from sfumato.training.engine import share_of
+from sfumato.training.step import _noise
 
 pytestmark = pytest.mark.slow
 

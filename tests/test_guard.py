@@ -10,13 +10,13 @@ import torch
 
 import sfumato as sf
 from sfumato.data import digits
-from sfumato.train import checkpoint
-from sfumato.train.engine import Engine
-from sfumato.train.guard import Diverged, Guard
-from sfumato.train.loop import Stopped, fit, train
-from sfumato.train.recipe import Training, load_recipe
-from sfumato.train.state import TrainState
-from sfumato.train.window import Window
+from sfumato import storage as checkpoint
+from sfumato.training.engine import Engine
+from sfumato.training.guard import Diverged, Guard
+from sfumato.training.loop import Stopped, fit, train
+from sfumato.recipe import Training, load_recipe
+from sfumato.training.state import TrainState
+from sfumato.training.window import Window
 
 SCHEDULE = sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0)
 
@@ -206,7 +206,7 @@ def test_bits_by_level_integrate_to_the_bound():
 
     For x0 ~ N(0, v) the best eps has mean square error alpha² v/(alpha² v + sigma²), whose integral over log-SNR is log(1 + v e^λ)."""
     from sfumato.oracle import Gaussian
-    from sfumato.train.recipe import Objective
+    from sfumato.recipe import Objective
 
     torch.set_default_dtype(torch.float64)
     v, data = 0.25, Gaussian(torch.zeros(3), torch.full((3,), 0.25))

@@ -13,8 +13,8 @@ from sfumato.cli import main
 from sfumato.kernels import build, choice
 from sfumato.kernels.build import HasKernel, compiled, kernel_folder
 from sfumato.nets import PatchUNet, UNet, UNetLayout
-from sfumato.train.loop import Stopped, train
-from sfumato.train.recipe import load_recipe
+from sfumato.training.loop import Stopped, train
+from sfumato.recipe import load_recipe
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,7 @@ from sfumato.data import Scaling
 from sfumato.latent import autoencoder as ae
 from sfumato.latent import diffusion
 from sfumato.nets.autoencoder import ImageDecoder, ImageEncoder, Layout, PatchCritic
-from sfumato.train.checkpoint import CheckpointError
+from sfumato.storage import CheckpointError
 
 TINY = Layout(widths=(8, 8), patch=1, groups=4)
 

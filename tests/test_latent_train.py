@@ -18,10 +18,12 @@ import sfumato as sf
 from sfumato import latent
 from sfumato.cli import main
 from sfumato.noise import seeded
-from sfumato.train import autoencoder, checkpoint, kinds, vae
-from sfumato.train.loop import Stopped
-from sfumato.train.recipe import load_recipe as load_plain
-from sfumato.train.recipe import recipe_names
+from sfumato import storage as checkpoint
+from sfumato import tasks as kinds
+from sfumato.tasks import autoencoder, vae
+from sfumato.training.loop import Stopped
+from sfumato.recipe import load_recipe as load_plain
+from sfumato.recipe import recipe_names
 
 TRAINING = {"steps": 6, "batch": 8, "checkpoint_every": 2, "log_every": 2, "warmup": 2, "keep": 10, "trackers": []}
 STEM = "ema-0.100"
@@ -403,8 +405,8 @@ def test_an_autoencoder_alone_is_trained_and_not_sampled(tmp_path):
         ("ladder", ["data={kind: toy, name: moons, count: 50}", "likelihood={kind: gaussian}"], "a ladder is for images"),
         ("ladder", ["model.levels=[[1, 2], [0, 2]]"], "none is finer than the one below"),
         ("vdm", ["data={kind: toy, name: moons, count: 50}"], "a vdm is for images"),
-        ("vdm", ["data={kind: fashion}"], "model.values is 17, but the data have values .* set model.values=256 for bytes"),
-        ("vae", ["data={kind: fashion}"], "likelihood.values is 17, but the data have values"),
+        ("vdm", ["data={kind: fashion-small}"], "model.values is 17, but the data have values .* set model.values=256 for bytes"),
+        ("vae", ["data={kind: fashion-small}"], "likelihood.values is 17, but the data have values"),
         ("ldm", ["data={kind: toy, name: moons, count: 50}"], "an autoencoder is for images"),
     ],
     ids=[

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import sfumato as sf
 from sfumato.memory import available_memory, by_parts, halving, kept_for_gradient
-from sfumato.train import step
-from sfumato.train.loop import train
-from sfumato.train.recipe import load_recipe
+from sfumato.training import step
+from sfumato.training.loop import train
+from sfumato.recipe import load_recipe
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.train.optim import Muon, orthogonal_factor
+from sfumato.training.optim import Muon, orthogonal_factor
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 20), (20, 5)])

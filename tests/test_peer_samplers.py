@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sfumato as sf
-from sfumato.sample import invert
+from sfumato.sampling import invert
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs

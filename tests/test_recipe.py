@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from sfumato.train.recipe import Recipe, load_recipe, read_tree, recipe_names
+from sfumato.recipe import Recipe, load_recipe, read_tree, recipe_names
 
 
 def test_a_recipe_survives_its_yaml(tmp_path):

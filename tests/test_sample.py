@@ -8,7 +8,7 @@ import torch
 from problems import betas_of, every_scales, gaussian, gaussian_flow, label, mixture
 
 import sfumato as sf
-from sfumato.sample import flow
+from sfumato.sampling import flow
 
 
 @cache

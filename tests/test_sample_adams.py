@@ -8,7 +8,7 @@ import torch
 from problems import every_scales, gaussian, gaussian_flow, mixture
 
 import sfumato as sf
-from sfumato.sample.steps.adams import _arcs
+from sfumato.sampling.steps.adams import _arcs
 
 
 def walk(step, steps, schedule, noise, predict=mixture):

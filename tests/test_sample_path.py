@@ -11,7 +11,7 @@ import torch
 from problems import SCALES, gaussian, gaussian_flow, label, mixture
 
 import sfumato as sf
-from sfumato.sample import encode_decode, flow, interpolate, invert, progressive, slerp
+from sfumato.sampling import encode_decode, flow, interpolate, invert, progressive, slerp
 
 REFERENCE = Path(os.environ.get("SFUMATO_TEST_REFERENCE", Path(__file__).parents[2] / "shared" / "reference" / "improved_diffusion.npz"))
 SCHEDULE = sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0)

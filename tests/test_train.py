@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 import sfumato as sf
 from sfumato.runtime import precision
-from sfumato.train import checkpoint
-from sfumato.train.loop import Stopped, train
-from sfumato.train.recipe import Training, load_recipe
-from sfumato.train.step import batches
+from sfumato import storage as checkpoint
+from sfumato.training.loop import Stopped, train
+from sfumato.recipe import Training, load_recipe
+from sfumato.training.step import batches
 
 TINY = {
     "data": {"kind": "digits"},

@@ -19,7 +19,7 @@ from problems import CHAIN, PROBLEMS, Problem
 
 import sfumato as sf
 from sfumato.runtime import processor
-from sfumato.tune import tune
+from sfumato.tuning import tune
 
 HERE = Path(__file__).parent
 COUNTS = (5, 8, 10, 20, 50)

@@ -26,8 +26,8 @@ from protocol import processor
 import sfumato as sf
 from sfumato import data
 from sfumato.runtime import keep_memory
-from sfumato.train.loop import Stopped, train
-from sfumato.train.recipe import load_recipe
+from sfumato.training.loop import Stopped, train
+from sfumato.recipe import load_recipe
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

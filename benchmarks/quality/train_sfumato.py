@@ -14,8 +14,8 @@ import torch
 import sfumato as sf
 from sfumato.kernels import choice
 from sfumato.runtime import keep_memory
-from sfumato.train.loop import Stopped, train
-from sfumato.train.recipe import load_recipe
+from sfumato.training.loop import Stopped, train
+from sfumato.recipe import load_recipe
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from sfumato.prediction import (
     x0_target,
 )
 from sfumato.process import Normal
-from sfumato.run import Run
-from sfumato.sample import Flowed, Moment, Step, encode_decode, flow, grid, interpolate, invert, progressive, sample, slerp, spacing, steps
+from sfumato.model import Run
+from sfumato.sampling import Flowed, Moment, Step, encode_decode, flow, grid, interpolate, invert, progressive, sample, slerp, spacing, steps
 from sfumato.schedule import (
     VE,
     Continuous,
@@ -35,9 +35,9 @@ from sfumato.schedule import (
     ve_scales,
     vp_scales,
 )
-from sfumato.train.kinds import load
-from sfumato.train.posthoc import reconstruct_ema
-from sfumato.tune import BoundCosts, Fitted, Tuned, bound_costs, tune, tune_bound
+from sfumato.tasks import load
+from sfumato.training.posthoc import reconstruct_ema
+from sfumato.tuning import BoundCosts, Fitted, Tuned, bound_costs, tune, tune_bound
 
 __version__ = "0.1.0"
 

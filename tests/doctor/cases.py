@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 import sfumato as sf
 from sfumato.doctor import Outcome, Plan
 from sfumato.runtime import multiplies_bfloat16
-from sfumato.train import checkpoint
-from sfumato.train.loop import Stopped, train
-from sfumato.train.recipe import load_recipe
+from sfumato import storage as checkpoint
+from sfumato.training.loop import Stopped, train
+from sfumato.recipe import load_recipe
 
 Subject = Plan | Outcome
 

@@ -13,8 +13,8 @@ import sfumato as sf
 from sfumato.cli import main
 from sfumato.doctor import Plan, Severity, checks
 from sfumato.doctor.table import page
-from sfumato.run import build_denoiser
-from sfumato.train.recipe import load_recipe
+from sfumato.model import build_denoiser
+from sfumato.recipe import load_recipe
 
 CURED = ["grey-as-rgb", "flip-changes", "clip-cuts-data", "signal-in-noise", "noise-at-the-end", "untrained-levels", "blind-target",
          "few-steps", "average-too-short", "average-too-wide", "warm-up-too-long", "no-checkpoint-on-the-way", "guidance-untaught",

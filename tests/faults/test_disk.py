@@ -14,10 +14,10 @@ import yaml
 from lives import Life, live, recipe_file
 
 import sfumato as sf
-from sfumato.train import checkpoint
-from sfumato.train.board import Board, raised_once
-from sfumato.train.loop import train
-from sfumato.train.recipe import Training, load_recipe
+from sfumato import storage as checkpoint
+from sfumato.training.board import Board, raised_once
+from sfumato.training.loop import train
+from sfumato.recipe import Training, load_recipe
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save
 
 import sfumato as sf
 from sfumato.cli import main
-from sfumato.train import checkpoint
-from sfumato.train.checkpoint import CheckpointError
-from sfumato.train.loop import train
-from sfumato.train.recipe import load_recipe
+from sfumato import storage as checkpoint
+from sfumato.storage import CheckpointError
+from sfumato.training.loop import train
+from sfumato.recipe import load_recipe
 
 
 @pytest.fixture(autouse=True)

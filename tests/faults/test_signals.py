@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from lives import Life, live, recipe_file
 
-from sfumato.train.checkpoint import steps_in
+from sfumato.storage import steps_in
 
 
 def begun(recipe, run, said):
@@ -60,8 +60,8 @@ def test_seconds_do_not_follow_the_clock_on_the_wall(tmp_path, monkeypatch):
     """The wall clock goes back by a day at every look; the seconds of a run grow by what has passed."""
     import torch
 
-    from sfumato.train.loop import train
-    from sfumato.train.recipe import load_recipe
+    from sfumato.training.loop import train
+    from sfumato.recipe import load_recipe
 
     torch.set_default_dtype(torch.float32)
     now = iter(range(10**9, 0, -86_400))

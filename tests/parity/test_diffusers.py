@@ -11,9 +11,9 @@ import sfumato as sf
 from sfumato.cli import app
 from sfumato.convert import save_diffusers
 from sfumato.convert.imported import as_run
-from sfumato.train.checkpoint import CheckpointError
-from sfumato.train.loop import train
-from sfumato.train.recipe import Sampling, load_recipe
+from sfumato.storage import CheckpointError
+from sfumato.training.loop import train
+from sfumato.recipe import Sampling, load_recipe
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs

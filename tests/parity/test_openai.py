@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import sfumato as sf
 from sfumato.convert import load_openai, openai_weights
-from sfumato.train.checkpoint import CheckpointError
+from sfumato.storage import CheckpointError
 
 
 class Reference:

@@ -13,8 +13,8 @@ from sfumato.denoiser import Denoiser
 from sfumato.kernels import choice
 from sfumato.nets import UNet, UNetLayout
 from sfumato.runtime import keep_memory
-from sfumato.sample import grid, sample
-from sfumato.sample.steps import DDIM
+from sfumato.sampling import grid, sample
+from sfumato.sampling.steps import DDIM
 from sfumato.schedule import Cosine
 
 AXES: Mapping[str, Sequence[int]] = {

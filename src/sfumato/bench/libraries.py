@@ -21,9 +21,9 @@ from torch.utils.flop_counter import register_flop_formula
 from sfumato.convert import load_diffusers
 from sfumato.kernels import choice
 from sfumato.prediction import Prediction
-from sfumato.run import Run
+from sfumato.model import Run
 from sfumato.runtime import keep_memory, multiplies_bfloat16
-from sfumato.sample import grid, sample, steps
+from sfumato.sampling import grid, sample, steps
 from sfumato.schedule import Discrete
 
 SHAPE, CHAIN_STEPS = (3, 32, 32), 1000

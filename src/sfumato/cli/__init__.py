@@ -16,7 +16,7 @@ from sfumato.cli.train_classifier import train_classifier
 from sfumato.cli.tune import tune
 from sfumato.cli.verify import verify
 from sfumato.cli.zoo import zoo
-from sfumato.train.checkpoint import CheckpointError
+from sfumato.storage import CheckpointError
 
 app = typer.Typer(
     name="sfumato",

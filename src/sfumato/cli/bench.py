@@ -9,7 +9,7 @@ import typer
 
 from sfumato.bench import bench as measure
 from sfumato.bench import cost
-from sfumato.train.checkpoint import aside
+from sfumato.storage import aside
 
 
 def bench(

@@ -11,7 +11,7 @@ import typer
 from sfumato import doctor as doctors
 from sfumato.doctor.trial import Trial
 from sfumato.runtime import keep_memory
-from sfumato.train.recipe import load_recipe
+from sfumato.recipe import load_recipe
 
 
 def doctor(

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from sfumato.run import folder_of
-from sfumato.train.posthoc import reconstruct_ema
+from sfumato.model import folder_of
+from sfumato.training.posthoc import reconstruct_ema
 
 
 def ema(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sfumato.curves import draw
-from sfumato.train.checkpoint import aside
+from sfumato.storage import aside
 
 
 def plot(

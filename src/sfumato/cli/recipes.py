@@ -6,8 +6,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sfumato.train.kinds import load_recipe, model_of, steps_of
-from sfumato.train.recipe import recipe_names
+from sfumato.tasks import load_recipe, model_of, steps_of
+from sfumato.recipe import recipe_names
 
 
 def recipes(

@@ -9,13 +9,13 @@ import typer
 from sfumato.cli.progress import Stage, reporter
 from sfumato.kernels import choice
 from sfumato.kernels.build import were_compiled
-from sfumato.run import Run, Samples, check_target
+from sfumato.model import Run, Samples, check_target
 from sfumato.runtime import keep_memory
-from sfumato.train.classifier import load as load_classifier
-from sfumato.train.engine import Engine
-from sfumato.train.kinds import AnyRun, load
-from sfumato.train.recipe import SAMPLERS
-from sfumato.train.vae import VAERun
+from sfumato.tasks.classifier import load as load_classifier
+from sfumato.training.engine import Engine
+from sfumato.tasks import AnyRun, load
+from sfumato.recipe import SAMPLERS
+from sfumato.tasks.vae import VAERun
 
 
 def sample(

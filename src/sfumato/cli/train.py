@@ -8,8 +8,8 @@ import typer
 from sfumato.cli.progress import Stage, reporter
 from sfumato.cli.stopping import stoppable
 from sfumato.runtime import keep_memory
-from sfumato.train.engine import Engine
-from sfumato.train.kinds import load_recipe, stages_of, train_of
+from sfumato.training.engine import Engine
+from sfumato.tasks import load_recipe, stages_of, train_of
 
 
 def train(

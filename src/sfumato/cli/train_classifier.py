@@ -8,10 +8,10 @@ import typer
 
 from sfumato.cli.progress import Stage, reporter
 from sfumato.cli.stopping import stoppable
-from sfumato.run import load
+from sfumato.model import load
 from sfumato.runtime import keep_memory
-from sfumato.train import classifier
-from sfumato.train.engine import Engine
+from sfumato.tasks import classifier
+from sfumato.training.engine import Engine
 
 
 def train_classifier(

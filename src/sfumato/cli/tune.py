@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato.run import folder_of, load, save_tuned
+from sfumato.model import folder_of, load, save_tuned
 from sfumato.runtime import keep_memory
 
 

@@ -22,10 +22,10 @@ from sfumato.nets import UNet, UNetLayout
 from sfumato.nets.layers import Places, Rows
 from sfumato.nets.unet import SelfAttention
 from sfumato.prediction import Target, eps_target, v_target, x0_target
-from sfumato.run import Run
-from sfumato.sample import grid, spacing
+from sfumato.model import Run
+from sfumato.sampling import grid, spacing
 from sfumato.schedule import Discrete, Schedule
-from sfumato.train.recipe import Sampling
+from sfumato.recipe import Sampling
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 

@@ -12,10 +12,10 @@ from sfumato.denoiser import Denoiser
 from sfumato.form import Form
 from sfumato.nets import UNet
 from sfumato.prediction import Target, eps_target, v_target, x0_target
-from sfumato.run import Run
+from sfumato.model import Run
 from sfumato.schedule import Discrete
-from sfumato.train.data_options import ElsewhereData
-from sfumato.train.recipe import ChainSchedule, Objective, Recipe, Sampling, Training, UNetNet
+from sfumato.data.options import ElsewhereData
+from sfumato.recipe import ChainSchedule, Objective, Recipe, Sampling, Training, UNetNet
 
 OBJECTIVES: Mapping[Target, Objective] = {
     eps_target: Objective(target="eps", weight="eps"),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfumato.nets import UNet
-from sfumato.train.checkpoint import CheckpointError
+from sfumato.storage import CheckpointError
 
 
 @dataclass(frozen=True)

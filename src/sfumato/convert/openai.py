@@ -17,9 +17,9 @@ from sfumato.convert.names import Names, give, read_weights, take
 from sfumato.nets import UNet, UNetLayout
 from sfumato.nets.layers import Places
 from sfumato.prediction import Target, eps_target
-from sfumato.run import Run
+from sfumato.model import Run
 from sfumato.schedule import Discrete
-from sfumato.train.recipe import Sampling
+from sfumato.recipe import Sampling
 
 ENDS = {
     "condition.level.0": "time_embed.0",

@@ -6,7 +6,7 @@ from pathlib import Path
 from sfumato.doctor.check import Check, Finding, Limit, Reading, Severity, checks, examine
 from sfumato.doctor.outcome import Outcome
 from sfumato.doctor.plan import Plan
-from sfumato.train.recipe import Recipe, load_recipe
+from sfumato.recipe import Recipe, load_recipe
 
 __all__ = ["Check", "Finding", "Limit", "Outcome", "Plan", "Reading", "Severity", "checks", "recipe", "run"]
 

@@ -5,7 +5,7 @@ import math
 from sfumato.doctor.check import NOTE, WARNING, Reading, above, check, share
 from sfumato.doctor.files import Picture
 from sfumato.doctor.plan import Plan
-from sfumato.train.data_options import FolderData
+from sfumato.data.options import FolderData
 
 
 @check("alpha-on-white", NOTE, above(0, "any transparent pixel is painted over, which the owner should know"))

@@ -8,7 +8,7 @@ from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check, s
 from sfumato.doctor.plan import Plan, log_snr
 from sfumato.runtime import multiplies_bfloat16
 from sfumato.schedule import finite_ends
-from sfumato.train.recipe import ChainSchedule, VESchedule
+from sfumato.recipe import ChainSchedule, VESchedule
 
 
 @check("options-refused", ERROR, above(0, "what `train` refuses"))

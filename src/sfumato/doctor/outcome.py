@@ -19,11 +19,11 @@ from sfumato import oracle
 from sfumato.denoiser import Predictor
 from sfumato.doctor.plan import Plan, log_snr
 from sfumato.noise import seeded
-from sfumato.run import Run, build_denoiser, folder_of, load, read_form
+from sfumato.model import Run, build_denoiser, folder_of, load, read_form
 from sfumato.schedule import Level
-from sfumato.train.checkpoint import CheckpointError, read_state, read_tensors, steps_in
-from sfumato.train.ema import name_of
-from sfumato.train.recipe import load_recipe
+from sfumato.storage import CheckpointError, read_state, read_tensors, steps_in
+from sfumato.training.ema import name_of
+from sfumato.recipe import load_recipe
 
 JUDGED = 96  # examples whose loss is compared level by level
 LEVELS = 6

@@ -13,10 +13,10 @@ from sfumato.doctor.files import Picture, pictures
 from sfumato.doctor.trial import Trial, try_out
 from sfumato.form import Form
 from sfumato.noise import seeded
-from sfumato.run import Run, build_denoiser
+from sfumato.model import Run, build_denoiser
 from sfumato.schedule import Level, Schedule
-from sfumato.train.data_options import DatasetsData, FolderData
-from sfumato.train.recipe import Recipe
+from sfumato.data.options import DatasetsData, FolderData
+from sfumato.recipe import Recipe
 
 SUBSET = 1500  # examples looked at where a check compares each with each
 FARTHEST = 30.0  # nats: stands for an infinite log-SNR

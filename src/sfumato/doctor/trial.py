@@ -20,11 +20,11 @@ from sfumato.form import Form
 from sfumato.kernels import choice
 from sfumato.memory import available_memory, kept_for_gradient
 from sfumato.noise import seeded
-from sfumato.run import build_denoiser
+from sfumato.model import build_denoiser
 from sfumato.runtime import compute_device, peak_memory
-from sfumato.train.opening import wants_kernels
-from sfumato.train.optim import Optimizer
-from sfumato.train.recipe import Recipe
+from sfumato.training.opening import wants_kernels
+from sfumato.training.optim import Optimizer
+from sfumato.recipe import Recipe
 
 STEPS, WARMUP = 40, 10
 LEAST = 16  # examples in a batch of the trial, where the recipe's has as many

@@ -23,7 +23,7 @@ from sfumato.latent.vae import as_normal, draw
 from sfumato.nets.autoencoder import ImageDecoder, ImageEncoder, Layout, PatchCritic
 from sfumato.noise import Generator
 from sfumato.process import Normal
-from sfumato.train.checkpoint import CheckpointError, read_tensors
+from sfumato.storage import CheckpointError, read_tensors
 
 Features = Callable[[Tensor], Sequence[Tensor]]  # an image in [-1, 1] to maps [b, c, h, w]
 

@@ -18,7 +18,7 @@ from sfumato.denoiser import Cond, Predictor
 from sfumato.latent.bound import Trace, Visit
 from sfumato.noise import Generator
 from sfumato.process import Normal, marginal, posterior, posterior_log_variance, reverse
-from sfumato.sample.spacing import grid, uniform
+from sfumato.sampling.spacing import grid, uniform
 from sfumato.schedule import Discrete, Level, Schedule
 
 

@@ -22,7 +22,7 @@ from sfumato.prediction import (
 )
 from sfumato.probability import Joint
 from sfumato.process import Normal
-from sfumato.sample import grid, spacing
+from sfumato.sampling import grid, spacing
 from sfumato.schedule import (
     VE,
     Cosine,

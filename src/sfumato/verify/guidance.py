@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 from sfumato import guide, oracle, process
 from sfumato.denoiser import Predictor
 from sfumato.prediction import Prediction
-from sfumato.sample import grid, sample, spacing, steps
+from sfumato.sampling import grid, sample, spacing, steps
 from sfumato.schedule import Cosine, Discrete, Flow, Level, flow_scales, sub_vp_scales, ve_scales, vp_scales
 from sfumato.verify.ledger import order, row, standard_errors, worst
 

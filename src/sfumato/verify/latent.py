@@ -11,7 +11,7 @@ from sfumato.latent import vdm
 from sfumato.oracle import GaussianMixture
 from sfumato.oracle.chain import Affine, LinearGaussianChain
 from sfumato.process import Normal
-from sfumato.sample.spacing import grid, uniform
+from sfumato.sampling.spacing import grid, uniform
 from sfumato.schedule import Discrete, LearnedSchedule, Level, vp_scales
 from sfumato.verify.foundations import hermite, joint
 from sfumato.verify.ledger import row, standard_errors, worst

@@ -8,7 +8,7 @@ from torch import Tensor
 from sfumato import likelihood, process
 from sfumato.oracle import GaussianMixture
 from sfumato.process import Normal
-from sfumato.sample import grid, spacing
+from sfumato.sampling import grid, spacing
 from sfumato.schedule import Discrete, Level
 from sfumato.verify.foundations import line
 from sfumato.verify.ledger import row, standard_errors, worst

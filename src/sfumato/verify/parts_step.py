@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sfumato.oracle import GaussianMixture
 from sfumato.process import marginal
-from sfumato.sample.loop import Step, sample
-from sfumato.sample.spacing import grid
+from sfumato.sampling.loop import Step, sample
+from sfumato.sampling.spacing import grid
 from sfumato.schedule import Cosine, Discrete, Level, Scales, flow_scales, ve_scales, vp_scales
 from sfumato.verify import ledger
 from sfumato.verify.ledger import Check, Result, Row

@@ -21,7 +21,7 @@ from torch import Tensor
 from sfumato import likelihood, loss, process
 from sfumato.noise import normal_like
 from sfumato.prediction import Prediction, eps_target, previous_target, x0_target
-from sfumato.sample import steps
+from sfumato.sampling import steps
 from sfumato.schedule import Discrete, Level
 from sfumato.verify.parts import constant
 

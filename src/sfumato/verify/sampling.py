@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sfumato.oracle import GaussianMixture
 from sfumato.process import marginal
-from sfumato.sample import encode_decode, flow, invert, progressive, slerp, steps
-from sfumato.sample.loop import Step, sample
-from sfumato.sample.spacing import grid
+from sfumato.sampling import encode_decode, flow, invert, progressive, slerp, steps
+from sfumato.sampling.loop import Step, sample
+from sfumato.sampling.spacing import grid
 from sfumato.schedule import Cosine, Discrete, Level
 from sfumato.verify.ledger import order, row, standard_errors, worst
 from sfumato.verify.parts_step import SCALES, kolmogorov, line, quantile, quantile_order, strays

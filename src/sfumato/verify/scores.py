@@ -9,7 +9,7 @@ from sfumato import likelihood
 from sfumato.denoiser import Cond
 from sfumato.oracle import Affine, Gaussian, GaussianMixture, LinearGaussianChain, Points
 from sfumato.prediction import Prediction
-from sfumato.sample import grid, sample
+from sfumato.sampling import grid, sample
 from sfumato.schedule import Cosine, Level, flow_scales, sub_vp_scales, ve_scales, vp_scales
 from sfumato.verify.ledger import row, standard_errors, worst
 
@@ -344,7 +344,7 @@ def hutchinson() -> float:
 )
 def flow_has_the_marginals() -> float:
     """8,000 points of N(0, I) carried to three levels against the mixture's exact moments there, in standard errors."""
-    from sfumato.sample import steps
+    from sfumato.sampling import steps
 
     mixture, schedule = _mixture(), Cosine(log_snr_max=4.0, log_snr_min=-14.0)
     levels, x, errors = grid(schedule, 60), torch.randn(8000, 2), []

@@ -7,11 +7,11 @@ import torch
 from sfumato.likelihood import term_bits
 from sfumato.noise import normal_like
 from sfumato.oracle import GaussianMixture
-from sfumato.sample import Step, grid, sample
-from sfumato.sample.spacing import log_snr
-from sfumato.sample.steps import Adams, Heun, Multistep, UniPC
+from sfumato.sampling import Step, grid, sample
+from sfumato.sampling.spacing import log_snr
+from sfumato.sampling.steps import Adams, Heun, Multistep, UniPC
 from sfumato.schedule import Cosine, Discrete, flow_scales
-from sfumato.tune import bound_costs, tune
+from sfumato.tuning import bound_costs, tune
 from sfumato.verify.ledger import order, row, worst
 
 _CHAIN = Discrete.linear(10, beta_max=0.008)
@@ -49,7 +49,7 @@ def _adams() -> float:
     "bound-step-cost",
     "KL(t → s) = ½ (r (SNR_s - SNR_t) E(x0_hat - x0)² + r - 1 - log r), r = 1 or sigma_s²/sigma_t²",
     notes="beyond the notes",
-    function="sfumato.tune.bound_costs",
+    function="sfumato.tuning.bound_costs",
     tolerance=1e-9,
 )
 def _step_cost() -> float:
@@ -72,7 +72,7 @@ def _step_cost() -> float:
     "bound-shortest-chain",
     "min over 0 < k_1 < … < T of Σ L(k_{i+1} → k_i), by D_n(s) = min_t D_{n-1}(t) + L(t → s)",
     notes="beyond the notes",
-    function="sfumato.tune.BoundCosts.shortest",
+    function="sfumato.tuning.BoundCosts.shortest",
     tolerance=1e-12,
 )
 def _shortest() -> float:
@@ -90,7 +90,7 @@ def _shortest() -> float:
     "tuned-levels",
     "levels = argmin E log ‖x_walk - x_flow‖², by damped Gauss-Newton",
     notes="beyond the notes",
-    function="sfumato.tune.tune",
+    function="sfumato.tuning.tune",
     tolerance=0.5,
 )
 def _tuned() -> float:

@@ -20,8 +20,8 @@ from sfumato.denoiser import Cond, Predictor
 from sfumato.likelihood import prior_bits, term_bits
 from sfumato.noise import Generator, normal_like
 from sfumato.process import posterior_log_variance
-from sfumato.sample import Step, grid, sample, spacing
-from sfumato.sample.steps import DDIM, Adams, AdamsBashforth, Ancestral, Heun, Multistep, UniPC
+from sfumato.sampling import Step, grid, sample, spacing
+from sfumato.sampling.steps import DDIM, Adams, AdamsBashforth, Ancestral, Heun, Multistep, UniPC
 from sfumato.schedule import Discrete, Level, Schedule
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from sfumato import data
-from sfumato.train.options import DataPath, Options, Size, known
+from sfumato.options import DataPath, Options, Size, known
 
 
 class ToyData(Options):

@@ -13,16 +13,16 @@ from sfumato import latent, loss, nets
 from sfumato.denoiser import Cond, Denoiser
 from sfumato.form import Form
 from sfumato.noise import seeded
-from sfumato.run import Run, folder_of, read_form, read_tuned
+from sfumato.model import Run, folder_of, read_form, read_tuned
 from sfumato.schedule import LearnedSchedule
-from sfumato.train.checkpoint import load_average
-from sfumato.train.data_options import Data
-from sfumato.train.loop import draw_samples, fit
-from sfumato.train.opening import opening
-from sfumato.train.options import Options
-from sfumato.train.recipe import Net, Objective, Recipe, Runtime, Sampling, Training, read_tree, resolve
-from sfumato.train.state import TrainState
-from sfumato.train.vae import refuse_low_precision, refuse_other_values
+from sfumato.storage import load_average
+from sfumato.data.options import Data
+from sfumato.training.loop import draw_samples, fit
+from sfumato.training.opening import opening
+from sfumato.options import Options
+from sfumato.recipe import Net, Objective, Recipe, Runtime, Sampling, Training, read_tree, resolve
+from sfumato.training.state import TrainState
+from sfumato.tasks.vae import refuse_low_precision, refuse_other_values
 
 
 class VDMModel(Options):

@@ -21,15 +21,15 @@ from sfumato.latent.likelihood import on_grid
 from sfumato.memory import by_parts
 from sfumato.noise import row_generators, seeded
 from sfumato.pictures import sheet
-from sfumato.run import Samples, folder_of, read_form
-from sfumato.train.checkpoint import load_average
-from sfumato.train.data_options import Data
-from sfumato.train.folder import write_sheet
-from sfumato.train.loop import fit
-from sfumato.train.opening import opening
-from sfumato.train.options import Options, Size
-from sfumato.train.recipe import Runtime, Training, read_tree, resolve
-from sfumato.train.state import TrainState
+from sfumato.model import Samples, folder_of, read_form
+from sfumato.storage import load_average
+from sfumato.data.options import Data
+from sfumato.training.folder import write_sheet
+from sfumato.training.loop import fit
+from sfumato.training.opening import opening
+from sfumato.options import Options, Size
+from sfumato.recipe import Runtime, Training, read_tree, resolve
+from sfumato.training.state import TrainState
 
 
 class GaussianOptions(Options):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator
-from sfumato.sample.steps.known import Known, combine, forecast, half_log_snr, refuse_order
+from sfumato.sampling.steps.known import Known, combine, forecast, half_log_snr, refuse_order
 from sfumato.schedule import Level
 
 _SHORT = 0.8  # in half log-SNR: a longer step is not corrected, as the prediction at its end says too little of its middle

@@ -20,10 +20,10 @@ from sfumato.denoiser import drop
 from sfumato.kernels import choice
 from sfumato.memory import available_memory, halving, kept_for_gradient
 from sfumato.noise import seeded
-from sfumato.train.engine import Engine
-from sfumato.train.optim import set_gradients
-from sfumato.train.recipe import Training
-from sfumato.train.state import M, Objective, TrainState
+from sfumato.training.engine import Engine
+from sfumato.training.optim import set_gradients
+from sfumato.recipe import Training
+from sfumato.training.state import M, Objective, TrainState
 
 logger = logging.getLogger(__name__)
 

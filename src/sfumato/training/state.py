@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from sfumato import loss
 from sfumato.denoiser import Cond
-from sfumato.train import checkpoint
-from sfumato.train.ema import Ema
-from sfumato.train.guard import Guard
-from sfumato.train.optim import Optimizer
-from sfumato.train.recipe import Training
-from sfumato.train.window import Window
+from sfumato import storage as checkpoint
+from sfumato.training.ema import Ema
+from sfumato.training.guard import Guard
+from sfumato.training.optim import Optimizer
+from sfumato.recipe import Training
+from sfumato.training.window import Window
 
 
 @runtime_checkable

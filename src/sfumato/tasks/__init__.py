@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.convert.diffusers import is_pipeline, load_diffusers
-from sfumato.run import Run, folder_of
-from sfumato.run import load as load_run
-from sfumato.train import autoencoder, latent_diffusion, loop, vae, vdm
-from sfumato.train import recipe as recipes
-from sfumato.train.autoencoder import AutoencoderRecipe
-from sfumato.train.latent_diffusion import LatentDiffusionRecipe, LatentRun
-from sfumato.train.recipe import Recipe, Training, model_kind, read_tree
-from sfumato.train.vae import VAERecipe, VAERun
-from sfumato.train.vdm import VDMRecipe
+from sfumato.model import Run, folder_of
+from sfumato.model import load as load_run
+from sfumato.tasks import autoencoder, latent_diffusion, vae, vdm
+from sfumato.training import loop
+from sfumato import recipe as recipes
+from sfumato.tasks.autoencoder import AutoencoderRecipe
+from sfumato.tasks.latent_diffusion import LatentDiffusionRecipe, LatentRun
+from sfumato.recipe import Recipe, Training, model_kind, read_tree
+from sfumato.tasks.vae import VAERecipe, VAERun
+from sfumato.tasks.vdm import VDMRecipe
 
 AnyRecipe = Recipe | VAERecipe | VDMRecipe | AutoencoderRecipe | LatentDiffusionRecipe
 AnyRun = Run | VAERun | LatentRun

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.runtime import multiplies_bfloat16
-from sfumato.train.recipe import Training
+from sfumato.recipe import Training
 
 
 @runtime_checkable

@@ -18,11 +18,11 @@ import torch
 from sfumato.data import Dataset
 from sfumato.form import Form
 from sfumato.pictures import picture
-from sfumato.run import read_form
+from sfumato.model import read_form
 from sfumato.runtime import processor
-from sfumato.train.checkpoint import aside, writing
-from sfumato.train.engine import Engine
-from sfumato.train.recipe import Options, Training
+from sfumato.storage import aside, writing
+from sfumato.training.engine import Engine
+from sfumato.recipe import Options, Training
 
 OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.partial", ".lock"}  # of a run killed at its very start
 

@@ -24,17 +24,18 @@ from sfumato.latent import diffusion
 from sfumato.latent.autoencoder import Autoencoder, Features, Measured, float_of
 from sfumato.noise import seeded
 from sfumato.pictures import gif, sheet
-from sfumato.run import Run, Samples, folder_of, read_form
-from sfumato.run import load as load_run
-from sfumato.sample import Step
-from sfumato.train import autoencoder, loop
-from sfumato.train.autoencoder import MEASURED, AutoencoderModel, AutoencoderRecipe, AutoencoderRun, encoded, measured
-from sfumato.train.checkpoint import aside, write_text, writing
-from sfumato.train.data_options import ArrayData
-from sfumato.train.folder import only_writer, write_sheet
-from sfumato.train.opening import Opening, opening
-from sfumato.train.options import Options
-from sfumato.train.recipe import Recipe, Training, read_tree, resolve
+from sfumato.model import Run, Samples, folder_of, read_form
+from sfumato.model import load as load_run
+from sfumato.sampling import Step
+from sfumato.tasks import autoencoder
+from sfumato.training import loop
+from sfumato.tasks.autoencoder import MEASURED, AutoencoderModel, AutoencoderRecipe, AutoencoderRun, encoded, measured
+from sfumato.storage import aside, write_text, writing
+from sfumato.data.options import ArrayData
+from sfumato.training.folder import only_writer, write_sheet
+from sfumato.training.opening import Opening, opening
+from sfumato.options import Options
+from sfumato.recipe import Recipe, Training, read_tree, resolve
 
 
 def _to_path(value: str | Path | None) -> Path | None:

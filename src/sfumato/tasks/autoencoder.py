@@ -18,16 +18,16 @@ from sfumato.denoiser import Cond
 from sfumato.form import Form
 from sfumato.latent.autoencoder import Autoencoder, Features, Measured
 from sfumato.noise import row_generators
-from sfumato.run import read_form
-from sfumato.train.checkpoint import load_average, write_text
-from sfumato.train.data_options import Data
-from sfumato.train.folder import write_sheet
-from sfumato.train.loop import fit
-from sfumato.train.opening import opening
-from sfumato.train.options import Options, Size
-from sfumato.train.recipe import Runtime, Training, model_kind, read_tree, resolve
-from sfumato.train.state import TrainState
-from sfumato.train.vae import Seeds, refuse_low_precision
+from sfumato.model import read_form
+from sfumato.storage import load_average, write_text
+from sfumato.data.options import Data
+from sfumato.training.folder import write_sheet
+from sfumato.training.loop import fit
+from sfumato.training.opening import opening
+from sfumato.options import Options, Size
+from sfumato.recipe import Runtime, Training, model_kind, read_tree, resolve
+from sfumato.training.state import TrainState
+from sfumato.tasks.vae import Seeds, refuse_low_precision
 
 MEASURED = "latent.json"  # in the folder of an autoencoder: its latent's scaling, its residual
 MOST_MEASURED = 2048  # examples that these are measured on

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator, normal_like
-from sfumato.sample.loop import Step
-from sfumato.sample.steps.chain import DDIM, Ancestral
+from sfumato.sampling.loop import Step
+from sfumato.sampling.steps.chain import DDIM, Ancestral
 from sfumato.schedule import Level
 
 

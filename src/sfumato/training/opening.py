@@ -13,12 +13,12 @@ from sfumato.data import Dataset
 from sfumato.form import Form
 from sfumato.kernels import choice
 from sfumato.runtime import precision
-from sfumato.train.board import refuse_missing
-from sfumato.train.data_options import Data
-from sfumato.train.engine import Engine
-from sfumato.train.folder import begin, begun_with, manifest_of, refuse_other_data
-from sfumato.train.options import Options
-from sfumato.train.recipe import Runtime, Training
+from sfumato.training.board import refuse_missing
+from sfumato.data.options import Data
+from sfumato.training.engine import Engine
+from sfumato.training.folder import begin, begun_with, manifest_of, refuse_other_data
+from sfumato.options import Options
+from sfumato.recipe import Runtime, Training
 
 
 @runtime_checkable

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 
 from sfumato.data import Dataset
-from sfumato.run import Run, build_denoiser
+from sfumato.model import Run, build_denoiser
 from sfumato.runtime import peak_memory
 from sfumato.schedule import Schedule
-from sfumato.train import checkpoint
-from sfumato.train.board import Board, raised_once
-from sfumato.train.engine import Engine
-from sfumato.train.folder import only_writer, write_sheet
-from sfumato.train.guard import Diverged, Guard
-from sfumato.train.opening import opening
-from sfumato.train.recipe import BitsAtLevel, Recipe, Training, load_recipe
-from sfumato.train.state import M, Objective, TrainState
-from sfumato.train.step import Outcome, TrainStep
-from sfumato.train.window import Window
+from sfumato import storage as checkpoint
+from sfumato.training.board import Board, raised_once
+from sfumato.training.engine import Engine
+from sfumato.training.folder import only_writer, write_sheet
+from sfumato.training.guard import Diverged, Guard
+from sfumato.training.opening import opening
+from sfumato.recipe import BitsAtLevel, Recipe, Training, load_recipe
+from sfumato.training.state import M, Objective, TrainState
+from sfumato.training.step import Outcome, TrainStep
+from sfumato.training.window import Window
 
 logger = logging.getLogger(__name__)
 

@@ -21,18 +21,18 @@ from sfumato.data import Dataset
 from sfumato.denoiser import Cond
 from sfumato.form import Form
 from sfumato.noise import normal_like, seeded
-from sfumato.run import Run, folder_of, read_form
+from sfumato.model import Run, folder_of, read_form
 from sfumato.schedule import Schedule
-from sfumato.train import checkpoint
-from sfumato.train.checkpoint import CheckpointError
-from sfumato.train.ema import name_of
-from sfumato.train.engine import Engine
-from sfumato.train.folder import begin, manifest_of, refuse_other_data
-from sfumato.train.loop import fit
-from sfumato.train.opening import equipped
-from sfumato.train.recipe import Data, Options, Runtime, ScheduleOptions, Size, Times, Training, UniformTimes, read_tree, resolve
-from sfumato.train.state import TrainState
-from sfumato.train.window import LOG_SNRS
+from sfumato import storage as checkpoint
+from sfumato.storage import CheckpointError
+from sfumato.training.ema import name_of
+from sfumato.training.engine import Engine
+from sfumato.training.folder import begin, manifest_of, refuse_other_data
+from sfumato.training.loop import fit
+from sfumato.training.opening import equipped
+from sfumato.recipe import Data, Options, Runtime, ScheduleOptions, Size, Times, Training, UniformTimes, read_tree, resolve
+from sfumato.training.state import TrainState
+from sfumato.training.window import LOG_SNRS
 
 
 class PatchNet(Options):

@@ -19,11 +19,11 @@ from sfumato import data, loss, nets, prediction, process
 from sfumato import schedule as schedules
 from sfumato.denoiser import Cond, Predictor
 from sfumato.loss import TimeSampler, Weight
-from sfumato.sample import Spacing, Step, spacing, steps
-from sfumato.train.data_options import Data
-from sfumato.train.data_options import FolderData as FolderData  # for those who ask what a recipe reads
-from sfumato.train.options import MAY_CHANGE as MAY_CHANGE
-from sfumato.train.options import Options, Size, known, unknown
+from sfumato.sampling import Spacing, Step, spacing, steps
+from sfumato.data.options import Data
+from sfumato.data.options import FolderData as FolderData  # for those who ask what a recipe reads
+from sfumato.options import MAY_CHANGE as MAY_CHANGE
+from sfumato.options import Options, Size, known, unknown
 
 BitsAtLevel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # times [b] and losses [b] to bits/dim for a nat of log-SNR, [b]
 BatchLoss = Callable[[Predictor, torch.Tensor, torch.Tensor, torch.Tensor, Cond | None], torch.Tensor]

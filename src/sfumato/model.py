@@ -20,11 +20,11 @@ from sfumato.form import Form
 from sfumato.memory import by_parts
 from sfumato.noise import normal_like, row_generators
 from sfumato.pictures import cloud, gif, limits_of, picture, sheet
-from sfumato.sample import Step, grid, sample
+from sfumato.sampling import Step, grid, sample
 from sfumato.schedule import Discrete, Level, Schedule
-from sfumato.train.checkpoint import CheckpointError, load_average, write_text
-from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe
-from sfumato.tune import Tuned, tune
+from sfumato.storage import CheckpointError, load_average, write_text
+from sfumato.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe
+from sfumato.tuning import Tuned, tune
 
 ZOO = Path(__file__).parent / "zoo"
 

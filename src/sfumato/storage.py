@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sfumato.train.ema import name_of
+from sfumato.training.ema import name_of
 
 CHECKSUMS = "checksums.b2"
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from problems import label, mixture
 
 import sfumato as sf
 from sfumato.likelihood import prior_bits, term_bits, vlb
-from sfumato.tune import Fitted, Tuned, bound_costs, tune, tune_bound
+from sfumato.tuning import Fitted, Tuned, bound_costs, tune, tune_bound
 
 CHAIN = sf.Discrete.linear(1000)
 QUICK: dict[str, Any] = {"rounds": 6, "reference": 64}

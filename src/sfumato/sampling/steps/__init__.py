@@ -6,10 +6,10 @@ rule, `ode` the multistep and Runge-Kutta solvers of the probability flow, `adam
 `langevin` what walks at one level.
 """
 
-from sfumato.sample.steps.adams import Adams
-from sfumato.sample.steps.chain import DDIM, Ancestral, EulerMaruyama
-from sfumato.sample.steps.langevin import Corrector, Langevin, PredictorCorrector, langevin
-from sfumato.sample.steps.ode import AdamsBashforth, Heun, Multistep, UniPC
+from sfumato.sampling.steps.adams import Adams
+from sfumato.sampling.steps.chain import DDIM, Ancestral, EulerMaruyama
+from sfumato.sampling.steps.langevin import Corrector, Langevin, PredictorCorrector, langevin
+from sfumato.sampling.steps.ode import AdamsBashforth, Heun, Multistep, UniPC
 
 __all__ = [
     "DDIM",

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator, normal_like
-from sfumato.sample.steps.chain import DDIM, refuse_eta
-from sfumato.sample.steps.known import Known, combine, forecast, half_log_snr, refuse_order, remember
+from sfumato.sampling.steps.chain import DDIM, refuse_eta
+from sfumato.sampling.steps.known import Known, combine, forecast, half_log_snr, refuse_order, remember
 from sfumato.schedule import Level
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from sfumato.denoiser import Cond, Predictor
 from sfumato.noise import Generator
 from sfumato.process import marginal
-from sfumato.sample.loop import Step, refuse_levels, sample, walk
-from sfumato.sample.steps import DDIM
+from sfumato.sampling.loop import Step, refuse_levels, sample, walk
+from sfumato.sampling.steps import DDIM
 from sfumato.schedule import Level
 
 

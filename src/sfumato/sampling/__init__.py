@@ -1,0 +1,24 @@
+"""Sampling: the loop, the spacings of levels, the methods. `sfumato.sampling(...)` is the loop itself."""
+
+from sfumato.sampling import spacing, steps
+from sfumato.sampling.flow import Flowed, flow
+from sfumato.sampling.loop import Moment, Step, progressive, sample
+from sfumato.sampling.path import encode_decode, interpolate, invert, slerp
+from sfumato.sampling.spacing import Spacing, grid
+
+__all__ = [
+    "Flowed",
+    "Moment",
+    "Spacing",
+    "Step",
+    "encode_decode",
+    "flow",
+    "grid",
+    "interpolate",
+    "invert",
+    "progressive",
+    "sample",
+    "slerp",
+    "spacing",
+    "steps",
+]
