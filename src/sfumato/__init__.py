@@ -1,9 +1,18 @@
 """sfumato trains, samples, guides, measures and explains diffusion models on your own data."""
 
-from sfumato import convert, data, doctor, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, verify
+from sfumato import convert, data, doctor, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, tasks, verify
 from sfumato.classifier import Classifier
-from sfumato.denoiser import Cond, Denoiser, Predictor
+from sfumato.classifiers import load_classifier, train_classifier
+from sfumato.condition import Classes, Cond, Condition, ConditionSpec, Map, Numbers, Sequence, Tokens
+from sfumato.data import Dataset, Scaling
+from sfumato.data.options import register_data
+from sfumato.data.source import Batch, DataSpec, Draw, Source, Stream
+from sfumato.data.symbols import Vocabulary
+from sfumato.denoiser import Denoiser, Predictor
+from sfumato.loading import load
+from sfumato.model import Model
 from sfumato.noise import normal_like, row_generators
+from sfumato.options import Options, Runtime, Training
 from sfumato.oracle import Gaussian, GaussianMixture, LinearGaussianChain, Points
 from sfumato.prediction import (
     Prediction,
@@ -17,8 +26,23 @@ from sfumato.prediction import (
     x0_target,
 )
 from sfumato.process import Normal
-from sfumato.model import Run
-from sfumato.sampling import Flowed, Moment, Step, encode_decode, flow, grid, interpolate, invert, progressive, sample, slerp, spacing, steps
+from sfumato.recipe import load_recipe
+from sfumato.samples import Samples
+from sfumato.sampling import (
+    Flowed,
+    Moment,
+    Step,
+    encode_decode,
+    flow,
+    grid,
+    interpolate,
+    invert,
+    progressive,
+    sample,
+    slerp,
+    spacing,
+    steps,
+)
 from sfumato.schedule import (
     VE,
     Continuous,
@@ -35,21 +59,34 @@ from sfumato.schedule import (
     ve_scales,
     vp_scales,
 )
-from sfumato.tasks import load
-from sfumato.training.posthoc import reconstruct_ema
+from sfumato.storage import CheckpointError
+from sfumato.task import LossTerms, Recipe, Request, Sampler, Task, register
+from sfumato.tasks import Diffusion
+from sfumato.training import Callbacks, Ema, Stopped, reconstruct_ema, train
 from sfumato.tuning import BoundCosts, Fitted, Tuned, bound_costs, tune, tune_bound
 
 __version__ = "0.1.0"
 
 __all__ = [
     "VE",
+    "Batch",
     "BoundCosts",
+    "Callbacks",
+    "CheckpointError",
+    "Classes",
     "Classifier",
     "Cond",
+    "Condition",
+    "ConditionSpec",
     "Continuous",
     "Cosine",
+    "DataSpec",
+    "Dataset",
     "Denoiser",
+    "Diffusion",
     "Discrete",
+    "Draw",
+    "Ema",
     "Fitted",
     "Flow",
     "Flowed",
@@ -59,17 +96,35 @@ __all__ = [
     "Level",
     "LinearGaussianChain",
     "LinearVP",
+    "LossTerms",
+    "Map",
+    "Model",
     "Moment",
     "Normal",
+    "Numbers",
+    "Options",
     "Points",
     "Prediction",
     "Predictor",
-    "Run",
+    "Recipe",
+    "Request",
+    "Runtime",
+    "Sampler",
+    "Samples",
+    "Scaling",
     "Schedule",
+    "Sequence",
+    "Source",
     "Step",
+    "Stopped",
+    "Stream",
     "SubVP",
     "Target",
+    "Task",
+    "Tokens",
+    "Training",
     "Tuned",
+    "Vocabulary",
     "bound_costs",
     "convert",
     "data",
@@ -87,6 +142,8 @@ __all__ = [
     "latent",
     "likelihood",
     "load",
+    "load_classifier",
+    "load_recipe",
     "loss",
     "nets",
     "noise",
@@ -97,6 +154,8 @@ __all__ = [
     "process",
     "progressive",
     "reconstruct_ema",
+    "register",
+    "register_data",
     "row_generators",
     "sample",
     "score_target",
@@ -104,6 +163,9 @@ __all__ = [
     "spacing",
     "steps",
     "sub_vp_scales",
+    "tasks",
+    "train",
+    "train_classifier",
     "tune",
     "tune_bound",
     "v_target",

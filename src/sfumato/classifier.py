@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.denoiser import Cond
-from sfumato.form import Form
+from sfumato.data.source import DataSpec
 from sfumato.guide import label_log_prob
 from sfumato.schedule import Level
 
@@ -18,22 +18,22 @@ class Classifier(nn.Module):
     brings x_t to unit scale as in `Denoiser`, and the network sees no schedule. It is a `guide.LogProb`.
     """
 
-    def __init__(self, net: nn.Module, form: Form, prior: Float[Tensor, "k"]) -> None:
+    def __init__(self, net: nn.Module, spec: DataSpec, prior: Float[Tensor, "k"]) -> None:
         """Wraps `net`.
 
         Args:
             net: maps ([b, *x], log_snr [b], None) to [b, k].
-            form: of the data.
+            spec: of the data.
             prior: the share of each class among them, positive.
 
         Raises:
             ValueError: a prior that does not have one positive entry a class.
         """
         super().__init__()
-        if prior.shape != (len(form.classes),) or not bool((prior > 0).all()):
-            raise ValueError(f"the prior must have one positive share a class, {len(form.classes)}, got {prior.tolist()}.")
+        if prior.shape != (len(spec.classes),) or not bool((prior > 0).all()):
+            raise ValueError(f"the prior must have one positive share a class, {len(spec.classes)}, got {prior.tolist()}.")
         self.net = net
-        self.form = form
+        self.spec = spec
         self.log_prior = nn.Buffer((prior / prior.sum()).log().float())
 
     def log_class(self, x_t: Float[Tensor, "b *x"], level: Level) -> Float[Tensor, "b k"]:
@@ -42,13 +42,13 @@ class Classifier(nn.Module):
         Raises:
             ValueError: x_t of another shape than the classifier's data.
         """
-        if x_t.shape[1:] != self.form.shape:
-            raise ValueError(f"this classifier is for data of shape {self.form.shape}, got x_t of shape {tuple(x_t.shape)}.")
-        r = torch.hypot(level.alpha * self.form.data_std, level.sigma)
+        if x_t.shape[1:] != self.spec.shape:
+            raise ValueError(f"this classifier is for data of shape {self.spec.shape}, got x_t of shape {tuple(x_t.shape)}.")
+        r = torch.hypot(level.alpha * self.spec.std, level.sigma)
         log_snr = level.log_snr.to(x_t).reshape(-1).expand(len(x_t))
         weight = next(self.net.parameters(), x_t)
         says = self.net((x_t / r).to(weight.dtype), log_snr, None).to(x_t.dtype)
-        share = (level.alpha * self.form.data_std / r).to(x_t).reshape(-1, 1)
+        share = (level.alpha * self.spec.std / r).to(x_t).reshape(-1, 1)
         return (self.log_prior.to(x_t) + share * says).log_softmax(1)
 
     def forward(self, x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None) -> Float[Tensor, "b"]:
@@ -58,3 +58,16 @@ class Classifier(nn.Module):
             ValueError: x_t of another shape than the classifier's data, no labels, or labels beyond its classes.
         """
         return label_log_prob(self.log_class)(x_t, level, cond)
+
+    def refuse_other(self, spec: DataSpec, name: str) -> None:
+        """Refuses to guide a model of other data.
+
+        Raises:
+            ValueError: another shape, other classes or another codec.
+        """
+        for what in ("shape", "classes", "codec"):
+            if (ours := getattr(self.spec, what)) != (theirs := getattr(spec, what)):
+                raise ValueError(
+                    f"the classifier is of other data than {name}: its {what} is {ours}, not {theirs}; "
+                    f"take one trained with sfumato train-classifier {name}."
+                )

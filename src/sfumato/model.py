@@ -1,221 +1,247 @@
-"""A trained model as one object: `load` a run folder or `zoo:NAME`, then sample it."""
+"""A trained model as one object, whatever its kind: what training returns and `load` loads."""
 
-import json
-import math
+import base64
+import html
+import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
-from PIL import Image
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from sfumato import guide
-from sfumato.classifier import Classifier
-from sfumato.denoiser import Denoiser, Predictor
-from sfumato.form import Form
+from sfumato.condition import Classes, Condition
+from sfumato.data.source import DataSpec
+from sfumato.denoiser import Predictor
 from sfumato.memory import by_parts
-from sfumato.noise import normal_like, row_generators
 from sfumato.pictures import cloud, gif, limits_of, picture, sheet
-from sfumato.sampling import Step, grid, sample
-from sfumato.schedule import Discrete, Level, Schedule
-from sfumato.storage import CheckpointError, load_average, write_text
-from sfumato.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe
-from sfumato.tuning import Tuned, tune
+from sfumato.samples import Samples, sheet_columns
+from sfumato.sampling import Step
+from sfumato.schedule import Schedule
+from sfumato.task import Request, Sampler
+from sfumato.tuning import Tuned
 
-ZOO = Path(__file__).parent / "zoo"
+Label = int | str  # a class by its number or its name; -1 or "none" for none
+Labels = Sequence[Label] | np.ndarray | Tensor
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Samples in the form of the data: uint8 [n, h, w, c] images, or float32 [n, …]; with their labels where there are classes."""
+class Model:
+    """A trained model with its recipe and what its data are."""
 
-    values: Shaped[np.ndarray, "n *value"]
-    labels: Int64[np.ndarray, "n"] | None
+    def __init__(self, name: str, recipe: Any, spec: DataSpec, network: nn.Module, folder: Path | None = None) -> None:
+        """Joins the parts.
 
-    def save(self, path: str | Path, *, columns: int | None = None) -> None:
-        """Writes them in the form that the suffix names: .npz, .png, or a new folder of PNGs where there is none.
-
-        A file is written aside and renamed, so that what stood there before is lost only to a whole new one.
-
-        Raises:
-            ValueError: another suffix, a picture of what has none, or a folder that holds something.
+        Args:
+            name: for messages: the run folder, or `zoo:NAME`.
+            recipe: a task, or a recipe of it.
+            spec: of the data.
+            network: what the task builds, with trained weights.
+            folder: of the run, with what lies there beside the weights.
         """
-        path = Path(path)
-        check_target(path, is_image=self.values.ndim == 4, has_picture=self.values.ndim == 4 or self.values.shape[1:] == (2,))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.partial")
-        if path.suffix == ".npz":
-            with aside.open("wb") as file:
-                if self.labels is None:
-                    np.savez(file, arr_0=self.values)
-                else:
-                    np.savez(file, arr_0=self.values, arr_1=self.labels)
-            aside.replace(path)
-        elif path.suffix == ".png":
-            picture(self.values, columns=columns).save(aside, format="PNG")
-            aside.replace(path)
-        else:
-            path.mkdir(exist_ok=True)
-            for i, value in enumerate(self.values):
-                name = f"{i:06d}.png" if self.labels is None else f"{i:06d}_{self.labels[i]}.png"
-                Image.fromarray(value.squeeze(2) if value.shape[2] == 1 else value).save(path / name)
+        self.name, self.recipe, self.spec, self.network = name, recipe, spec, network
+        self.sampler: Sampler = recipe.sampler(network, spec, folder, name)
 
+    def __repr__(self) -> str:
+        """One line."""
+        parameters = sum(p.numel() for p in self.network.parameters())
+        conditions = f", conditions {', '.join(self.spec.conditions)}" if self.spec.conditions else ""
+        return f"Model({self.name}: {self.sampler.kind} of {list(self.spec.shape)}, {parameters:,} parameters{conditions})"
 
-def check_target(path: Path, *, is_image: bool, has_picture: bool) -> None:
-    """Whether samples can be written to this path; asked before the work of drawing them.
-
-    Raises:
-        ValueError: an unknown suffix, a picture of what has none, a folder where a file is meant, or the other way round.
-    """
-    if path.suffix not in ("", ".npz", ".png", ".gif"):
-        raise ValueError(f'samples are written as .npz, .png, .gif or a folder, got "{path.suffix}" in {path}.')
-    if path.suffix in (".png", ".gif") and not has_picture:
-        raise ValueError(f"these samples have no picture (images and points in the plane have), so {path} cannot be drawn; use .npz.")
-    if path.suffix and path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file, or a folder without a suffix.")
-    if not path.suffix:
-        if not is_image:
-            raise ValueError(f"only images can be written as a folder of PNGs; end {path} in .npz.")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"{path} exists and is not empty; name a new folder.")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained model with its recipe and the form of its data."""
-
-    name: str
-    recipe: Recipe
-    form: Form
-    denoiser: Denoiser
-    tuned: Mapping[tuple[int, float], Tuned] = field(default_factory=dict)  # by steps and guidance: walks that `sample` takes by itself
-    learned: Schedule | None = None  # the schedule, where it was trained with the network
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        """The noise schedule it was trained under."""
-        return self.learned or self.recipe.schedule.build()
+    def _repr_html_(self) -> str:
+        """In a notebook: that line, and some samples where they have a picture."""
+        text, found = f"<p>{html.escape(repr(self))}</p>", None
+        if self.spec.has_picture and not self.sampler.use:
+            found = self.sheet(16 if self.spec.is_image else 500)
+        if found is None:
+            return text
+        buffer = io.BytesIO()
+        picture(found[0], columns=found[1]).save(buffer, format="PNG")
+        return f'{text}<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"/>'
 
     @property
     def device(self) -> torch.device:
         """Where its network lives."""
-        return next(self.denoiser.parameters()).device
+        return next(self.network.parameters()).device
 
-    def to(self, device: torch.device) -> None:
-        """Moves its network."""
-        self.denoiser.to(device)
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        """All that it computes with."""
-        return [self.denoiser.net]
+    def to(self, device: torch.device | str) -> "Model":
+        """Moves its network; returns itself."""
+        self.network.to(device)
+        return self
 
     @property
     def predictor(self) -> Predictor:
-        """The averaged network as a `Predictor`."""
-        return self.denoiser
-
-    def labels(self, indices: Sequence[int], labels: Sequence[int] | None = None) -> Tensor | None:
-        """The label of each sample: the given ones in turn, or every class in turn; None for a model without classes.
+        """The denoiser, as levels and samplers take it.
 
         Raises:
-            ValueError: labels for a model without classes, or out of its range.
+            ValueError: a kind of model that has none.
         """
-        classes = self.form.classes
-        if not classes:
-            if labels is not None:
-                raise ValueError(f"{self.name} has no classes, so labels cannot be asked for; leave --labels out.")
-            return None
-        wanted = list(range(len(classes))) if labels is None else [int(label) for label in labels]
-        if not wanted:
-            raise ValueError("labels must name at least one class; leave them out for all.")
-        wrong = [label for label in wanted if not 0 <= label < len(classes)]
-        if wrong:
-            names = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20]))
-            raise ValueError(f"label {wrong[0]} is out of range: {self.name} has the classes {names}.")
-        return torch.tensor([wanted[i % len(wanted)] for i in indices])
+        return self.sampler.predictor
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule it was trained under.
+
+        Raises:
+            ValueError: a kind of model that has none.
+        """
+        return self.sampler.schedule
 
     def sample(
         self,
         count: int = 64,
         *,
-        steps: int | None = None,
-        labels: Sequence[int] | None = None,
         seed: int = 0,
-        guidance: float | None = None,
+        labels: Labels | None = None,
+        cond: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        guidance: float | Mapping[str, float] | None = None,
         sampler: str | Step | None = None,
         classifier: guide.LogProb | None = None,
+        temperature: float | None = None,
+        noise: Float[Tensor, "n *x"] | np.ndarray | None = None,
         batch: int = 64,
         rows: slice = slice(None),
         on_batch: Callable[[int], None] | None = None,
+        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Samples:
         """`count` samples; the i-th depends on (model, seed, i) and these options alone, not on `batch` or `rows`.
 
         Args:
             count: how many.
-            steps: of the sampler; the recipe's where not given.
-            labels: classes, taken in turn; every class in turn where not given.
             seed: of the noise.
-            guidance: γ, the scale of guidance, 1 = off; the recipe's where not given. Classifier-free without a `classifier`; with one it
-                scales the classifier, and the model's labels are dropped, so that 1 is Bayes' rule.
+            labels: classes by number or name, taken in turn, -1 or "none" for no label; every class in turn where not given.
+            cond: other conditions by name: one value for all samples, or a list of them taken in turn; None for not given.
+            steps: of the sampler; the recipe's where not given.
+            guidance: γ, the scale of guidance: 1 = off, 0 = without the conditions, or one by name; the recipe's where not given (1 for a
+                model that has nothing to be guided by). Classifier-free without a `classifier`; with one it scales the classifier, and
+                the model's labels are dropped, so that 1 is Bayes' rule.
             sampler: a name (`ancestral`, `ddim`, `heun`, `multistep`, …) or a step; the recipe's where not given.
-            classifier: log p(label | x_t), as `train.classifier.load` gives it.
+            classifier: log p(label | x_t), as `load_classifier` gives it.
+            temperature: of the standard deviations that a VAE draws with.
+            noise: standard normal noise to begin with, one row a sample of `count`, in the place of the seed's.
             batch: how many at a time.
             rows: which of them to draw, where others draw the rest.
             on_batch: called with the number done after each batch.
+            on_step: called after each step of a batch with its number, x_t and the x0 it foretells; what it raises ends the work.
 
         Raises:
-            ValueError: a count, batch or steps below 1, unknown names, labels out of range.
+            ValueError: a count, batch or steps below 1, unknown names, conditions out of range, options that mean nothing for this kind.
         """
         for name, number in (("count", count), ("batch", batch)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}.")
-        walk = self.walk(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
         mine = range(count)[rows]
-        all_labels = self.labels(mine, labels)
-        draw = lambda part: walk(mine[part], seed, None if all_labels is None else all_labels[part])  # noqa: E731
-        done = by_parts(draw, len(mine), batch, on_batch)
-        return Samples(
-            self.form.scaling.decode(torch.cat([torch.empty(0, *self.form.shape), *done])),
-            None if all_labels is None else all_labels.numpy(),
-        )
+        asked = {"steps": steps, "guidance": guidance, "sampler": sampler, "classifier": classifier, "temperature": temperature}
+        options = {name: value for name, value in asked.items() if value is not None}
+        conditions = self.conditions(mine, labels, cond, options)
+        self.sampler.check(options, conditions)
+        start = self._noise(noise, count, mine)
 
-    def walk(
-        self,
-        *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        sampler: str | Step | None = None,
-        classifier: guide.LogProb | None = None,
-    ) -> "Walk":
-        """The way from noise to samples with its options settled, as `sample` takes them.
+        def draw(part: slice) -> Tensor:
+            given = {name: condition[part].to(self.device) for name, condition in conditions.items()}
+            mine_noise = None if start is None else start[part].to(self.device)
+            return self.sampler(Request(mine[part], seed, self.device, given, options, mine_noise, on_step))
+
+        done = by_parts(draw, len(mine), batch, on_batch)
+        x = torch.cat(done) if done else torch.empty(0, *(size or 0 for size in self.spec.shape))
+        return Samples(self.spec.codec.decode(x), {name: _array(condition) for name, condition in conditions.items()}, self.spec)
+
+    def _noise(self, noise: Tensor | np.ndarray | None, count: int, mine: range) -> Tensor | None:
+        """The user's own noise for these rows."""
+        if noise is None:
+            return None
+        noise = torch.as_tensor(noise, dtype=torch.float32)
+        if noise.shape != (count, *self.spec.sizes):
+            raise ValueError(f"noise must have the shape {[count, *self.spec.sizes]}, one row a sample, got {list(noise.shape)}.")
+        return noise[mine.start : mine.stop]
+
+    def conditions(
+        self, rows: Sequence[int], labels: Labels | None = None, cond: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None
+    ) -> dict[str, Condition]:
+        """The conditions of samples with these numbers: what is asked for in turn, else the sampler's defaults.
 
         Raises:
-            ValueError: unknown names, steps below 1, guidance below 0, a spacing that does not fit the schedule, or a classifier that does
-                not fit the model.
+            ValueError: a condition that the model does not have, or a value that it cannot be.
         """
-        defaults = self.recipe.sampling
-        step = sampler if sampler is not None else defaults.sampler
-        if isinstance(step, str):
-            step = SAMPLERS[known(step, SAMPLERS, "sampler")]
-        scale = defaults.guidance if guidance is None else guidance
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"guidance must be at least 0 (1 = off), got {scale}.")
-        predict = self._guided(scale, classifier)
-        if defaults.guidance_interval is not None:
-            predict = guide.interval(predict, self._guided(1.0, classifier), *defaults.guidance_interval)
-        predict = guide.clip(predict) if defaults.clip else predict
-        steps = defaults.steps if steps is None else steps
-        tuned = self.tuned.get((steps, scale)) if sampler is None and classifier is None else None
-        if tuned is not None:
-            return Walk(predict, tuned.step, list(tuned.levels), self.form.shape, self.device)
-        return Walk(predict, step, self._levels(steps), self.form.shape, self.device)
+        asked = dict(cond or {})
+        if labels is not None:
+            if not self.spec.classes:
+                raise ValueError(f"{self.name} has no classes, so labels cannot be asked for; leave --labels out.")
+            asked["labels"] = labels
+        if unknown := sorted(set(asked) - set(self.spec.conditions)):
+            have = ", ".join(self.spec.conditions) or "none"
+            raise ValueError(f'{self.name} has no condition "{unknown[0]}"; its conditions: {have}.')
+        given, turn = {}, 1
+        for name, spec in self.spec.conditions.items():
+            value, every = asked.get(name), 1
+            if name not in asked:
+                value = self.sampler.default(spec, options or {})
+                if value is not None:
+                    value, every, turn = list(value), turn, turn * len(value)
+            given[name] = spec.rows(value, [row // every for row in rows], f"the condition {name} of {self.name}")
+        return given
+
+    def sheet(self, count: int | None = None) -> tuple[np.ndarray, int | None] | None:
+        """Values of samples for a picture, and in how many columns; None where they have none. Fixed noise, one class a column."""
+        if not self.spec.has_picture:
+            return None
+        is_points = len(self.spec.shape) == 1
+        cycle = self.cycle()
+        if count is None:
+            count = 2000 if is_points else 8 * cycle if 0 < cycle <= 40 else 64
+        return self.sample(count, batch=count if is_points else 64).values, self.columns(count=count)
+
+    def cycle(self, labels: Labels | None = None) -> int:
+        """After how many samples their classes repeat; 0 without classes."""
+        if labels is not None:
+            return len(labels)
+        counts = [len(spec.names) for spec in self.spec.conditions.values() if isinstance(spec, Classes)]
+        return int(np.prod(counts)) if counts else 0
+
+    def columns(self, labels: Labels | None = None, count: int = 64) -> int | None:
+        """How many columns make each column of `count` samples one class, and the sheet about square; None where that cannot be."""
+        cycle = self.cycle(labels)
+        return sheet_columns(cycle, count) if cycle else None
+
+    def reverse_gif(
+        self,
+        path: str | Path,
+        count: int = 64,
+        *,
+        seed: int = 0,
+        labels: Labels | None = None,
+        cond: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        guidance: float | Mapping[str, float] | None = None,
+        sampler: str | Step | None = None,
+        classifier: guide.LogProb | None = None,
+    ) -> None:
+        """Writes a GIF of the reverse process: the noise, then x_t after each step, brought to unit scale."""
+        asked = {"steps": steps, "guidance": guidance, "sampler": sampler, "classifier": classifier}
+        options = {name: value for name, value in asked.items() if value is not None}
+        conditions = self.conditions(range(count), labels, cond, options)
+        self.sampler.check(options, conditions)
+        given = {name: condition.to(self.device) for name, condition in conditions.items()}
+        self._gif(self.sampler.film(Request(range(count), seed, self.device, given, options)), Path(path), self.columns(labels, count))
+
+    def forward_gif(self, path: str | Path, x0: Float[Tensor, "n *x"], *, frames: int = 40, seed: int = 0) -> None:
+        """Writes a GIF of the forward process on x0: the same noise at growing levels."""
+        self._gif(self.sampler.forward_film(x0, frames, seed), Path(path), None)
+
+    def _gif(self, frames: Sequence[Tensor], path: Path, columns: int | None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = [self.spec.codec.decode(frame.cpu()) for frame in frames]
+        if self.spec.is_image:
+            pictures = [sheet(value, columns=columns) for value in values]
+        else:
+            limits = limits_of(np.concatenate([values[0], values[-1]]))
+            pictures = [cloud(value, limits=limits) for value in values]
+        gif(pictures, path)
 
     def tune(self, steps: int, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> Tuned:
         """Levels and method for so many evaluations, fitted to this model: see `sfumato.tune`. `save_tuned` keeps them with the run.
@@ -225,200 +251,22 @@ class Run:
             guidance: for which the levels are fitted; the recipe's where not given.
             rows: walks that are looked at, each class in turn.
             seed: of their noise.
+
+        Raises:
+            ValueError: a kind of model that visits no levels.
         """
-        untuned = replace(self, tuned={})
-        walk, labels = untuned.walk(steps=steps, guidance=guidance), self.labels(range(rows))
-        noise = normal_like(torch.empty(rows, *self.form.shape), row_generators(seed, range(rows)))
-        cond = None if labels is None else {"labels": labels}
-        return tune(walk.predict, self._sampling_schedule, noise, cond, steps=steps, levels=walk.levels, step=walk.step)
+        return self.sampler.tune(steps, self.conditions(range(rows)), guidance=guidance, rows=rows, seed=seed)
 
-    def _guided(self, scale: float, classifier: guide.LogProb | None) -> Predictor:
-        """The model guided by a classifier on its unconditional branch, or by its own labels."""
-        if classifier is None:
-            return guide.classifier_free(self.denoiser, scale) if self.form.classes else self.denoiser
-        if not self.form.classes:
-            raise ValueError(f"{self.name} has no classes, so a classifier cannot guide it; take a model of labelled data.")
-        if not self.recipe.training.label_drop:
-            raise ValueError(
-                f"{self.name} has never seen a dropped label, so a classifier has no unconditional model to guide; "
-                "train it with training.label_drop above 0 (1 = without labels)."
-            )
-        if isinstance(classifier, Classifier):
-            self._refuse_stranger(classifier.form)
-        return guide.classifier(guide.unconditional(self.denoiser), classifier, scale)
+    def reconstruct(self, values: Shaped[np.ndarray, "n *value"]) -> Shaped[np.ndarray, "n *value"]:
+        """Values through the model's latents and back.
 
-    def _refuse_stranger(self, theirs: Form) -> None:
-        for what in ("shape", "classes", "scaling"):
-            if getattr(theirs, what) != getattr(self.form, what):
-                raise ValueError(
-                    f"the classifier is of other data than {self.name}: its {what} is {getattr(theirs, what)}, "
-                    f"not {getattr(self.form, what)}; take one trained with sfumato train-classifier {self.name}."
-                )
-
-    def reverse_gif(
-        self,
-        path: str | Path,
-        count: int = 64,
-        *,
-        steps: int | None = None,
-        labels: Sequence[int] | None = None,
-        seed: int = 0,
-        guidance: float | None = None,
-        sampler: str | Step | None = None,
-        classifier: guide.LogProb | None = None,
-    ) -> None:
-        """Writes a GIF of the reverse process: the noise, then x_t after each step, brought to unit scale."""
-        walk = self.walk(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
-        wanted = self.labels(range(count), labels)
-        frames = [normal_like(torch.empty(count, *self.form.shape), row_generators(seed, range(count)))]
-        walk(range(count), seed, wanted, lambda i, x: frames.append(_unit(x, walk.levels[i + 1])))
-        self._gif(frames, Path(path), columns=self.columns(labels))
-
-    def forward_gif(self, path: str | Path, x0: Float[Tensor, "n *x"], *, frames: int = 40, seed: int = 0) -> None:
-        """Writes a GIF of the forward process on x0: the same noise at growing levels."""
-        noise = normal_like(x0, row_generators(seed, range(len(x0))))
-        levels = self._levels(frames)[::-1]
-        self._gif([_unit(level.alpha * x0 + level.sigma * noise, level) for level in levels], Path(path), columns=None)
-
-    def columns(self, labels: Sequence[int] | None = None) -> int | None:
-        """How many columns make each column one class: the length of the cycle of labels; None without classes, or where it is too wide."""
-        length = len(self.form.classes) if labels is None else len(labels)
-        return length if 0 < length <= 40 else None
-
-    @property
-    def has_picture(self) -> bool:
-        """Whether its samples are images or points in the plane."""
-        return self.form.is_image or self.form.shape == (2,)
-
-    def _levels(self, steps: int) -> list[Level]:
-        """From noise to the data. A chain ends there; on a curve the last step goes from the curve's last level to it."""
-        spacing = SPACINGS[self.recipe.sampling.spacing]
-        if isinstance(self._sampling_schedule, Discrete) or steps < 2:
-            return grid(self._sampling_schedule, steps, spacing=spacing)
-        one = torch.ones((), dtype=torch.float64)
-        return [*grid(self._sampling_schedule, steps - 1, spacing=spacing), Level(one, 0 * one)]
-
-    @cached_property
-    def _sampling_schedule(self) -> Schedule:
-        """The training schedule, between the ends that the recipe samples from."""
-        options, ends = self.recipe.schedule, self.recipe.sampling
-        changes = {name: value for name in ("log_snr_max", "log_snr_min") if (value := getattr(ends, name)) is not None}
-        return options.model_copy(update=changes).build() if changes else self.schedule
-
-    def _gif(self, frames: Sequence[Tensor], path: Path, *, columns: int | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        values = [self.form.scaling.decode(frame) for frame in frames]
-        if values[0].ndim == 4:
-            pictures = [sheet(value, columns=columns) for value in values]
-        else:
-            limits = limits_of(np.concatenate([values[0], values[-1]]))
-            pictures = [cloud(value, limits=limits) for value in values]
-        gif(pictures, path)
+        Raises:
+            ValueError: a kind of model that has none.
+        """
+        return self.sampler.reconstruct(values)
 
 
-@dataclass(frozen=True)
-class Walk:
-    """The way from noise to samples: a predictor, a method, the levels between."""
-
-    predict: Predictor
-    step: Step
-    levels: list[Level]
-    shape: tuple[int, ...]
-    device: torch.device
-
-    def __call__(
-        self, rows: range, seed: int, labels: Tensor | None = None, on_step: Callable[[int, Tensor], None] | None = None
-    ) -> Float[Tensor, "n *x"]:
-        """x0 of the samples with these numbers; each has a generator of its own for all its noise."""
-        generators = row_generators(seed, rows)
-        noise = normal_like(torch.empty(len(rows), *self.shape, device=self.device), generators)
-        cond = None if labels is None else {"labels": labels.to(self.device)}
-        return sample(self.predict, self.levels[0].sigma * noise, self.levels, self.step, cond, generator=generators, on_step=on_step)
-
-
-def _unit(x: Tensor, level: Level) -> Tensor:
-    return x / torch.hypot(level.alpha, level.sigma)
-
-
-def load(model: str | Path, *, ema: float | None = None) -> Run:
-    """Loads a run folder, or `zoo:NAME`, with the averaged weights of its newest checkpoint.
-
-    Args:
-        model: a run folder or `zoo:NAME`.
-        ema: which average, by its width; the recipe's first where not given.
-
-    A damaged checkpoint is passed over, with a warning in the log, for the one before it.
-
-    Raises:
-        ValueError: there is no such model, or no such average.
-        CheckpointError: no checkpoint yet, or none that is whole.
-    """
-    folder = folder_of(model)
-    recipe, form = load_recipe(folder / "recipe.yaml"), read_form(folder)
-    denoiser = build_denoiser(recipe, form)
-    load_average(denoiser, folder, recipe.training.ema, ema)
-    return Run(str(model), recipe, form, denoiser, read_tuned(folder))
-
-
-def save_tuned(folder: Path, steps: int, guidance: float, tuned: Tuned) -> Path:
-    """Keeps tuned levels with a run, where `load` finds them; those of the same steps and guidance are replaced."""
-    path = folder / "tuned" / f"{steps}-guidance-{guidance:g}.json"
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps({"steps": steps, "guidance": guidance, "walk": json.loads(tuned.to_json())}, indent=1))
-    return path
-
-
-def read_tuned(folder: Path) -> dict[tuple[int, float], Tuned]:
-    """The tuned walks of a run, by steps and guidance. Raises CheckpointError for a damaged one."""
-    found = {}
-    for path in sorted((folder / "tuned").glob("*.json")):
-        try:
-            record = json.loads(path.read_text())
-            found[record["steps"], float(record["guidance"])] = Tuned.from_json(json.dumps(record["walk"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged ({error!r}); delete it, or tune again.") from None
-    return found
-
-
-def folder_of(model: str | Path) -> Path:
-    """The folder of a run, or of `zoo:NAME`.
-
-    Raises:
-        ValueError: there is no such model.
-    """
-    folder = Path(model)
-    if str(model).startswith("zoo:"):
-        folder = ZOO / str(model).removeprefix("zoo:")
-        if folder == ZOO or not (folder / "recipe.yaml").is_file():
-            raise ValueError(f"there is no {model}; the zoo holds {', '.join('zoo:' + name for name in zoo_names()) or 'no model'}.")
-    if not (folder / "recipe.yaml").is_file():
-        raise ValueError(
-            f"{model} is no run folder (it has no recipe.yaml) and no zoo:NAME; train one with sfumato train RECIPE --out {model}."
-        )
-    return folder
-
-
-def read_form(folder: Path) -> Form:
-    """The form of the data from a run's manifest.
-
-    Raises:
-        CheckpointError: the manifest is missing or damaged.
-    """
-    path = folder / "manifest.json"
-    try:
-        return Form.from_json(json.loads(path.read_text())["form"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is missing or damaged ({error!r}); restore it, or train again.") from None
-
-
-def build_denoiser(recipe: Recipe, form: Form) -> Denoiser:
-    """The untrained denoiser that a recipe asks for on data of this form."""
-    variance = recipe.objective.variance
-    channels = 2 * form.shape[0] if variance == "learned" else None
-    net = recipe.net.build(form.shape, len(form.classes), channels)
-    return Denoiser(net, recipe.objective.build_target(), data_std=form.data_std, variance=variance)
-
-
-def zoo_names() -> list[str]:
-    """The models that ship with sfumato."""
-    return sorted(path.name for path in ZOO.iterdir() if (path / "recipe.yaml").is_file()) if ZOO.is_dir() else []
+def _array(condition: Condition) -> np.ndarray:
+    """A condition of samples for a file: -1 or NaN where it is not given."""
+    value, given = condition.value, condition.given.reshape(-1, *(1,) * (condition.value.ndim - 1))
+    return torch.where(given, value, torch.nan if value.is_floating_point() else -1).cpu().numpy()

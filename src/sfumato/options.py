@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 MAY_CHANGE = (
     "about",
@@ -53,6 +53,8 @@ def _to_path(value: Any) -> Path:
     return Path(str(value)).expanduser()
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 DataPath = Annotated[Path, BeforeValidator(_to_path)]
 Size = Annotated[int, Field(ge=1)]
 
@@ -79,3 +81,65 @@ def unknown(name: str, names: Sequence[str], what: str) -> str:
     """A sentence on a name that is not one of the names."""
     near = get_close_matches(name, names, 1)
     return f'there is no {what} "{name}"; ' + (f"did you mean {near[0]}?" if near else f"the {what}s are {', '.join(names)}.")
+
+
+class Runtime(Options):
+    """How the network is computed on the machine at hand, whatever it learns.
+
+    `precision` "auto" is bfloat16 where the device multiplies it natively. `kernels` "auto" takes sfumato's own for normalisations and 3×3
+    convolutions in float32 on CPUs, where they are faster on this machine and the run sees 20,000 images or more. At most `micro_batch`
+    examples go through the network at once; as many as the memory holds where nothing is said.
+    """
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    kernels: Literal["auto", "torch", "compiled"] = "auto"
+    micro_batch: int | None = Field(default=None, ge=1)
+
+
+Tracker = Literal["tensorboard", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb"]
+
+
+class Training(Options):
+    """How long, how fast, how often.
+
+    After `patience` steps in a row that cannot be applied (a loss or gradient that is not finite, a loss that explodes) the run goes
+    back to its last good state, at half the rate, `retries` times at most. `snapshot_every` so many steps (0 = never) the averages are kept
+    for good, to make others of. `label_drop` is the chance that all conditions of an example are dropped together, `drop` that one is by
+    itself, by name. The share `held_out` of the rows is chosen at "random", is the last "block" of rows that are ordered in time, or whole
+    groups of the condition that `held_out_by` names. A new run begins with the weights of `init_from`: a run, zoo:NAME, or a file.
+    """
+
+    steps: int = Field(default=10_000, ge=1)
+    batch: int = Field(default=128, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    rate: float = Field(default=1e-3, gt=0)
+    muon_rate: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.99)
+    warmup: int = Field(default=100, ge=0)
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = Field(default=1.0, gt=0)
+    label_drop: float = Field(default=0.1, ge=0, le=1)
+    drop: dict[str, Share] = {}
+    ema: tuple[float, ...] = Field(default=(0.1,), min_length=1)
+    flip: bool = False
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    held_out_by: str = "random"
+    init_from: str | None = None
+    patience: int = Field(default=3, ge=1)
+    retries: int = Field(default=2, ge=0)
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    checkpoint_every: int = Field(default=1000, ge=1)
+    keep: int = Field(default=2, ge=1)
+    snapshot_every: int = Field(default=0, ge=0)
+    log_every: int = Field(default=50, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @field_validator("ema")
+    @classmethod
+    def _is_reachable(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < width < 0.288 for width in widths):
+            raise ValueError("each EMA width (standard deviation relative to the run's length) must lie in (0, 0.288)")
+        if len({f"{width:.3f}" for width in widths}) < len(widths):
+            raise ValueError("the EMA widths must differ in their first three decimals, which name their files")
+        return widths

@@ -17,15 +17,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sfumato.training.ema import name_of
+from sfumato.data.source import DataSpec
+
 
 CHECKSUMS = "checksums.b2"
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+ZOO = Path(__file__).parent / "zoo"
 
 
 class CheckpointError(RuntimeError):
@@ -137,11 +142,11 @@ def take_up(run: Path, read: Callable[[Path], T], *, set_aside: bool = False) ->
     )
 
 
-def load_average(model: nn.Module, run: Path, widths: Sequence[float], asked: float | None) -> None:
-    """Puts an average of the weights of the newest whole checkpoint of a run into `model.net`, and the model to rest.
+def load_average(net: nn.Module, run: Path, widths: Sequence[float], asked: float | None) -> None:
+    """Loads EMA weights from the newest valid checkpoint of a run.
 
     Args:
-        model: with its network as `net`.
+        net: what was trained.
         run: the run folder.
         widths: of the averages that the recipe tracks, the first of which is the default.
         asked: the width of the one wanted.
@@ -150,8 +155,7 @@ def load_average(model: nn.Module, run: Path, widths: Sequence[float], asked: fl
         ValueError: there is no such average.
         CheckpointError: no checkpoint yet, or none that is whole.
     """
-    net, file = model.net, f"{name_of(widths[0] if asked is None else asked)}.safetensors"
-    assert isinstance(net, nn.Module)
+    file = f"{name_of(widths[0] if asked is None else asked)}.safetensors"
 
     def read(checkpoint: Path) -> None:
         there = sorted(path.name for path in checkpoint.glob("ema-*.safetensors"))
@@ -167,7 +171,6 @@ def load_average(model: nn.Module, run: Path, widths: Sequence[float], asked: fl
             raise damaged(checkpoint / file, error) from None
 
     take_up(run, read)
-    model.eval().requires_grad_(False)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -306,3 +309,69 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def name_of(width: float) -> str:
+    """What the average of this width is called in a checkpoint."""
+    return f"ema-{width:.3f}"
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def folder_of(model: str | Path) -> Path:
+    """The folder of a run, or of `zoo:NAME`.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    folder = Path(model)
+    if str(model).startswith("zoo:"):
+        folder = ZOO / str(model).removeprefix("zoo:")
+        if folder == ZOO or not (folder / "recipe.yaml").is_file():
+            raise ValueError(f"there is no {model}; the zoo holds {', '.join('zoo:' + name for name in zoo_names()) or 'no model'}.")
+    if not (folder / "recipe.yaml").is_file():
+        raise ValueError(
+            f"{model} is no run folder (it has no recipe.yaml) and no zoo:NAME; train one with sfumato train RECIPE --out {model}."
+        )
+    return folder
+
+
+def zoo_names() -> list[str]:
+    """The models that ship with sfumato."""
+    return sorted(path.name for path in ZOO.iterdir() if (path / "recipe.yaml").is_file()) if ZOO.is_dir() else []
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError(f"it holds a {type(manifest).__name__}")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is missing or damaged ({error!r}); restore it, or train again.") from None
+    return manifest
+
+
+def read_spec(folder: Path) -> DataSpec:
+    """What the data of a run are, from its manifest.
+
+    Raises:
+        CheckpointError: the manifest is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    try:
+        return DataSpec.from_json(manifest["spec"] if "spec" in manifest else manifest["form"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'manifest.json'} is damaged ({error!r}); restore it, or train again.") from None

@@ -25,7 +25,7 @@ from sfumato.nets.layers import Places
 from sfumato.prediction import eps_target
 from sfumato.runtime import multiplies_bfloat16
 from sfumato.schedule import Discrete
-from sfumato.recipe import Sampling
+from sfumato.tasks.options import Sampling
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import register_flop_formula
 from sfumato.convert import load_diffusers
 from sfumato.kernels import choice
 from sfumato.prediction import Prediction
-from sfumato.model import Run
+from sfumato.model import Model
 from sfumato.runtime import keep_memory, multiplies_bfloat16
 from sfumato.sampling import grid, sample, steps
 from sfumato.schedule import Discrete
@@ -79,14 +79,14 @@ def stepping(net: nn.Module, forward: Callable[[slice], Tensor], batch: int, row
 class Ours:
     """sfumato: freed memory is kept, maps lie channels-last, convolutions go by what is faster here."""
 
-    def _run(self, folder: Path, precision: str) -> Run:
+    def _run(self, folder: Path, precision: str) -> Model:
         if precision == "bfloat16" and not multiplies_bfloat16():
             raise Unasked("this processor has no bfloat16 products")
         keep_memory()
         run = load_diffusers(folder)
-        run.denoiser.net.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[precision])
+        run.network.net.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[precision])
         if precision == "float32" and choice.is_faster():
-            choice.use(run.denoiser.net)
+            choice.use(run.network.net)
             register_flop_formula(torch.ops.sfumato_winograd.forward)(lambda x, u, *_, **__: _direct_operations(x, u[1] * u[3]))
             register_flop_formula(torch.ops.sfumato_winograd.backward)(lambda x, g, *_, **__: _direct_operations(x, g[3]))
         return run
@@ -94,9 +94,9 @@ class Ours:
     def _net(self, folder: Path, batch: int, precision: str) -> tuple[nn.Module, Tensor, Tensor]:
         """The network, a batch, and the log-SNR of its steps."""
         run, (x, t) = self._run(folder, precision), inputs(batch)
-        dtype = next(run.denoiser.net.parameters()).dtype
+        dtype = next(run.network.net.parameters()).dtype
         log_snr = run.schedule.log_snr((t.double() + 1) / CHAIN_STEPS).float()
-        return run.denoiser.net, x.to(dtype, memory_format=torch.channels_last), log_snr
+        return run.network.net, x.to(dtype, memory_format=torch.channels_last), log_snr
 
     def forward(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`."""

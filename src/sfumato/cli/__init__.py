@@ -2,12 +2,15 @@
 
 import sys
 import traceback
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from sfumato.cli.bench import bench
 from sfumato.cli.doctor import doctor
 from sfumato.cli.ema import ema
+from sfumato.cli.imports import import_file
 from sfumato.cli.plot import plot
 from sfumato.cli.recipes import recipes
 from sfumato.cli.sample import sample
@@ -26,6 +29,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def options(
+    imports: Annotated[
+        list[Path] | None, typer.Option("--import", metavar="FILE.py", help="Run a Python file first, which registers kinds of its own.")
+    ] = None,
+) -> None:
+    """Train, sample, guide, measure and explain diffusion models on your own data."""
+    for file in imports or ():
+        import_file(file)
+
+
 for command in (train, doctor, train_classifier, sample, plot, ema, recipes, zoo, tune, verify, bench):
     app.command()(command)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato.model import folder_of
+from sfumato.storage import folder_of
 from sfumato.training.posthoc import reconstruct_ema
 
 

@@ -6,8 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sfumato.tasks import load_recipe, model_of, steps_of
-from sfumato.recipe import recipe_names
+from sfumato.recipe import load_recipe, recipe_names
 
 
 def recipes(
@@ -24,7 +23,7 @@ def recipes(
     table = Table("recipe", "model", "steps", "what it trains on", box=None)
     for each in recipe_names():
         recipe = load_recipe(each, ["data.path=DATA"] if each in NEED_PATH else [])
-        table.add_row(each, model_of(recipe), str(steps_of(recipe)), recipe.about)
+        table.add_row(each, recipe.what, str(sum(each.steps for each in recipe.trainings().values())), recipe.about)
     Console().print(table)
 
 

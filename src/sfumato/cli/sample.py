@@ -1,32 +1,41 @@
 """`sfumato sample`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from sfumato.classifiers import load_classifier
 from sfumato.cli.progress import Stage, reporter
 from sfumato.kernels import choice
 from sfumato.kernels.build import were_compiled
-from sfumato.model import Run, Samples, check_target
+from sfumato.loading import load
+from sfumato.model import Model
 from sfumato.runtime import keep_memory
-from sfumato.tasks.classifier import load as load_classifier
+from sfumato.samples import Samples, check_target
+from sfumato.tasks.options import SAMPLERS
 from sfumato.training.engine import Engine
-from sfumato.tasks import AnyRun, load
-from sfumato.recipe import SAMPLERS
-from sfumato.tasks.vae import VAERun
 
 
 def sample(
     model: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME (`sfumato zoo` lists them).")],
-    out: Annotated[Path, typer.Option(help="s.npz, s.png (a sheet), s.gif (the reverse process), or a folder for PNGs.")],
+    out: Annotated[Path, typer.Option(help="s.npz, s.csv (tables), s.png or .jpg (a sheet), s.gif (the reverse process), or a folder for PNGs.")],
     count: Annotated[int | None, typer.Option(help="How many; 64 images or 2000 points by default.")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLERS)}; the recipe's by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler; the recipe's by default.")] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on (model, seed, i) alone.")] = 0,
-    labels: Annotated[str | None, typer.Option(help="Classes, taken in turn: 3,5; all in turn by default.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Its scale: classifier-free, 1 = off; or of --classifier.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Classes, taken in turn: 3,5 or sneaker,bag, or none; all in turn by default.")] = None,
+    cond: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A condition: a class, numbers joined by commas, a picture file, or none; may be repeated."),
+    ] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="Its scale: classifier-free, 1 = off, 0 = without conditions; one each: color=3,size=1; or of --classifier."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of a VAE's standard deviations.")] = None,
     classifier: Annotated[
         str | None, typer.Option(metavar="RUN", help="Guide by RUN/classifier: the model without its labels, 1 = Bayes' rule.")
     ] = None,
@@ -36,6 +45,7 @@ def sample(
         str, typer.Option(help="On a CPU: torch, compiled (sfumato's: a grey level off now and then), or auto, the faster in long work.")
     ] = "auto",
     forward: Annotated[bool, typer.Option("--forward", help="With a .gif: the forward process on the training data instead.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Draw samples from a model.
@@ -43,66 +53,89 @@ def sample(
     Example: sfumato sample zoo:fashion --labels 0,1,2 --count 30 --out sheet.png
     """
     run, chosen = load(model, ema=ema), _labels(labels)
+    if run.sampler.use:
+        raise ValueError(f"{model} is {run.sampler.kind}, which makes no samples. {run.sampler.use}")
     judge = None if classifier is None else load_classifier(classifier)
     if count is None:
-        count = 64 if run.form.is_image else 2000
+        count = 64 if run.spec.is_image else 2000
     for name, number, least in (("--count", count, 1), ("--batch", batch, 1), ("--seed", seed, 0)):
         if number < least:
             raise ValueError(f"{name} must be at least {least}, got {number}.")
-    if forward and out.suffix != ".gif":
+    is_gif = out.suffix.lower() == ".gif"
+    if forward and not is_gif:
         raise ValueError(f"--forward draws a moving picture, so --out must end in .gif, got {out}.")
-    asked = {"steps": steps, "labels": chosen, "guidance": guidance, "sampler": sampler, "classifier": judge}
-    if isinstance(run, VAERun):
-        given = [name for name, value in asked.items() if value is not None] + ["out …gif"] * (out.suffix == ".gif")
-        if given:
-            raise ValueError(f"{model} is a VAE, which is drawn in one pass without classes; leave out --{', --'.join(given)}.")
-        asked = {}
-    check_target(out, is_image=run.form.is_image, has_picture=run.has_picture)
+    asked = {"steps": steps, "guidance": _guidance(guidance), "sampler": sampler, "classifier": judge}
+    conditions = {"labels": chosen, "cond": _cond(run, cond or [])}
+    heat = {} if temperature is None else {"temperature": temperature}
+    given = {name: value for name, value in {**asked, **heat}.items() if value is not None}
+    run.sampler.check(given, run.conditions(range(min(count, 1000)), options=given, **conditions))
+    check_target(out, is_image=run.spec.is_image, has_picture=run.spec.has_picture, is_table=len(run.spec.shape) == 1)
+    if out.is_file() and not force:
+        raise ValueError(f"{out} is there already; name another file, or add --force to write over it.")
     keep_memory()
     engine = Engine.begin()
     run.to(engine.device)
-    if _by_kernels(run, kernels, count, steps) and engine.is_main:
+    if _by_kernels(run, kernels, count, given) and engine.is_main:
         typer.echo("Normalisations and 3×3 convolutions go by sfumato's kernels, which are faster here; --kernels torch takes torch's.")
-    if out.suffix == ".gif" and not engine.is_main:
+    if is_gif and not engine.is_main:
         pass  # one process draws it
     elif forward:
-        if not isinstance(run, Run):
-            raise ValueError(f"--forward draws the noise on pixels, but {model} noises latents; leave --forward out.")
-        dataset = run.recipe.data.load()
-        rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        run.forward_gif(out, dataset.batch(rows)[0], seed=seed)
-    elif out.suffix == ".gif":
-        assert not isinstance(run, VAERun)
-        run.reverse_gif(out, count, seed=seed, **asked)
+        source = run.recipe.data.load().scaled_like(run.spec)
+        rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))[:count]
+        run.forward_gif(out, source.batch(rows.numpy()).x, seed=seed)
+    elif is_gif:
+        run.reverse_gif(out, count, seed=seed, **conditions, **asked)
     else:
         rows = engine.share(count)
         with reporter(Stage("sampling", rows.stop - rows.start), unit="samples", quiet=not engine.is_main) as report:
-            part = run.sample(count, seed=seed, batch=batch, rows=rows, on_batch=report, **asked)
-        samples = Samples(engine.gather(part.values), None if part.labels is None else engine.gather(part.labels))
+            part = run.sample(count, seed=seed, batch=batch, rows=rows, on_batch=report, **conditions, **asked, **heat)
+        samples = Samples(engine.gather(part.values), {name: engine.gather(value) for name, value in part.cond.items()}, run.spec)
         if engine.is_main:
-            samples.save(out, columns=run.columns(chosen))
+            samples.save(out, columns=run.columns(chosen, count))
     if engine.is_main:
         typer.echo(f"Wrote {out}.")
     engine.wait()
 
 
-def _by_kernels(run: AnyRun, wanted: str, count: int, steps: int | None) -> bool:
-    """Tells the networks how to compute; whether that is by our kernels. A step is a third of what it is in training."""
+def _by_kernels(run: Model, wanted: str, count: int, options: Mapping[str, object]) -> bool:
+    """Tells the network how to compute; whether that is by our kernels. A step is a third of what it is in training."""
     if wanted not in ("auto", "torch", "compiled"):
         raise ValueError(f'--kernels is auto, torch or compiled, got "{wanted}".')
-    steps = 1 if isinstance(run, VAERun) else run.recipe.sampling.steps if steps is None else steps
-    images = count * steps // 3 if any(map(choice.has_kernels, run.networks)) else 0
+    images = count * run.sampler.evaluations(options) // 3 if choice.has_kernels(run.network) else 0
     is_on = choice.is_wanted(wanted, torch.float32, run.device, images=images, waits=not were_compiled())
-    for net in run.networks:
-        choice.use(net, is_on)
+    choice.use(run.network, is_on)
     return is_on
 
 
-def _labels(text: str | None) -> list[int] | None:
+def _labels(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    labels = [part.strip() for part in text.split(",")]
+    if not all(labels):
+        raise ValueError(f'--labels takes numbers or names of classes joined by commas, as in 3,5 or sneaker,bag, or none; got "{text}".')
+    return labels
+
+
+def _cond(run: Model, texts: list[str]) -> dict[str, object]:
+    """Conditions by name, of NAME=VALUE."""
+    found: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f'--cond takes NAME=VALUE, as in color=red; got "{text}".')
+        if name not in run.spec.conditions:
+            raise ValueError(f'{run.name} has no condition "{name}"; its conditions: {", ".join(run.spec.conditions) or "none"}.')
+        found[name] = None if value == "none" else run.spec.conditions[name].read(value)
+    return found
+
+
+def _guidance(text: str | None) -> float | dict[str, float] | None:
+    """A scale, or one by name."""
     if text is None:
         return None
     try:
-        return [int(part) for part in text.split(",")]
+        if "=" not in text:
+            return float(text)
+        return {name.strip(): float(value) for name, value in (part.split("=", 1) for part in text.split(","))}
     except ValueError:
-        raise ValueError(f'--labels takes class numbers joined by commas, as in 3,5; got "{text}".') from None
+        raise ValueError(f'--guidance is a number, or one for each condition, as in color=3,size=1; got "{text}".') from None

@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from sfumato.training.loop import Stopped
+from sfumato.training import Stopped
 
 
 @contextmanager

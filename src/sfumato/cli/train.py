@@ -7,20 +7,24 @@ import typer
 
 from sfumato.cli.progress import Stage, reporter
 from sfumato.cli.stopping import stoppable
+from sfumato.recipe import load_recipe
 from sfumato.runtime import keep_memory
+from sfumato.training import Callbacks
+from sfumato.training import train as train_recipe
 from sfumato.training.engine import Engine
-from sfumato.tasks import load_recipe, stages_of, train_of
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A name (`sfumato recipes` lists them) or a YAML file.")],
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one option; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/RECIPE where not given.")] = None,
-    steps: Annotated[int | None, typer.Option(help="How many steps, instead of the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps, instead of the recipe's; in all its stages together.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, or begin where there is none.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train a recipe into a run folder. Ctrl-C writes a checkpoint first; --resume goes on from it.
+
+    A run is made longer with --resume and more --steps than it was begun with.
 
     Example: sfumato train folder --set data.path=flowers --set data.size=64 --out runs/flowers
     """
@@ -30,16 +34,13 @@ def train(
     out = out or Path("runs") / Path(recipe).stem
     keep_memory()
     is_main = Engine.begin().is_main
-    stages = [Stage(name, stage.steps, stage.batch) for name, stage in stages_of(resolved).items()]
+    stages = [Stage(name, stage.steps, stage.batch) for name, stage in resolved.trainings().items()]
+    if len(stages) > 1 and is_main:
+        typer.echo(f"{sum(stage.total for stage in stages)} steps: {', '.join(f'{stage.total} of the {stage.name}' for stage in stages)}.")
     progress = reporter(*stages, unit="images", quiet=not is_main)
     with stoppable() as should_stop, progress as report:
-        train_of(resolved)(
-            resolved,
-            out,
-            resume=resume,
-            on_step=lambda step, loss: report(step, f"loss {loss:.3f}"),
-            say=typer.echo,
-            should_stop=should_stop,
-        )
+        calls = Callbacks(on_step=lambda step, loss: report(step, f"loss {loss:.3f}"), on_message=typer.echo, should_stop=should_stop)
+        model = train_recipe(resolved, out=out, callbacks=calls, resume=resume)
     if is_main:
-        typer.echo(f"Done: {out}. Sample it with: sfumato sample {out} --out samples.png")
+        use = f"Sample it with: sfumato sample {out} --out samples.{'png' if model.spec.has_picture else 'npz'}"
+        typer.echo(f"Done: {out}. {model.sampler.use or use}")

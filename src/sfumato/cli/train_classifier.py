@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from sfumato import classifiers
+from sfumato.classifiers import recipe_for
 from sfumato.cli.progress import Stage, reporter
 from sfumato.cli.stopping import stoppable
-from sfumato.model import load
+from sfumato.loading import load
 from sfumato.runtime import keep_memory
-from sfumato.tasks import classifier
+from sfumato.training import Callbacks
 from sfumato.training.engine import Engine
 
 
@@ -32,7 +34,7 @@ def train_classifier(
     if out is None and run.startswith("zoo:"):
         raise ValueError(f"{run} ships with sfumato; name a folder for its classifier with --out.")
     model = load(run)
-    recipe, folder = classifier.recipe_for(model, changes or [], steps=steps), out or Path(run) / "classifier"
+    recipe, folder = recipe_for(model, changes or [], steps=steps), out or Path(run) / "classifier"
     keep_memory()
     told = ""
 
@@ -43,17 +45,12 @@ def train_classifier(
     options, is_main = recipe.training, Engine.begin().is_main
     progress = reporter(Stage("training", options.steps, options.batch), unit="examples", quiet=not is_main)
     with stoppable() as should_stop, progress as report:
-        classifier.train(
-            model,
-            recipe,
-            folder,
-            resume=resume,
-            on_step=lambda step, loss: report(step, f"loss {loss:.3f}"),
-            watch=tell,
-            say=typer.echo,
-            should_stop=should_stop,
+        calls = Callbacks(
+            on_step=lambda step, loss: report(step, f"loss {loss:.3f}"), on_log=tell, on_message=typer.echo, should_stop=should_stop
         )
+        classifiers.train_classifier(model, recipe, folder, callbacks=calls, resume=resume)
     if is_main:
         typer.echo(
-            f"Done: {folder}{f' ({told})' if told else ''}. Use it with: sfumato sample {run} --classifier {out or run} --out samples.png"
+            f"Done: {folder}{f' ({told})' if told else ''}. Use it with: sfumato sample {run} --classifier {out or run} "
+            f"--out samples.{'png' if model.spec.has_picture else 'npz'}"
         )

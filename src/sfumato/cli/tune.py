@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from sfumato.model import folder_of, load, save_tuned
+from sfumato.loading import load
 from sfumato.runtime import keep_memory
+from sfumato.storage import folder_of
 
 
 def tune(
@@ -30,5 +31,5 @@ def tune(
     run = load(model)
     keep_memory()
     tuned = run.tune(steps, guidance=guidance, rows=rows, seed=seed)
-    path = save_tuned(folder_of(model), steps, run.recipe.sampling.guidance if guidance is None else guidance, tuned)
+    path = run.sampler.save_tuned(folder_of(model), steps, guidance, tuned)
     typer.echo(f"Distance from the fine solution: {tuned.default_error:.4g} before, {tuned.error:.4g} with {tuned.step!r}. Wrote {path}.")

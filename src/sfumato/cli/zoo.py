@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sfumato.model import ZOO, zoo_names
+from sfumato.storage import ZOO, zoo_names
 
 
 def zoo(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:

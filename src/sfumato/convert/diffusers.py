@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sfumato.convert.imported import as_run, knots
+from sfumato.convert.imported import as_model, knots
 from sfumato.convert.names import Names, give, read_weights, take
 from sfumato.nets import UNet, UNetLayout
 from sfumato.nets.layers import Places, Rows
 from sfumato.nets.unet import SelfAttention
 from sfumato.prediction import Target, eps_target, v_target, x0_target
-from sfumato.model import Run
+from sfumato.model import Model
 from sfumato.sampling import grid, spacing
 from sfumato.schedule import Discrete, Schedule
-from sfumato.recipe import Sampling
+from sfumato.tasks.options import Sampling
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
@@ -143,7 +143,7 @@ def is_pipeline(model: str | Path) -> bool:
     return (Path(model) / "model_index.json").is_file()
 
 
-def load_diffusers(folder: str | Path) -> Run:
+def load_diffusers(folder: str | Path) -> Model:
     """A DDPM or DDIM pipeline as a run: the same network, its chain, and its scheduler's way of sampling as the default.
 
     The steps of a DDPMScheduler are all of its chain, those of a DDIMScheduler 50, as in the pipelines; x0 is clipped where the scheduler
@@ -172,7 +172,7 @@ def load_diffusers(folder: str | Path) -> Run:
         spacing=scheduler["timestep_spacing"],
         clip=scheduler["clip_sample"],
     )
-    return as_run(str(folder), net, _shape(unet), chain, TARGETS[scheduler["prediction_type"]], sampling)
+    return as_model(str(folder), net, _shape(unet), chain, TARGETS[scheduler["prediction_type"]], sampling)
 
 
 def save_diffusers(run: Run, folder: str | Path, *, steps: int = 1000) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of a network that came from another library: a run."""
+"""What becomes of a network that came from another library: a model."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,14 +8,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data import IMAGES
-from sfumato.denoiser import Denoiser
-from sfumato.form import Form
-from sfumato.nets import UNet
-from sfumato.prediction import Target, eps_target, v_target, x0_target
-from sfumato.model import Run
-from sfumato.schedule import Discrete
 from sfumato.data.options import ElsewhereData
-from sfumato.recipe import ChainSchedule, Objective, Recipe, Sampling, Training, UNetNet
+from sfumato.data.source import DataSpec
+from sfumato.denoiser import Denoiser
+from sfumato.model import Model
+from sfumato.nets import UNet
+from sfumato.nets.options import UNetNet
+from sfumato.options import Training
+from sfumato.prediction import Target, eps_target, v_target, x0_target
+from sfumato.recipe import recipe_of
+from sfumato.schedule import Discrete
+from sfumato.tasks import Diffusion
+from sfumato.tasks.diffusion import Objective
+from sfumato.tasks.options import ChainSchedule, Sampling
 
 OBJECTIVES: Mapping[Target, Objective] = {
     eps_target: Objective(target="eps", weight="eps"),
@@ -24,22 +29,20 @@ OBJECTIVES: Mapping[Target, Objective] = {
 }
 
 
-def as_run(name: str, net: UNet, shape: tuple[int, ...], chain: Discrete, target: Target, sampling: Sampling) -> Run:
-    """The network as a run. Its recipe has no data; twice the channels are a learned variance; classes have their numbers for names."""
+def as_model(name: str, net: UNet, shape: tuple[int, ...], chain: Discrete, target: Target, sampling: Sampling) -> Model:
+    """The network as a model. Its recipe has no data; twice the channels are a learned variance; classes have their numbers for names."""
     is_learned = net.head.out_channels == 2 * net.stem.in_channels
     objective = OBJECTIVES[target].model_copy(update={"loss": "hybrid", "variance": "learned"} if is_learned else {})
-    recipe = Recipe(
-        about=f"From {name}.",
-        data=ElsewhereData(),
+    task = Diffusion(
         net=UNetNet(**asdict(net.layout)),
         schedule=ChainSchedule(betas=tuple(chain.betas.tolist()), steps=len(chain)),
         objective=objective,
-        training=Training(label_drop=0.0),
         sampling=sampling,
     )
-    form = Form(shape, tuple(str(i) for i in range(net.condition.classes)), IMAGES, 1.0)
+    recipe = recipe_of(task, about=f"From {name}.", data=ElsewhereData(), training=Training(label_drop=0.0))
     denoiser = Denoiser(net, target, variance="learned" if is_learned else "fixed")
-    return Run(name, recipe, form, denoiser.eval().requires_grad_(False))
+    spec = DataSpec(shape, IMAGES, net.condition.conditions, 1.0)
+    return Model(name, recipe, spec, denoiser.eval().requires_grad_(False))
 
 
 def knots(chain: Discrete) -> Float[Tensor, "steps"]:

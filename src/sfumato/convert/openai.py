@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sfumato.convert.imported import OBJECTIVES, as_run, knots
+from sfumato.convert.imported import OBJECTIVES, as_model, knots
 from sfumato.convert.names import Names, give, read_weights, take
 from sfumato.nets import UNet, UNetLayout
 from sfumato.nets.layers import Places
 from sfumato.prediction import Target, eps_target
-from sfumato.model import Run
+from sfumato.model import Model
 from sfumato.schedule import Discrete
-from sfumato.recipe import Sampling
+from sfumato.tasks.options import Sampling
 
 ENDS = {
     "condition.level.0": "time_embed.0",
@@ -52,7 +52,7 @@ def load_openai(
     interleaved: bool = True,
     rescaled: bool = False,
     target: Target = eps_target,
-) -> Run:
+) -> Model:
     """A `UNetModel` of theirs as a run, sampled by default along the whole chain with x0 clipped to [-1, 1].
 
     Args:
@@ -86,7 +86,7 @@ def load_openai(
     net = UNet(shape, layout, classes=0 if label is None else len(label), out_channels=head[0], features=features, given=True)
     take(net, tensors, _names(net, interleaved), str(path))
     sampler = "ancestral-large" if head[0] == shape[0] else "ancestral-learned"
-    return as_run(str(path), net, shape, chain, target, Sampling(sampler=sampler, steps=len(chain), spacing="uniform", clip=True))
+    return as_model(str(path), net, shape, chain, target, Sampling(sampler=sampler, steps=len(chain), spacing="uniform", clip=True))
 
 
 def openai_weights(net: UNet, *, interleaved: bool = True) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 Decoded images are kept in the cache that `sfumato.data.cache` tells of, so that the second run opens them at once.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import Field, field_validator
 
@@ -214,19 +214,46 @@ class ElsewhereData(Options):
         raise ValueError("this model was trained elsewhere, and its data did not come with it; give data of your own.")
 
 
-Data = Annotated[
-    ToyData
-    | DatasaurusData
-    | DigitsData
-    | FashionSmallData
-    | FashionData
-    | Cifar10Data
-    | Cifar100Data
-    | FolderData
-    | DatasetsData
-    | TableData
-    | ArrayData
-    | IdxData
-    | ElsewhereData,
-    Field(discriminator="kind"),
+class PythonData(Options):
+    """Data that were given in Python, as `train(task, source)` takes them."""
+
+    kind: Literal["python"] = "python"
+    name: str = ""
+
+    def load(self) -> data.Dataset:
+        """Cannot.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"the data of this run ({self.name}) were given in Python; give them again: train(…, source=…).")
+
+
+DATA_KINDS: list[type[Options]] = [
+    ToyData,
+    DatasaurusData,
+    DigitsData,
+    FashionSmallData,
+    FashionData,
+    Cifar10Data,
+    Cifar100Data,
+    FolderData,
+    DatasetsData,
+    TableData,
+    ArrayData,
+    IdxData,
+    ElsewhereData,
+    PythonData,
 ]
+D = TypeVar("D", bound=type[Options])
+
+
+def register_data(options: D) -> D:
+    """Enters a kind of data, so that recipes can ask for it: options with a literal `kind`, and `load`, which returns a `Source`."""
+    DATA_KINDS[:] = [each for each in DATA_KINDS if each.__qualname__ != options.__qualname__] + [options]
+    return options
+
+
+def data_union() -> Any:
+    """The options of all kinds of data, as an annotation for pydantic."""
+    return Annotated[Union[tuple(DATA_KINDS)], Field(discriminator="kind")]  # noqa: UP007 - a union of what is known at run time

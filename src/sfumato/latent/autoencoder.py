@@ -55,6 +55,7 @@ class Autoencoder(nn.Module):
         self.net = nn.ModuleDict(parts | ({} if critic is None else {"critic": critic}))
         self.encoder, self.decoder, self.critic = encoder, decoder, critic
         self.scaling = scaling or Scaling(shift=0.0, scale=1.0, dtype="float32")
+        self.residual: float | None = None  # mean |x - D(z)| over the training data, once it was measured
 
     @classmethod
     def build(cls, channels: int, latent: int, layout: Layout, *, critic: PatchCritic | None = None) -> "Autoencoder":

@@ -1,36 +1,31 @@
-"""Training an autoencoder, the first stage of latent diffusion, into a run folder, and loading one of ours or of diffusers."""
+"""Autoencoders, the first stage of latent diffusion: options, loss, and what is measured of a trained one's latent."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato import latent, nets
-from sfumato.data import IMAGES, Dataset, Scaling
-from sfumato.denoiser import Cond
-from sfumato.form import Form
-from sfumato.latent.autoencoder import Autoencoder, Features, Measured
+from sfumato.data import IMAGES, Scaling
+from sfumato.data.source import Batch, DataSpec, Draw, Source, Subset
+from sfumato.latent.autoencoder import Autoencoder, Measured
 from sfumato.noise import row_generators
-from sfumato.model import read_form
-from sfumato.storage import load_average, write_text
-from sfumato.data.options import Data
-from sfumato.training.folder import write_sheet
-from sfumato.training.loop import fit
-from sfumato.training.opening import opening
 from sfumato.options import Options, Size
-from sfumato.recipe import Runtime, Training, model_kind, read_tree, resolve
-from sfumato.training.state import TrainState
-from sfumato.tasks.vae import Seeds, refuse_low_precision
+from sfumato.task import LossTerms, Sampler, State, Task, examples_of, register
+
+if TYPE_CHECKING:
+    from sfumato.model import Model
 
 MEASURED = "latent.json"  # in the folder of an autoencoder: its latent's scaling, its residual
 MOST_MEASURED = 2048  # examples that these are measured on
+JUDGED = 64  # examples whose error metrics.jsonl tells
 COLLAPSED = 0.01  # of a latent's variance, what follows the images at least
 
 logger = logging.getLogger(__name__)
@@ -63,186 +58,135 @@ class AutoencoderModel(Options):
         """Of the convolutions."""
         return nets.Layout(widths=self.widths, depth=self.depth, patch=self.patch, attention=self.attention)
 
-    def build(self, form: Form) -> Autoencoder:
-        """The untrained model of images of this form.
+    def build(self, spec: DataSpec) -> Autoencoder:
+        """The untrained model of such images.
 
         Raises:
             ValueError: data that are no images.
         """
-        if not form.is_image:
-            raise ValueError(f"an autoencoder is for images of bytes, got {form.scaling.dtype} data of shape {form.shape}.")
-        critic = nets.PatchCritic(form.shape[0], width=self.critic_width) if self.critic_weight else None
-        return Autoencoder.build(form.shape[0], self.latent, self.layout(), critic=critic)
+        if not spec.is_bytes:
+            raise ValueError(f"an autoencoder is for images of bytes, got {spec.codec.dtype} data of shape {spec.sizes}.")
+        critic = nets.PatchCritic(spec.sizes[0], width=self.critic_width) if self.critic_weight else None
+        return Autoencoder.build(spec.sizes[0], self.latent, self.layout(), critic=critic)
 
 
-class AutoencoderRecipe(Options):
-    """Everything that makes an autoencoder."""
+@register("autoencoder")
+class AutoencoderTask(Task):
+    """An autoencoder of images. `features` are maps of an image for the perceptual part of the loss; without them there is none."""
 
-    about: str = ""
+    is_exact: ClassVar[bool] = True
     model: AutoencoderModel = AutoencoderModel()
-    data: Data
-    training: Training = Training()
-    runtime: Runtime = Runtime(precision="float32")
+    features: Any = Field(default=None, exclude=True)
 
-    @model_validator(mode="after")
-    def _keeps_its_digits(self) -> "AutoencoderRecipe":
-        refuse_low_precision(self.runtime)
-        return self
+    def build(self, spec: DataSpec, earlier: Any = ()) -> Autoencoder:
+        """The untrained model."""
+        return self.model.build(spec)
 
+    def trained(self, model: Any) -> nn.Module:
+        """Encoder, decoder and critic."""
+        return model.net
 
-def read(path: str | Path, changes: Sequence[str] = (), *, steps: int | None = None) -> AutoencoderRecipe:
-    """Reads a recipe, as `train.recipe.load_recipe` does."""
-    return resolve(AutoencoderRecipe, read_tree(path), changes, steps=steps, source=str(path))
-
-
-@dataclass(frozen=True)
-class AutoencoderRun:
-    """A trained autoencoder with the form of its images; `residual` is the mean distance of a decoded image from its own."""
-
-    name: str
-    form: Form | None  # None for one of diffusers, which takes images of any size in [-1, 1]
-    model: Autoencoder
-    residual: float | None
-
-    def refuse_other(self, form: Form) -> None:
-        """Refuses data that this autoencoder was not made for.
-
-        Raises:
-            ValueError: another range or number of channels.
-        """
-        channels = self.model.encoder.channels
-        scaling = IMAGES if self.form is None else self.form.scaling
-        if form.scaling != scaling:
-            raise ValueError(
-                f"the data range of the autoencoder {self.name} differs: it takes (value - {scaling.shift}) / {scaling.scale} of "
-                f"{scaling.dtype}, the data are (value - {form.scaling.shift}) / {form.scaling.scale} of {form.scaling.dtype}; "
-                "convert the data, or train an autoencoder on them."
+    def loss(self, model: Autoencoder, batch: Batch, draw: Draw, state: State | None) -> LossTerms:
+        """Reconstruction, divergence, features, critic."""
+        goal = self.model
+        return LossTerms(
+            latent.autoencoder.loss(
+                model,
+                batch.x,
+                draw.generators(),
+                kl_weight=goal.kl_weight,
+                features=self.features,
+                features_weight=goal.features_weight,
+                critic_weight=goal.critic_weight if draw.step > goal.critic_start else 0.0,
             )
-        if len(form.shape) != 3 or form.shape[0] != channels:
-            raise ValueError(
-                f"the autoencoder {self.name} takes images of {channels} channels, the data have shape {form.shape}; "
-                "set data.channels, or train an autoencoder on them."
-            )
-
-
-def load(folder: str | Path, *, ema: float | None = None) -> AutoencoderRun:
-    """Loads an autoencoder: a run folder of this kind, or a folder that diffusers saved an `AutoencoderKL` in.
-
-    Raises:
-        ValueError: it is neither.
-        CheckpointError: no checkpoint yet, none that is whole, or a latent that was not measured.
-    """
-    folder = Path(folder)
-    if (folder / "config.json").is_file():
-        return AutoencoderRun(str(folder), None, latent.load_diffusers(folder), None)
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no autoencoder: neither recipe.yaml of a run nor config.json of diffusers is there.")
-    tree = read_tree(path)
-    if (kind := model_kind(tree)) != "autoencoder":
-        inside = f"; take the one inside it, {folder / 'autoencoder'}" if (folder / "autoencoder").is_dir() else ""
-        raise ValueError(f"{folder} is a run of kind {kind}, not of an autoencoder{inside}.")
-    recipe, form = resolve(AutoencoderRecipe, tree, source=str(path)), read_form(folder)
-    model = recipe.model.build(form)
-    load_average(model, folder, recipe.training.ema, ema)
-    measured = Measured.from_file(folder / MEASURED)
-    model.scaling = measured.scaling
-    return AutoencoderRun(str(folder), form, model, measured.residual)
-
-
-def train(
-    recipe: AutoencoderRecipe,
-    out: Path,
-    *,
-    resume: bool = False,
-    features: Features | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-    watch: Callable[[Mapping[str, float | int]], None] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Path:
-    """Trains an autoencoder into the run folder `out`, measures its latent, and returns the folder.
-
-    Args:
-        recipe: what to train.
-        out: the run folder.
-        resume: as `loop.train` takes it, like the rest.
-        features: maps of an image for the perceptual part of the loss; without them there is none.
-        on_step: as above.
-        watch: as above.
-        say: as above.
-        should_stop: as above.
-
-    Raises:
-        ValueError, CheckpointError, FloatingPointError, Stopped: as `loop.train` raises them.
-    """
-    start = opening(recipe, out, resume=resume, read=read, say=say)
-    options, engine, form, goal = recipe.training, start.engine, start.form, recipe.model
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        model = goal.build(form).to(engine.device)
-    state = TrainState.begin(model, options, Seeds())
-    judged = start.held_out or start.examples
-    x_judged = judged.batch(np.random.default_rng(0).permutation(len(judged))[:64])[0].to(engine.device)
-
-    def cost(model: Autoencoder, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
-        return latent.autoencoder.loss(
-            model,
-            x0,
-            [torch.Generator().manual_seed(int(seed)) for seed in t],
-            kl_weight=goal.kl_weight,
-            features=features,
-            features_weight=goal.features_weight,
-            critic_weight=goal.critic_weight if state.step >= goal.critic_start else 0.0,
         )
 
     @torch.no_grad()
-    def measure() -> dict[str, float]:
-        apart = model.decode(model.encode(x_judged), x_judged.shape[2:]) - x_judged
+    def metrics(self, model: Autoencoder, held_out: Source) -> dict[str, float]:
+        """Mean distance and PSNR of decoded images."""
+        x = examples_of(held_out, JUDGED, model).x
+        apart = model.decode(model.encode(x), x.shape[2:]) - x
         return {"residual": float(apart.abs().mean()), "psnr": float(10 * (4 / apart.square().flatten(1).mean(1)).log10().mean())}
 
-    def show(path: Path) -> None:
-        some, rest = x_judged[:32], state.averaged()
-        with torch.no_grad():
-            pairs = torch.cat(
-                [torch.cat([a, b]) for a, b in zip(some.split(8), rest.decode(rest.encode(some), some.shape[2:]).split(8), strict=True)]
-            )
-        write_sheet(path, form.scaling.decode(pairs), columns=8)
+    def finish(self, model: Autoencoder, examples: Source, held_out: Source, say: Callable[[str], None]) -> dict[str, str]:
+        """Measures the latent."""
+        return {MEASURED: measured(model, examples).to_json()}
 
-    fit(
-        state,
-        cost,
-        start.examples,
-        options,
-        out,
-        engine=engine,
-        schedule=None,
-        papers=start.papers,
-        measure=measure,
-        draw=show,
-        on_step=on_step,
-        watch=watch,
-        say=say,
-        should_stop=should_stop,
-    )
-    if engine.is_main and not (out / MEASURED).exists():
-        write_text(out / MEASURED, measured(state.averaged(), start.examples).to_json())
-    engine.wait()
-    return out
+    def restore(self, model: Autoencoder, folder: Path) -> None:
+        """Takes up what was measured."""
+        found = Measured.from_file(folder / MEASURED)
+        model.scaling, model.residual = found.scaling, found.residual
+
+    def sampler(self, model: Autoencoder, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> Sampler:
+        """Reconstructs; makes no samples."""
+        return AutoencoderSampler(model, spec, name)
+
+    def sheet(self, model: "Model", source: Source) -> tuple[np.ndarray, int | None] | None:
+        """Rows of eight examples, each above what the model makes of them."""
+        some = model.spec.codec.decode(examples_of(source, 32, model.network).x)
+        pairs = zip(np.split(some, range(8, len(some), 8)), np.split(model.reconstruct(some), range(8, len(some), 8)), strict=True)
+        return np.concatenate([rows for pair in pairs for rows in pair]), 8
 
 
-def encoded(model: Autoencoder, examples: Dataset, *, flipped: bool = False, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
-    """x0 and a draw of its latent at unit scale, batch by batch; the draw of row i depends on (i, flipped) alone."""
+@dataclass(frozen=True)
+class AutoencoderSampler(Sampler):
+    """Reconstructs images; an autoencoder alone makes none."""
+
+    model: Autoencoder
+    spec: DataSpec
+    name: str = "this model"
+    kind = "an autoencoder alone"
+
+    @property
+    def use(self) -> str:
+        """What can be done with it."""
+        return f"Diffuse its latents with: sfumato train ldm --set model.path={self.name} --set data=…"
+
+    @torch.no_grad()
+    def reconstruct(self, values: Shaped[np.ndarray, "n *value"]) -> Shaped[np.ndarray, "n *value"]:
+        """Images through their latents and back."""
+        x = self.spec.codec.encode(values).to(next(self.model.parameters()).device)
+        return self.spec.codec.decode(self.model.decode(self.model.encode(x), x.shape[2:]).clamp(-1, 1))
+
+
+def refuse_other(spec: DataSpec, model: Autoencoder, made_for: DataSpec | None, name: str) -> None:
+    """Refuses data that an autoencoder was not made for.
+
+    Args:
+        spec: of the data.
+        model: the autoencoder.
+        made_for: what it was trained on; None for one of diffusers, which takes images of any size in [-1, 1].
+        name: of the autoencoder.
+
+    Raises:
+        ValueError: another range or number of channels.
+    """
+    channels, codec = model.encoder.channels, IMAGES if made_for is None else made_for.codec
+    if spec.codec != codec:
+        told = [f"(value - {each.shift}) / {each.scale} of {each.dtype}" for each in (codec, spec.codec) if isinstance(each, Scaling)]
+        raise ValueError(
+            f"the data range of the autoencoder {name} differs: it takes {told[0]}, the data are {told[-1]}; "
+            "convert the data, or train an autoencoder on them."
+        )
+    if len(spec.shape) != 3 or spec.shape[0] != channels:
+        raise ValueError(
+            f"the autoencoder {name} takes images of {channels} channels, the data have shape {spec.shape}; "
+            "set data.channels, or train an autoencoder on them."
+        )
+
+
+def encoded(model: Autoencoder, examples: Source, *, flipped: bool = False, batch: int = 64) -> Iterator[tuple[Batch, Tensor]]:
+    """Examples and a draw of their latents at unit scale, batch by batch; the draw of row i depends on (i, flipped) alone."""
     device = next(model.parameters()).device
     for first in range(0, len(examples), batch):
         rows = np.arange(first, min(len(examples), first + batch))
-        x0 = examples.batch(rows)[0].to(device)
-        x0 = x0.flip(-1) if flipped else x0
+        some = examples.batch(rows).to(device)
+        some = replace(some, x=some.x.flip(-1)) if flipped else some
         with torch.no_grad():
-            yield x0, model.encode(x0, row_generators(int(flipped), rows.tolist()), temperature=1.0)
+            yield some, model.encode(some.x, row_generators(int(flipped), rows.tolist()), temperature=1.0)
 
 
-def measured(model: Autoencoder, examples: Dataset) -> Measured:
+def measured(model: Autoencoder, examples: Source) -> Measured:
     """The scaling that brings the latents of these examples to mean 0 and variance 1, and how far their images are off.
 
     A latent that hardly follows the images is warned of.
@@ -250,13 +194,11 @@ def measured(model: Autoencoder, examples: Dataset) -> Measured:
     Raises:
         ValueError: latents that are all one constant, or not finite.
     """
-    rows = np.sort(np.random.default_rng(0).permutation(len(examples))[:MOST_MEASURED])
-    some = Dataset(
-        values=np.asarray(examples.values[rows]), labels=None, classes=(), scaling=examples.scaling, name=examples.name
-    )  # fmt: skip
+    some = Subset(examples, np.sort(np.random.default_rng(0).permutation(len(examples))[:MOST_MEASURED]))
     model.scaling = Scaling(shift=0.0, scale=1.0, dtype="float32")
     latents, means, apart = [], [], []
-    for x0, z in encoded(model, some):
+    for batch, z in encoded(model, some):
+        x0 = batch.x
         latents.append(z.cpu())
         with torch.no_grad():
             means.append(model.encode(x0).cpu())

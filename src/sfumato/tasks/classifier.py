@@ -4,35 +4,28 @@ Dhariwal & Nichol (2021), section 4.1 and appendix H, arXiv:2105.05233: cross-en
 RUN/classifier, a folder like the run's own: recipe.yaml, manifest.json, metrics.jsonl, checkpoints/.
 """
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
-from torch import Tensor
+from pydantic import Field
+from torch import nn
 
 from sfumato import nets
 from sfumato.classifier import Classifier
-from sfumato.data import Dataset
-from sfumato.denoiser import Cond
-from sfumato.form import Form
+from sfumato.condition import Classes
+from sfumato.data.source import Batch, DataSpec, Draw, Source
+from sfumato.loss import AdaptiveTimes, TimeSampler
 from sfumato.noise import normal_like, seeded
-from sfumato.model import Run, folder_of, read_form
+from sfumato.options import Options, Size, Training
 from sfumato.schedule import Schedule
-from sfumato import storage as checkpoint
-from sfumato.storage import CheckpointError
-from sfumato.training.ema import name_of
-from sfumato.training.engine import Engine
-from sfumato.training.folder import begin, manifest_of, refuse_other_data
-from sfumato.training.loop import fit
-from sfumato.training.opening import equipped
-from sfumato.recipe import Data, Options, Runtime, ScheduleOptions, Size, Times, Training, UniformTimes, read_tree, resolve
-from sfumato.training.state import TrainState
-from sfumato.training.window import LOG_SNRS
+from sfumato.task import LossTerms, Sampler, State, Task, register
+from sfumato.tasks.options import ScheduleOptions, Times, UniformTimes
+
+LOG_SNRS = (-8, -4, 0, 4, 8)  # nats, at which its accuracy is told
 
 
 class PatchNet(Options):
@@ -61,172 +54,87 @@ class VectorNet(Options):
         return nets.MLP((math.prod(shape),), width=self.width, depth=self.depth, waves=self.waves, out_channels=classes)
 
 
-class ClassifierRecipe(Options):
-    """Everything that makes a classifier; data and schedule are the run's."""
+@register("classifier")
+class ClassifierTask(Task):
+    """A classifier of noisy examples."""
 
-    data: Data
+    model: Literal["classifier"] = "classifier"
     schedule: ScheduleOptions
     net: Annotated[PatchNet | VectorNet, Field(discriminator="kind")]
     times: Times = UniformTimes()
-    training: Training
-    runtime: Runtime = Runtime()
 
-    @field_validator("training")
-    @classmethod
-    def _keeps_its_labels(cls, training: Training) -> Training:
+    def check_training(self, training: Training) -> None:
+        """It learns from every label."""
         if training.label_drop:
             raise ValueError("a classifier learns from every label; leave training.label_drop at 0")
-        return training
+
+    @cached_property
+    def noise(self) -> Schedule:
+        """The noise schedule."""
+        return self.schedule.build()
+
+    @cached_property
+    def drawn(self) -> TimeSampler:
+        """Where training times come from, as long as they learn nothing."""
+        return self.times.build(self.noise)
+
+    def build(self, spec: DataSpec, earlier: Any = ()) -> Classifier:
+        """The untrained classifier; its prior is the share of each class among the training examples, where one more is counted of each."""
+        labels = spec.conditions.get("labels")
+        if not isinstance(labels, Classes):
+            raise ValueError("a classifier needs labels, and these data have none.")
+        counts = torch.tensor(labels.counts or (0,) * len(labels.names)) + 1
+        return Classifier(self.net.build(spec.sizes, len(labels.names)), spec, counts / counts.sum())
+
+    def trained(self, model: Any) -> nn.Module:
+        """The network."""
+        return model.net
+
+    def begin(self, model: Classifier) -> State | None:
+        """Training times, where they learn from the losses seen."""
+        times = self.times.build(self.noise)
+        return times if isinstance(times, AdaptiveTimes) else None
+
+    def loss(self, model: Classifier, batch: Batch, draw: Draw, state: State | None) -> LossTerms:
+        """Cross-entropy of each noised example."""
+        times = state if isinstance(state, AdaptiveTimes) else self.drawn
+        t = draw.whole(times)
+        level = self.noise.level(t.to(batch.x.device), like=batch.x)
+        log_prob = model(level.alpha * batch.x + level.sigma * draw.normal(batch.x), level, batch.cond)
+        weight = times.weight(t) if isinstance(times, AdaptiveTimes) else None
+        return LossTerms(-log_prob, log_snr=self.noise.log_snr(t), weight=weight)
+
+    def update(self, state: State, terms: LossTerms, draw: Draw) -> None:
+        """Teaches the training times."""
+        assert isinstance(state, AdaptiveTimes)
+        state.update(draw.whole(state), terms.per_example)
+
+    def metrics(self, model: Classifier, held_out: Source) -> dict[str, float]:
+        """The share told right at some noise levels."""
+        return accuracy(model, self.noise, held_out)
+
+    def sampler(self, model: Classifier, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> Sampler:
+        """None: it only tells classes apart."""
+        return ClassifierSampler()
 
 
-def recipe_for(run: Run, changes: Sequence[str] = (), *, steps: int | None = None) -> ClassifierRecipe:
-    """The recipe of a run's classifier, with `path=value` changes: the run's data, split, flips and schedule, a network of its own.
+class ClassifierSampler(Sampler):
+    """Makes no samples."""
 
-    Raises:
-        ValueError: a run without classes, or a change that does not fit.
-    """
-    if not run.form.classes:
-        raise ValueError(f"{run.name} has no classes, so there is nothing to classify; train a model of labelled data.")
-    patch = max(1, min(run.form.shape[1:], default=1) // 14)
-    net = {"kind": "patch-classifier", "patch": patch} if run.form.is_image else {"kind": "mlp"}
-    theirs = run.recipe.training
-    training = {
-        "steps": 1000,
-        "rate": 1e-3,
-        "weight_decay": 0.05,
-        "label_drop": 0.0,
-        "checkpoint_every": 500,
-        "log_every": 100,
-        **{name: getattr(theirs, name) for name in ("batch", "flip", "held_out", "seed")},
-    }
-    shared = run.recipe.model_dump(mode="json", include={"data", "schedule", "runtime"})
-    return resolve(ClassifierRecipe, {**shared, "net": net, "training": training}, changes, steps=steps, source=run.name)
-
-
-def train(
-    run: Run,
-    recipe: ClassifierRecipe,
-    out: Path,
-    *,
-    resume: bool = False,
-    on_step: Callable[[int, float], None] | None = None,
-    watch: Callable[[Mapping[str, float | int]], None] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Path:
-    """Trains the classifier of a run into the folder `out` and returns it; the arguments are those of `loop.train`.
-
-    metrics.jsonl also says how many of the held-out examples (of the training ones, where none are held out) are told right at each of
-    LOG_SNRS.
-
-    Raises:
-        ValueError: data other than the run's, or an `out` that cannot be used.
-        CheckpointError: a checkpoint that is damaged or cannot be written.
-        FloatingPointError: a loss or gradient that is not finite.
-        Stopped: as `should_stop` asked.
-    """
-    options, engine = recipe.training, Engine.begin()
-    has_run = begin(recipe, out, resume=resume or engine.was_restarted, read=_read)
-    dataset = recipe.data.load()
-    _refuse_stranger(run, dataset)
-    examples, held_out = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
-    counts = np.bincount(_labels(examples), minlength=len(run.form.classes)) + 1  # a class that is missing here has a chance, too
-    engine = equipped(engine, recipe.runtime, options, run.form.shape, begun=out if has_run else None, say=say)
-    manifest = {**manifest_of(recipe, options, dataset, run.form, engine), "prior": (counts / counts.sum()).tolist()}
-    if has_run:
-        refuse_other_data(manifest, out)
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        model = _build(recipe, run.form, manifest["prior"]).to(engine.device)
-    schedule = recipe.schedule.build()
-    state = TrainState.begin(model, options, recipe.times.build(schedule))
-
-    def cross_entropy(model: Classifier, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
-        level = schedule.level(t, like=x0)
-        return -model(level.alpha * x0 + level.sigma * eps, level, cond)
-
-    fit(
-        state,
-        cross_entropy,
-        examples,
-        options,
-        out,
-        engine=engine,
-        schedule=schedule,
-        papers={} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()},
-        measure=lambda: accuracy(model, schedule, held_out or examples),
-        on_step=on_step,
-        watch=watch,
-        say=say,
-        should_stop=should_stop,
-    )
-    return out
+    kind = "a classifier"
+    use = "Guide the samples of its run with: sfumato sample RUN --classifier RUN"
 
 
 @torch.no_grad()
-def accuracy(model: Classifier, schedule: Schedule, examples: Dataset, *, count: int = 500, batch: int = 100) -> dict[str, float]:
+def accuracy(model: Classifier, schedule: Schedule, examples: Source, *, count: int = 500, batch: int = 100) -> dict[str, float]:
     """The share of up to `count` examples that a classifier tells right at each of LOG_SNRS, always under the same noise."""
+    device = next(model.parameters()).device
     rows, right = np.random.default_rng(0).permutation(len(examples))[:count], dict.fromkeys(LOG_SNRS, 0)
     for start in range(0, len(rows), batch):
-        x0, labels = examples.batch(rows[start : start + batch])
-        eps = normal_like(x0, seeded(0, start))
+        some = examples.batch(rows[start : start + batch])
+        x0, labels, eps = some.x.to(device), some.cond["labels"].value, normal_like(some.x, seeded(0, start)).to(device)
         for log_snr in LOG_SNRS:
             level = schedule.level(schedule.time(torch.tensor(float(log_snr), dtype=torch.float64)))
             guesses = model.log_class(level.alpha * x0 + level.sigma * eps, level).argmax(1)
-            right[log_snr] += int((guesses == labels).sum())
+            right[log_snr] += int((guesses.cpu() == labels).sum())
     return {f"accuracy@{log_snr:+d}": right[log_snr] / len(rows) for log_snr in LOG_SNRS}
-
-
-def load(folder: str | Path) -> Classifier:
-    """The classifier of a run (RUN or RUN/classifier), with the averaged weights of its newest checkpoint.
-
-    Raises:
-        ValueError: there is none.
-        CheckpointError: no checkpoint yet, or a damaged one.
-    """
-    place = Path(folder)
-    home = folder_of(folder) / "classifier" if str(folder).startswith("zoo:") else place / "classifier"
-    found = next((each for each in (home, place) if (each / "recipe.yaml").is_file() and "prior" in _manifest(each)), None)
-    if found is None:
-        raise ValueError(f"{folder} holds no classifier; train one with sfumato train-classifier {folder}, or name its own folder.")
-    recipe, form = _read(found / "recipe.yaml"), read_form(found)
-    file = f"{name_of(recipe.training.ema[0])}.safetensors"
-
-    def read(folder: Path) -> Classifier:
-        tensors, model = checkpoint.read_tensors(folder / file), _build(recipe, form, _manifest(found)["prior"])
-        try:
-            model.net.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise checkpoint.damaged(folder / file, error) from None
-        return model
-
-    return checkpoint.take_up(found, read).eval().requires_grad_(False)
-
-
-def _build(recipe: ClassifierRecipe, form: Form, prior: Sequence[float]) -> Classifier:
-    return Classifier(recipe.net.build(form.shape, len(form.classes)), form, torch.tensor(prior))
-
-
-def _read(path: Path) -> ClassifierRecipe:
-    return resolve(ClassifierRecipe, read_tree(path), source=str(path))
-
-
-def _manifest(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'manifest.json'} is missing or damaged ({error!r}); restore it, or train again.") from None
-
-
-def _refuse_stranger(run: Run, dataset: Dataset) -> None:
-    """The classifier sees what the run saw, row for row."""
-    begun, now = _manifest(folder_of(run.name)).get("data", {}).get("fingerprint"), dataset.fingerprint()
-    if begun != now:
-        raise ValueError(
-            f"{run.name} was trained on other data ({begun} → {now}); bring them back, or give their place with --set data.path=…."
-        )
-
-
-def _labels(examples: Dataset) -> np.ndarray:
-    assert examples.labels is not None
-    return examples.labels

@@ -9,7 +9,7 @@ RUN/diffusion/                    a run of its own: whatever samples, guides or 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,25 +17,24 @@ from jaxtyping import Float
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from sfumato import guide
+from sfumato import data, storage
+from sfumato.condition import Cond, ConditionSpec
 from sfumato.data import Scaling
-from sfumato.form import Form
-from sfumato.latent import diffusion
-from sfumato.latent.autoencoder import Autoencoder, Features, Measured, float_of
-from sfumato.noise import seeded
-from sfumato.pictures import gif, sheet
-from sfumato.model import Run, Samples, folder_of, read_form
-from sfumato.model import load as load_run
-from sfumato.sampling import Step
-from sfumato.tasks import autoencoder
-from sfumato.training import loop
-from sfumato.tasks.autoencoder import MEASURED, AutoencoderModel, AutoencoderRecipe, AutoencoderRun, encoded, measured
-from sfumato.storage import aside, write_text, writing
 from sfumato.data.options import ArrayData
-from sfumato.training.folder import only_writer, write_sheet
-from sfumato.training.opening import Opening, opening
-from sfumato.options import Options
-from sfumato.recipe import Recipe, Training, read_tree, resolve
+from sfumato.data.source import DataSpec, Source
+from sfumato.denoiser import Predictor
+from sfumato.latent import diffusion
+from sfumato.latent.autoencoder import Autoencoder, Measured, float_of
+from sfumato.noise import seeded
+from sfumato.options import Options, Training
+from sfumato.schedule import Schedule
+from sfumato.task import Recipe, Request, Sampler, Stage, recipe_class, register
+from sfumato.tasks.autoencoder import MEASURED, AutoencoderModel, AutoencoderTask, encoded, measured, refuse_misfit, refuse_other
+from sfumato.tasks.diffusion import Diffusion, DiffusionSampler
+from sfumato.tuning import Tuned
+
+if TYPE_CHECKING:
+    from sfumato.model import Model
 
 
 def _to_path(value: str | Path | None) -> Path | None:
@@ -54,31 +53,57 @@ class LatentDiffusionModel(Options):
     tile: int | None = Field(default=None, ge=4)
 
 
-class LatentDiffusionRecipe(Recipe):
-    """Everything that makes both stages: the options of a recipe are those of the diffusion, and those of the data's division."""
+@register("latent-diffusion")
+class LatentDiffusion(Diffusion):
+    """Both stages: the options of a diffusion are those of the second, with the autoencoder's beside them."""
 
     model: LatentDiffusionModel = LatentDiffusionModel()
     autoencoder: AutoencoderModel = AutoencoderModel()
     autoencoder_training: Training = Training()
+    features: Any = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
-    def _stages_agree(self) -> "LatentDiffusionRecipe":
+    def _stages_agree(self) -> "LatentDiffusion":
         if self.autoencoder_training.held_out:
             raise ValueError("both stages leave out the same examples: set training.held_out, not autoencoder_training.held_out")
         return self
 
-    def first(self) -> AutoencoderRecipe:
-        """The recipe of the autoencoder, which divides the data as the whole run does."""
-        division = {"held_out": self.training.held_out, "seed": self.training.seed, "flip": self.training.flip}
-        training = self.autoencoder_training.model_copy(update=division)
-        runtime = self.runtime.model_copy(update={"precision": "float32"})
-        return AutoencoderRecipe(about=self.about, model=self.autoencoder, data=self.data, training=training, runtime=runtime)
+    def with_steps(self, steps: int) -> Any:
+        """The same with so many steps in all, divided between the stages as its own are.
 
-    def second(self, latents: Path) -> Recipe:
-        """The recipe of the diffusion on a file of latents, from which nothing more is held out and which is flipped already."""
-        return Recipe(
+        Raises:
+            ValueError: fewer steps than stages.
+        """
+        trainings = self.trainings()
+        if steps < len(trainings):
+            raise ValueError(f"--steps is for both stages together, so it must be at least {len(trainings)}, got {steps}.")
+        whole, second = sum(each.steps for each in trainings.values()), trainings["diffusion"]
+        of_second = min(max(1, round(steps * second.steps / whole)), steps - len(trainings) + 1)
+        update = {"training": second.model_copy(update={"steps": of_second})}
+        if "autoencoder" in trainings:
+            update["autoencoder_training"] = self.autoencoder_training.model_copy(update={"steps": steps - of_second})
+        return self.model_copy(update=update)
+
+    def trainings(self) -> dict[str, Training]:
+        """Of both stages; the autoencoder is not trained where it is given."""
+        assert isinstance(self, Recipe)
+        return ({"autoencoder": self.autoencoder_training} if self.model.path is None else {}) | {"diffusion": self.training}
+
+    def stages(self, out: Path) -> Sequence[Stage]:
+        """The autoencoder, unless it is given, and the diffusion on the latents of the training examples, flipped ones among them."""
+        assert isinstance(self, Recipe)
+        division = {name: getattr(self.training, name) for name in ("held_out", "held_out_by", "seed", "flip")}
+        first = recipe_class(AutoencoderTask)(
             about=self.about,
-            data=ArrayData(path=latents),
+            model=self.autoencoder,
+            features=self.features,
+            data=self.data,
+            training=self.autoencoder_training.model_copy(update=division),
+            runtime=self.runtime.model_copy(update={"precision": "float32"}),
+        )
+        second = recipe_class(Diffusion)(
+            about=self.about,
+            data=ArrayData(path=out / "latents.npz", scaling="all"),
             net=self.net,
             schedule=self.schedule,
             objective=self.objective,
@@ -86,235 +111,167 @@ class LatentDiffusionRecipe(Recipe):
             runtime=self.runtime,
             sampling=self.sampling,
         )
+        diffusing = Stage("diffusion", second, self._latents)
+        return [diffusing] if self.model.path is not None else [Stage("autoencoder", first, lambda source, *_: source), diffusing]
 
-    @property
-    def stages(self) -> dict[str, Training]:
-        """What is trained, in order; the autoencoder is not where it is given."""
-        return ({"autoencoder": self.autoencoder_training} if self.model.path is None else {}) | {"diffusion": self.training}
+    def needs(self) -> Sequence[Path]:
+        """The autoencoder, where it is given."""
+        return [] if self.model.path is None else [self.model.path]
+
+    def examine(self, model: Any, spec: DataSpec, source: Source) -> None:
+        """Refuses data that the autoencoder is not for; `model` is those that the recipe needs."""
+        if others := sorted(set(spec.conditions) - {"labels"}):
+            raise ValueError(f"latent diffusion takes labels and no other conditions yet, got {', '.join(others)}; leave them out of the data.")
+        if self.model.path is None:
+            self.autoencoder.build(spec)
+        for first in model:
+            refuse_other(spec, first.network, first.spec, first.name)
+
+    def _latents(self, source: Source, earlier: "Sequence[Model]", out: Path, say: Callable[[str], None]) -> Source:
+        """The latents of the training examples, from RUN/latents.npz; made here where they are not there."""
+        assert isinstance(self, Recipe)
+        path, first = out / "latents.npz", earlier[0]
+        if not path.exists():
+            model = first.network
+            refuse_other(source.spec, model, first.spec, first.name)
+            examples, _ = self.divided(source)
+            if model.residual is None:  # of diffusers: its own scaling, our measure of its images
+                scaling = model.scaling
+                model.residual = measured(model, examples).residual
+                model.scaling = scaling
+            values, labels = [], []
+            for flipped in (False, True) if self.training.flip else (False,):
+                for batch, z in encoded(model, examples, flipped=flipped):
+                    values.append(z.cpu().numpy())
+                    labels += [batch.cond["labels"].value.cpu().numpy()] if "labels" in batch.cond else []
+            arrays = {"arr_0": np.concatenate(values)} | ({"arr_1": np.concatenate(labels)} if labels else {})
+            storage.write_text(out / MEASURED, Measured(model.scaling, model.residual).to_json())
+            with storage.writing(path), storage.aside(path) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)
+            say(f"Encoded {len(arrays['arr_0'])} images to {path}, {' × '.join(map(str, arrays['arr_0'].shape[1:]))} each.")
+        return data.npz(path, scaling="all")
+
+    def build(self, spec: DataSpec, earlier: "Sequence[Model]" = ()) -> nn.Module:
+        """Both networks as one."""
+        first, second = earlier
+        return Composite(first.network, second.network, second.spec, first.name)
+
+    def trained(self, model: nn.Module) -> nn.Module:
+        """Both networks, each trained in its stage."""
+        return model
+
+    def restore(self, model: Any, folder: Path) -> None:
+        """The latent's scaling, as it was measured when the latents were made."""
+        found = Measured.from_file(folder / MEASURED)
+        model.autoencoder.scaling, model.autoencoder.residual = found.scaling, found.residual
+
+    def sampler(self, model: Any, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> Sampler:
+        """Samples of the diffusion, decoded."""
+        inner = super().sampler(model.denoiser, model.latents, None if folder is None else folder / "diffusion", name)
+        return LatentSampler(inner, model.autoencoder, spec, self.model.tile, model.name, name)
 
 
-def read(path: str | Path, changes: Sequence[str] = (), *, steps: int | None = None) -> LatentDiffusionRecipe:
-    """Reads a recipe, as `train.recipe.load_recipe` does."""
-    return resolve(LatentDiffusionRecipe, read_tree(path), changes, steps=steps, source=str(path))
+class Composite(nn.Module):
+    """An autoencoder and a denoiser of its latents; `latents` is what the denoiser was trained on."""
+
+    def __init__(self, autoencoder: Autoencoder, denoiser: nn.Module, latents: DataSpec, name: str) -> None:
+        """Joins the two; the name is the autoencoder's."""
+        super().__init__()
+        self.autoencoder, self.denoiser, self.latents, self.name = autoencoder, denoiser, latents, name
 
 
 @dataclass(frozen=True)
-class LatentRun:
-    """A trained latent diffusion: `inner` is the diffusion's own run, whose samples are latents; here they are images."""
+class LatentSampler(Sampler):
+    """Draws latents with the diffusion's own sampler, and decodes them."""
 
-    name: str
-    recipe: LatentDiffusionRecipe
-    form: Form
-    autoencoder: AutoencoderRun
-    inner: Run
-    residual: float
-
-    @property
-    def device(self) -> torch.device:
-        """Where both networks live."""
-        return self.inner.device
+    inner: DiffusionSampler
+    autoencoder: Autoencoder
+    spec: DataSpec
+    tile: int | None
+    autoencoder_name: str
+    name: str = "this model"
+    kind = "latent diffusion"
+    takes = DiffusionSampler.takes
 
     @property
-    def networks(self) -> list[nn.Module]:
-        """All that it computes with."""
-        return [*self.inner.networks, self.autoencoder.model]
+    def predictor(self) -> Predictor:
+        """The denoiser of latents."""
+        return self.inner.predictor
 
     @property
-    def has_picture(self) -> bool:
-        """Always: it makes images."""
-        return True
+    def schedule(self) -> Schedule:
+        """The noise schedule of the latents."""
+        return self.inner.schedule
 
-    def columns(self, labels: Sequence[int] | None = None) -> int | None:
-        """As `Run.columns`."""
-        return self.inner.columns(labels)
+    def evaluations(self, options: Mapping[str, Any]) -> int:
+        """Those of the denoiser."""
+        return self.inner.evaluations(options)
 
-    def sample(
-        self,
-        count: int = 64,
-        *,
-        steps: int | None = None,
-        labels: Sequence[int] | None = None,
-        seed: int = 0,
-        guidance: float | None = None,
-        sampler: str | Step | None = None,
-        classifier: guide.LogProb | None = None,
-        batch: int = 64,
-        rows: slice = slice(None),
-        on_batch: Callable[[int], None] | None = None,
-    ) -> Samples:
-        """`count` samples of the diffusion, decoded; the arguments are those of `Run.sample`."""
-        latents = self.inner.sample(
-            count,
-            steps=steps,
-            labels=labels,
-            seed=seed,
-            guidance=guidance,
-            sampler=sampler,
-            classifier=classifier,
-            batch=batch,
-            rows=rows,
-            on_batch=on_batch,
-        )
-        parts = range(0, max(1, len(latents.values)), batch)
-        images = [self.decode(torch.from_numpy(latents.values[first : first + batch])) for first in parts]
-        return Samples(np.concatenate(images), latents.labels)
+    def default(self, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
+        """As the diffusion's."""
+        return self.inner.default(spec, options)
 
-    def reverse_gif(
-        self,
-        path: str | Path,
-        count: int = 64,
-        *,
-        steps: int | None = None,
-        labels: Sequence[int] | None = None,
-        seed: int = 0,
-        guidance: float | None = None,
-        sampler: str | Step | None = None,
-        classifier: guide.LogProb | None = None,
-    ) -> None:
-        """Writes a GIF of the reverse process, every moment of it decoded; the arguments are those of `Run.reverse_gif`."""
-        walk = self.inner.walk(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
-        wanted, frames = self.inner.labels(range(count), labels), []
+    def check(self, options: Mapping[str, Any], cond: Cond) -> None:
+        """As the diffusion's."""
+        self.inner.check(options, cond)
 
-        def keep(i: int, x: Tensor) -> None:
-            level = walk.levels[i + 1]
-            frames.append(self.decode(torch.from_numpy(self.inner.form.scaling.decode(x / torch.hypot(level.alpha, level.sigma)))))
+    def __call__(self, request: Request) -> Tensor:
+        """Images in [-1, 1]; steps tell of latents."""
+        return self.decode(self._values(self.inner(request)))
 
-        walk(range(count), seed, wanted, keep)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        gif([sheet(values, columns=self.columns(labels)) for values in frames], Path(path))
+    def film(self, request: Request) -> list[Tensor]:
+        """The reverse process of the latents, each moment decoded."""
+        return [self.decode(self._values(frame)) for frame in self.inner.film(request)[1:]]
 
-    def to(self, device: torch.device) -> None:
-        """Moves both networks."""
-        self.autoencoder.model.to(device)
-        self.inner.to(device)
+    def forward_film(self, x: Tensor, frames: int, seed: int) -> list[Tensor]:
+        """Refused: the noise is on latents."""
+        raise ValueError(f"--forward draws the noise on pixels, but {self.name} noises latents; leave --forward out.")
 
-    def decode(self, z: Float[Tensor, "n c h w"]) -> np.ndarray:
-        """uint8 images of latents at the autoencoder's unit scale.
+    def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> Tuned:
+        """As the diffusion's."""
+        return self.inner.tune(steps, cond, guidance=guidance, rows=rows, seed=seed)
+
+    def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: Tuned) -> Path:
+        """Beside the diffusion."""
+        return self.inner.save_tuned(folder / "diffusion", steps, guidance, tuned)
+
+    @torch.no_grad()
+    def reconstruct(self, values: np.ndarray) -> np.ndarray:
+        """Images through the autoencoder."""
+        x = self.spec.codec.encode(values).to(next(self.autoencoder.parameters()).device)
+        return self.spec.codec.decode(self.decode(self.autoencoder.encode(x)))
+
+    def _values(self, x: Tensor) -> Tensor:
+        """Latents at the autoencoder's unit scale, of latents as the diffusion sees them: it measures its data once more."""
+        return torch.from_numpy(self.inner.spec.codec.decode(x)).to(x)
+
+    @torch.no_grad()
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        """Images in [-1, 1] of latents at the autoencoder's unit scale.
 
         Raises:
             ValueError: latents of another shape.
         """
-        model = self.autoencoder.model
-        autoencoder.refuse_misfit(z, model, self.autoencoder.name, self.form.shape)
-        with torch.no_grad():
-            x0 = model.decode(z.to(self.device), self.form.shape[1:], tile=self.recipe.model.tile)
-        return self.form.scaling.decode(x0.clamp(-1, 1))
+        refuse_misfit(z, self.autoencoder, self.autoencoder_name, self.spec.sizes)
+        return self.autoencoder.decode(z, self.spec.sizes[1:], tile=self.tile).clamp(-1, 1)
 
     def bound(
-        self, x0: Float[Tensor, "b c h w"], labels: Tensor | None = None, *, draws: int = 8, values: int = 256, seed: int = 0
+        self, x: Float[Tensor, "b c h w"], cond: Cond | None = None, *, draws: int = 8, values: int = 256, seed: int = 0
     ) -> diffusion.LatentBound:
-        """The bound on -log2 p(x) through both stages, in bits/dim of the images; x0 on a grid of so many values in [-1, 1]."""
-        unit, model = self.inner.form.scaling, self.autoencoder.model  # a run measures its data once more: about 0 and 1
+        """The bound on -log2 p(x) through both stages, in bits/dim of the images; x on a grid of so many values in [-1, 1]."""
+        unit, model = self.inner.spec.codec, self.autoencoder
+        assert isinstance(unit, Scaling) and model.residual is not None
         shift, scale = float_of(model.scaling.shift), float_of(model.scaling.scale)
         seen = Scaling(shift=shift + scale * float_of(unit.shift), scale=scale * float_of(unit.scale), dtype="float32")
         return diffusion.bound(
             Autoencoder(model.encoder, model.decoder, seen),
             self.inner.predictor,
             self.inner.schedule,
-            x0,
-            None if labels is None else {"labels": labels},
-            residual=self.residual,
+            x,
+            cond,
+            residual=model.residual,
             draws=draws,
             width=2 / (values - 1),
             generator=seeded(seed, 0),
             times=seeded(seed, 1),
         )
-
-
-def load(model: str | Path, *, ema: float | None = None) -> LatentRun:
-    """Loads a run folder of this kind: the autoencoder, and the diffusion with the averaged weights of its newest whole checkpoint.
-
-    Raises:
-        ValueError: there is no such model.
-        CheckpointError: a stage without a checkpoint, or a damaged one.
-    """
-    folder = folder_of(model)
-    recipe, form = read(folder / "recipe.yaml"), read_form(folder)
-    first = autoencoder.load(recipe.model.path or folder / "autoencoder")
-    found = Measured.from_file(folder / MEASURED)
-    first.model.scaling = found.scaling
-    return LatentRun(str(model), recipe, form, first, load_run(folder / "diffusion", ema=ema), found.residual)
-
-
-def train(
-    recipe: LatentDiffusionRecipe,
-    out: Path,
-    *,
-    resume: bool = False,
-    features: Features | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-    watch: Callable[[Mapping[str, float | int]], None] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Path:
-    """Trains both stages into the run folder `out` and returns it; stopped in either, it goes on there.
-
-    The arguments are those of `loop.train`, and `features` for the autoencoder's loss; `on_step` counts through both stages.
-
-    Raises:
-        ValueError: an autoencoder for other data, and what `loop.train` refuses.
-        CheckpointError, FloatingPointError, Stopped: as `loop.train` raises them.
-    """
-    start = opening(recipe, out, resume=resume, read=read, say=say)
-    if recipe.model.path is not None:
-        autoencoder.load(recipe.model.path).refuse_other(start.form)  # before anything is written
-    else:
-        recipe.first().model.build(start.form)
-    if start.engine.is_main:
-        with only_writer(out):
-            for name, text in start.papers.items():
-                write_text(out / name, text)
-    start.engine.wait()
-    if recipe.model.path is None:
-        autoencoder.train(
-            recipe.first(),
-            out / "autoencoder",
-            resume=True,
-            features=features,
-            on_step=on_step,
-            watch=watch,
-            say=say,
-            should_stop=should_stop,
-        )
-    first, done = autoencoder.load(recipe.model.path or out / "autoencoder"), 0 if recipe.model.path else recipe.autoencoder_training.steps
-    if start.engine.is_main and not (out / "latents.npz").exists():
-        _encode(first, start, out, flips=recipe.training.flip, say=say)
-    start.engine.wait()
-    loop.train(
-        recipe.second(out / "latents.npz"),
-        out / "diffusion",
-        resume=True,
-        on_step=None if on_step is None else lambda step, loss: on_step(done + step, loss),
-        watch=watch,
-        say=say,
-        should_stop=should_stop,
-    )
-    if start.engine.is_main:
-        run = load(out)
-        columns = run.columns()
-        sheet_of = run.sample(8 * columns if columns else 64).values
-        write_sheet(out / "samples" / f"{recipe.training.steps:08d}.png", sheet_of, columns=columns)
-    return out
-
-
-def _encode(first: AutoencoderRun, start: Opening, out: Path, *, flips: bool, say: Callable[[str], None]) -> None:
-    """Writes the latents of all examples (and of their mirror images), then what is known of them."""
-    model = first.model.to(start.engine.device)
-    if first.residual is None:  # of diffusers: its own scaling, our measure of its images
-        scaling = model.scaling
-        residual = measured(model, start.examples).residual
-        model.scaling = scaling
-    else:
-        residual = first.residual
-    latents = [
-        z.cpu().numpy() for flipped in ((False, True) if flips else (False,)) for _, z in encoded(model, start.examples, flipped=flipped)
-    ]
-    values = np.concatenate(latents)
-    labels = None if start.examples.labels is None else np.concatenate([start.examples.labels] * (2 if flips else 1))
-    write_text(out / MEASURED, Measured(model.scaling, residual).to_json())
-    with writing(out / "latents.npz"), aside(out / "latents.npz") as partial, partial.open("wb") as file:
-        if labels is None:
-            np.savez(file, arr_0=values)
-        else:
-            np.savez(file, arr_0=values, arr_1=labels)
-    say(f"Encoded {len(values)} images to {out / 'latents.npz'}, {values.shape[1]} × {values.shape[2]} × {values.shape[3]} each.")

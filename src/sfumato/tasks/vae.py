@@ -1,11 +1,11 @@
-"""Training a VAE or a ladder of latents into a run folder, and loading one."""
+"""VAEs and ladders of latents: options, the bound as a loss, sampling from the prior downwards."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,21 +15,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sfumato import latent, nets
-from sfumato.denoiser import Cond
-from sfumato.form import Form
+from sfumato.data.source import Batch, DataSpec, Draw, Source
 from sfumato.latent.likelihood import on_grid
-from sfumato.memory import by_parts
 from sfumato.noise import row_generators, seeded
-from sfumato.pictures import sheet
-from sfumato.model import Samples, folder_of, read_form
-from sfumato.storage import load_average
-from sfumato.data.options import Data
-from sfumato.training.folder import write_sheet
-from sfumato.training.loop import fit
-from sfumato.training.opening import opening
 from sfumato.options import Options, Size
-from sfumato.recipe import Runtime, Training, read_tree, resolve
-from sfumato.training.state import TrainState
+from sfumato.pictures import sheet
+from sfumato.task import LossTerms, Request, Sampler, State, Task, examples_of, register
+
+if TYPE_CHECKING:
+    from sfumato.model import Model
+
+JUDGED = 200  # examples whose bound metrics.jsonl tells
 
 
 class GaussianOptions(Options):
@@ -39,9 +35,9 @@ class GaussianOptions(Options):
     std: float | None = Field(default=None, gt=0)
     values: int = Field(default=256, ge=2)
 
-    def build(self, form: Form) -> latent.Gaussian:
-        """The likelihood of data of this form."""
-        return latent.Gaussian(std=self.std, width=2 / (self.values - 1) if form.is_image else None)
+    def build(self, spec: DataSpec) -> latent.Gaussian:
+        """The likelihood of such data."""
+        return latent.Gaussian(std=self.std, width=2 / (self.values - 1) if spec.is_bytes else None)
 
 
 class BernoulliOptions(Options):
@@ -49,9 +45,9 @@ class BernoulliOptions(Options):
 
     kind: Literal["bernoulli"] = "bernoulli"
 
-    def build(self, form: Form) -> latent.Bernoulli:
-        """The likelihood of data of this form."""
-        return latent.Bernoulli(low=-1.0 if form.is_image else 0.0)
+    def build(self, spec: DataSpec) -> latent.Bernoulli:
+        """The likelihood of such data."""
+        return latent.Bernoulli(low=-1.0 if spec.is_bytes else 0.0)
 
 
 class LogisticOptions(Options):
@@ -60,8 +56,8 @@ class LogisticOptions(Options):
     kind: Literal["logistic"] = "logistic"
     values: int = Field(default=256, ge=2)
 
-    def build(self, form: Form) -> latent.DiscretisedLogistic:
-        """The likelihood of data of this form."""
+    def build(self, spec: DataSpec) -> latent.DiscretisedLogistic:
+        """The likelihood of such data."""
         return latent.DiscretisedLogistic(width=2 / (self.values - 1))
 
 
@@ -94,10 +90,10 @@ class VAEModel(Options):
         """Of the convolutions."""
         return nets.Layout(widths=self.widths, depth=self.depth, patch=self.patch, attention=self.attention, dropout=self.dropout)
 
-    def build(self, form: Form, likelihood: latent.Likelihood) -> latent.VAE:
-        """The untrained model of data of this form."""
-        shape, first = form.shape, self.latents[0]
-        if form.is_image:
+    def build(self, spec: DataSpec, likelihood: latent.Likelihood) -> latent.VAE:
+        """The untrained model of such data."""
+        shape, first = spec.sizes, self.latents[0]
+        if spec.is_image:
             assert len(shape) == 3
             encoders: list[torch.nn.Module] = [nets.ToVector(shape, 2 * first, self.layout())]
             decoders: list[torch.nn.Module] = [nets.FromVector(first, shape, likelihood.numbers * shape[0], self.layout())]
@@ -121,15 +117,15 @@ class LadderModel(Options):
     patch: int = Field(default=2, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
-    def build(self, form: Form, likelihood: latent.Likelihood) -> latent.LadderVAE:
-        """The untrained model of data of this form.
+    def build(self, spec: DataSpec, likelihood: latent.Likelihood) -> latent.LadderVAE:
+        """The untrained model of such data.
 
         Raises:
             ValueError: data that are no images, or levels that are no ladder.
         """
-        if len(form.shape) != 3:
-            raise ValueError(f"a ladder is for images (c, height, width), got data of shape {form.shape}; take model.kind=vae.")
-        shape = form.shape
+        if len(spec.sizes) != 3:
+            raise ValueError(f"a ladder is for images (c, height, width), got data of shape {spec.sizes}; take model.kind=vae.")
+        shape = spec.sizes
         ladder = nets.Ladder(
             shape,
             likelihood.numbers * shape[0],
@@ -161,30 +157,6 @@ class VAESampling(Options):
     noisy: bool = False
 
 
-class VAERecipe(Options):
-    """Everything that makes a VAE."""
-
-    about: str = ""
-    model: Annotated[VAEModel | LadderModel, Field(discriminator="kind")]
-    data: Data
-    likelihood: LikelihoodOptions = LogisticOptions()
-    objective: VAEObjective = VAEObjective()
-    training: Training = Training()
-    runtime: Runtime = Runtime(precision="float32")
-    sampling: VAESampling = VAESampling()
-
-    @model_validator(mode="after")
-    def _keeps_its_digits(self) -> "VAERecipe":
-        refuse_low_precision(self.runtime)
-        return self
-
-
-def refuse_low_precision(runtime: Runtime) -> None:
-    """A bound is no bound in bfloat16's three digits."""
-    if runtime.precision != "float32":
-        raise ValueError(f"a bound is computed in float32; set runtime.precision=float32, got {runtime.precision}")
-
-
 def refuse_other_values(x: Float[Tensor, "b *x"], values: int, option: str) -> None:
     """Refuses data that are not on a grid of so many values in [-1, 1], half a byte's rounding aside: a bound would count bins twice.
 
@@ -198,92 +170,102 @@ def refuse_other_values(x: Float[Tensor, "b *x"], values: int, option: str) -> N
         )
 
 
-def read(path: str | Path, changes: Sequence[str] = (), *, steps: int | None = None) -> VAERecipe:
-    """Reads a recipe, as `train.recipe.load_recipe` does."""
-    return resolve(VAERecipe, read_tree(path), changes, steps=steps, source=str(path))
+@register("vae", "ladder")
+class VAETask(Task):
+    """A VAE, or a ladder of latents, trained on its bound."""
+
+    is_exact: ClassVar[bool] = True
+    model: Annotated[VAEModel | LadderModel, Field(discriminator="kind")]
+    likelihood: LikelihoodOptions = LogisticOptions()
+    objective: VAEObjective = VAEObjective()
+    sampling: VAESampling = VAESampling()
+
+    def build(self, spec: DataSpec, earlier: Any = ()) -> latent.VAE | latent.LadderVAE:
+        """The untrained model."""
+        return self.model.build(spec, self.likelihood.build(spec))
+
+    def trained(self, model: Any) -> torch.nn.Module:
+        """All networks."""
+        return model.net
+
+    def loss(self, model: Any, batch: Batch, draw: Draw, state: State | None) -> LossTerms:
+        """The bound of each example in bits/dim, at one draw of its latents, with warm-up and free nats."""
+        goal = self.objective
+        warm = min(1.0, draw.step / goal.warmup) if goal.warmup else 1.0
+        trace = model.trace(batch.x, draw.generators())
+        return LossTerms(latent.loss(trace, batch.x[0].numel(), beta=goal.beta * warm, free_nats=goal.free_nats))
+
+    def examine(self, model: Any, spec: DataSpec, source: Source) -> None:
+        """Refuses values that the likelihood is not for."""
+        x = examples_of(source, JUDGED, model).x
+        if spec.is_bytes and not isinstance(self.likelihood, BernoulliOptions):
+            refuse_other_values(x, self.likelihood.values, "likelihood.values")
+        with torch.no_grad():
+            model.likelihood.log_prob(model.decode(model.encode(x)), x)
+
+    def metrics(self, model: Any, held_out: Source) -> dict[str, float]:
+        """The bound in bits/dim, and each level's divergence in nats."""
+        x = examples_of(held_out, JUDGED, model).x
+        bound = latent.bound(model, x, generator=seeded(0, 0))
+        levels = torch.cat([bound.prior[:, None], bound.steps], 1).mean(0) * x[0].numel() * math.log(2)
+        nats = {f"nats_{len(levels) - i}": float(value) for i, value in enumerate(levels)}
+        return {"bits_per_dim": float(bound.total.mean()), **dict(sorted(nats.items()))}
+
+    def finish(self, model: Any, examples: Source, held_out: Source, say: Callable[[str], None]) -> dict[str, str]:
+        """Names the levels that have collapsed."""
+        for use in latent.level_use(model, examples_of(held_out, JUDGED, model).x, generator=seeded(0, 1)):
+            if use.is_collapsed:
+                say(f"Posterior collapse: {use}")
+        return {}
+
+    def sampler(self, model: Any, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> "VAESampler":
+        """From the prior downwards."""
+        return VAESampler(model, spec, self.sampling, name)
+
+    def sheet(self, model: "Model", source: Source) -> tuple[np.ndarray, int | None] | None:
+        """Of images: eight examples, what the model makes of them, and samples."""
+        if not model.spec.is_image:
+            return model.sheet()
+        some = model.spec.codec.decode(examples_of(source, 8, model.network).x)
+        return np.concatenate([some, model.reconstruct(some), model.sample(48).values]), 8
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """In the place of training times: a seed an example, for the draws of its latents."""
+class VAESampler(Sampler):
+    """Draws samples of a VAE in one pass, reconstructs, and interpolates."""
 
-    def __call__(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
-        """n seeds."""
-        return torch.randint(2**32, (n,), generator=generator).double()
+    model: Any
+    spec: DataSpec
+    options: VAESampling
+    name: str = "this model"
+    kind = "a VAE"
+    takes = frozenset({"temperature"})
 
-
-@dataclass(frozen=True)
-class VAERun:
-    """A trained VAE with its recipe and the form of its data."""
-
-    name: str
-    recipe: VAERecipe
-    form: Form
-    model: latent.VAE | latent.LadderVAE
-
-    @property
-    def device(self) -> torch.device:
-        """Where its network lives."""
-        return next(self.model.parameters()).device
-
-    @property
-    def networks(self) -> list[torch.nn.Module]:
-        """All that it computes with."""
-        return [self.model]
-
-    @property
-    def has_picture(self) -> bool:
-        """Whether its samples are images or points in the plane."""
-        return self.form.is_image or self.form.shape == (2,)
-
-    def columns(self, labels: Sequence[int] | None = None) -> int | None:
-        """None: its samples have no classes."""
-        return None
-
-    def sample(
-        self,
-        count: int = 64,
-        *,
-        seed: int = 0,
-        temperature: float | None = None,
-        batch: int = 64,
-        rows: slice = slice(None),
-        on_batch: Callable[[int], None] | None = None,
-    ) -> Samples:
-        """`count` samples from the prior downwards, or those of them in `rows`; the i-th depends on (model, seed, i) and the temperature.
+    def __call__(self, request: Request) -> Tensor:
+        """x of samples from the prior downwards.
 
         Raises:
-            ValueError: a count or batch below 1, a negative seed or temperature.
+            ValueError: a negative temperature.
         """
-        if count < 1 or batch < 1 or seed < 0:
-            raise ValueError(f"count and batch must be at least 1 and seed at least 0, got {count}, {batch} and {seed}.")
-        options, mine = self.recipe.sampling, range(count)[rows]
-        heat = options.temperature if temperature is None else temperature
-
-        def draw(part: slice) -> Tensor:
-            return latent.sample(self.model, len(mine[part]), row_generators(seed, mine[part]), temperature=heat, noisy=options.noisy)
-
-        done = by_parts(draw, len(mine), batch, on_batch)
-        return Samples(self.form.scaling.decode(torch.cat([torch.empty(0, *self.form.shape), *done])), None)
-
-    def to(self, device: torch.device) -> None:
-        """Moves its network."""
-        self.model.to(device)
+        heat = request.options.get("temperature", self.options.temperature)
+        return latent.sample(
+            self.model, len(request.rows), row_generators(request.seed, request.rows), temperature=heat, noisy=self.options.noisy
+        )
 
     def reconstruct(self, values: Shaped[np.ndarray, "n *value"]) -> Shaped[np.ndarray, "n *value"]:
         """Data through their latents and back."""
-        return self.form.scaling.decode(latent.reconstruct(self.model, self._encoded(values)))
+        return self.spec.codec.decode(latent.reconstruct(self.model, self._encoded(values)))
 
     def interpolate(
         self, a: Shaped[np.ndarray, "*value"], b: Shaped[np.ndarray, "*value"], steps: int = 8
     ) -> Shaped[np.ndarray, "n *value"]:
         """From a to b through the latents."""
         ends = self._encoded(np.stack([a, b]))
-        return self.form.scaling.decode(latent.interpolate(self.model, ends[0], ends[1], steps))
+        return self.spec.codec.decode(latent.interpolate(self.model, ends[0], ends[1], steps))
 
     def _encoded(self, values: Shaped[np.ndarray, "n *value"]) -> Float[Tensor, "n *x"]:
-        """Data as the model takes them, where it is."""
-        return self.form.scaling.encode(values).to(self.device)
+        """x of values, where the model is."""
+        return self.spec.codec.encode(values).to(next(self.model.parameters()).device)
 
     def plane(self, side: int = 20) -> Image.Image:
         """A picture of the latent plane.
@@ -291,100 +273,6 @@ class VAERun:
         Raises:
             ValueError: a model whose latent is not one plane, or data without a picture of images.
         """
-        if not isinstance(self.model, latent.VAE) or not self.form.is_image:
+        if not isinstance(self.model, latent.VAE) or not self.spec.is_image:
             raise ValueError(f"{self.name} has no picture of a plane: that needs model.kind=vae, model.latents=[2], and images.")
-        return sheet(self.form.scaling.decode(latent.plane(self.model, side)), columns=side)
-
-
-def load(model: str | Path, *, ema: float | None = None) -> VAERun:
-    """Loads a run folder of this kind with the averaged weights of its newest checkpoint that is whole.
-
-    Raises:
-        ValueError: there is no such model.
-        CheckpointError: no checkpoint yet, or none that is whole.
-    """
-    folder = folder_of(model)
-    recipe, form = read(folder / "recipe.yaml"), read_form(folder)
-    built = build(recipe, form)
-    load_average(built, folder, recipe.training.ema, ema)
-    return VAERun(str(model), recipe, form, built)
-
-
-def build(recipe: VAERecipe, form: Form) -> latent.VAE | latent.LadderVAE:
-    """The untrained model."""
-    return recipe.model.build(form, recipe.likelihood.build(form))
-
-
-def train(
-    recipe: VAERecipe,
-    out: Path,
-    *,
-    resume: bool = False,
-    on_step: Callable[[int, float], None] | None = None,
-    watch: Callable[[Mapping[str, float | int]], None] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Path:
-    """Trains a VAE into the run folder `out` and returns it; the arguments are those of `loop.train`.
-
-    metrics.jsonl also says the averaged model's bound of held-out examples (of training ones, where none are held out) in bits/dim, and
-    each level's divergence in nats. A level that has collapsed is said at the end.
-
-    Raises:
-        ValueError, CheckpointError, FloatingPointError, Stopped: as `loop.train` raises them.
-    """
-    start = opening(recipe, out, resume=resume, read=read, say=say)
-    options, engine, form = recipe.training, start.engine, start.form
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        model = build(recipe, form).to(engine.device)
-    state = TrainState.begin(model, options, Seeds())
-    dims, goal = math.prod(form.shape), recipe.objective
-    judged = start.held_out or start.examples
-    x_judged = judged.batch(np.random.default_rng(0).permutation(len(judged))[:200])[0].to(engine.device)
-    if form.is_image and not isinstance(recipe.likelihood, BernoulliOptions):
-        refuse_other_values(x_judged, recipe.likelihood.values, "likelihood.values")
-    with torch.no_grad():  # what does not fit is refused before anything is written
-        model.likelihood.log_prob(model.decode(model.encode(x_judged)), x_judged)
-
-    def cost(model: latent.VAE | latent.LadderVAE, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in t]
-        warm = min(1.0, (state.step + 1) / goal.warmup) if goal.warmup else 1.0
-        return latent.loss(model.trace(x0, generators), dims, beta=goal.beta * warm, free_nats=goal.free_nats)
-
-    def measure() -> dict[str, float]:
-        bound = latent.bound(state.averaged(), x_judged, generator=seeded(0, 0))
-        levels = torch.cat([bound.prior[:, None], bound.steps], 1).mean(0) * dims * math.log(2)
-        nats = {f"nats_{len(levels) - i}": float(value) for i, value in enumerate(levels)}
-        return {"bits_per_dim": float(bound.total.mean()), **dict(sorted(nats.items()))}
-
-    def show(path: Path) -> None:
-        run = VAERun(str(out), recipe, form, state.averaged())
-        if not run.has_picture:
-            return
-        values = run.sample(48 if form.is_image else 2000, batch=2000).values
-        if form.is_image:
-            some = form.scaling.decode(x_judged[:8])
-            values = np.concatenate([some, run.reconstruct(some), values])
-        write_sheet(path, values, columns=8 if form.is_image else None)
-
-    fit(
-        state,
-        cost,
-        start.examples,
-        options,
-        out,
-        engine=engine,
-        schedule=None,
-        papers=start.papers,
-        measure=measure,
-        draw=show,
-        on_step=on_step,
-        watch=watch,
-        say=say,
-        should_stop=should_stop,
-    )
-    for use in latent.level_use(state.averaged(), x_judged, generator=seeded(0, 1)):
-        if use.is_collapsed and engine.is_main:
-            say(f"Of {out}, {use}")
-    return out
+        return sheet(self.spec.codec.decode(latent.plane(self.model, side)), columns=side)

@@ -1,28 +1,24 @@
-"""Training a variational diffusion model, its schedule with it, into a run folder, and loading one as a `Run`."""
+"""Variational diffusion: a denoiser and its schedule, learned together on the bound. Sampled as any diffusion model."""
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import nn
 
 from sfumato import latent, loss, nets
-from sfumato.denoiser import Cond, Denoiser
-from sfumato.form import Form
+from sfumato.data.source import Batch, DataSpec, Draw, Source
+from sfumato.denoiser import Denoiser
+from sfumato.nets.options import Net
 from sfumato.noise import seeded
-from sfumato.model import Run, folder_of, read_form, read_tuned
+from sfumato.options import Options, Training
 from sfumato.schedule import LearnedSchedule
-from sfumato.storage import load_average
-from sfumato.data.options import Data
-from sfumato.training.loop import draw_samples, fit
-from sfumato.training.opening import opening
-from sfumato.options import Options
-from sfumato.recipe import Net, Objective, Recipe, Runtime, Sampling, Training, read_tree, resolve
-from sfumato.training.state import TrainState
-from sfumato.tasks.vae import refuse_low_precision, refuse_other_values
+from sfumato.task import LossTerms, Recipe, State, Task, examples_of, register
+from sfumato.tasks.diffusion import DiffusionSampler, read_tuned, refuse_guidance, target_of
+from sfumato.tasks.options import Sampling
+from sfumato.tasks.vae import refuse_other_values
+
+JUDGED = 64  # examples whose bound metrics.jsonl tells
 
 
 class VDMModel(Options):
@@ -54,118 +50,64 @@ class VDMModel(Options):
         return LearnedSchedule(log_snr_max=self.log_snr_max, log_snr_min=self.log_snr_min, width=self.width)
 
 
-class VDMRecipe(Options):
-    """Everything that makes a variational diffusion model."""
+@register("vdm")
+class VDMTask(Task):
+    """A variational diffusion model; its loss is the whole bound in bits/dim."""
 
-    about: str = ""
+    is_exact: ClassVar[bool] = True
     model: VDMModel = VDMModel()
-    data: Data
     net: Net
-    training: Training = Training()
-    runtime: Runtime = Runtime(precision="float32")
     sampling: Sampling = Sampling()
 
     @model_validator(mode="after")
-    def _parts_agree(self) -> "VDMRecipe":
-        refuse_low_precision(self.runtime)
+    def _has_its_own_ends(self) -> "VDMTask":
         if self.sampling.log_snr_max is not None or self.sampling.log_snr_min is not None:
             raise ValueError("a learned schedule has its own ends; leave sampling.log_snr_max and log_snr_min out")
-        self.as_denoiser()
         return self
 
-    def as_denoiser(self) -> Recipe:
-        """The recipe of the denoiser that it trains, as a `Run` reads it; its schedule is the learned one."""
-        return Recipe(
-            about=self.about,
-            data=self.data,
-            net=self.net,
-            objective=Objective(target=self.model.target, values=self.model.values),
-            training=self.training,
-            runtime=self.runtime,
-            sampling=self.sampling,
-        )
+    def check_training(self, training: Training) -> None:
+        """Guidance needs a model that has seen examples without conditions."""
+        refuse_guidance(self.sampling, training)
 
+    def build(self, spec: DataSpec, earlier: Any = ()) -> latent.VDM:
+        """The untrained model.
 
-def read(path: str | Path, changes: Sequence[str] = (), *, steps: int | None = None) -> VDMRecipe:
-    """Reads a recipe, as `train.recipe.load_recipe` does."""
-    return resolve(VDMRecipe, read_tree(path), changes, steps=steps, source=str(path))
+        Raises:
+            ValueError: data that are no images of bytes: the bound's decoder is for values on a grid in [-1, 1].
+        """
+        if not spec.is_bytes:
+            raise ValueError(f"a vdm is for images of bytes, whose values lie on a grid; got {spec.codec.dtype} data of shape {spec.shape}.")
+        channels, powers = spec.sizes[0], self.model.fourier
+        net = self.net.build((channels * (1 + 2 * len(powers)), *spec.sizes[1:]), spec.conditions, channels)
+        if powers:
+            net = nets.Fourier(net, powers)
+        # Scaled as if the data had unit variance, x_t reaches the network as it is: only so do its Fourier features fit the grid of values.
+        denoiser = Denoiser(net, target_of(self.model.target), data_std=1.0)
+        return latent.VDM(denoiser, self.model.schedule(), width=self.model.bin)
 
+    def trained(self, model: Any) -> nn.Module:
+        """The network and the schedule."""
+        return model.net
 
-def build(recipe: VDMRecipe, form: Form) -> latent.VDM:
-    """The untrained model.
+    def loss(self, model: latent.VDM, batch: Batch, draw: Draw, state: State | None) -> LossTerms:
+        """The bound of each example at a time of its own."""
+        t = draw.whole(loss.Stratified(model.schedule))
+        bits = model.loss(batch.x, draw.normal(batch.x), t.to(batch.x.device), draw.dropped(batch.cond) or None)
+        return LossTerms(bits, log_snr=model.schedule.log_snr(t.to(batch.x.device)).detach().cpu())
 
-    Raises:
-        ValueError: data that are no images: the bound's decoder is for values on a grid in [-1, 1].
-    """
-    if not form.is_image:
-        raise ValueError(f"a vdm is for images, whose values lie on a grid; got {form.scaling.dtype} data of shape {form.shape}.")
-    channels, powers = form.shape[0], recipe.model.fourier
-    net = recipe.net.build((channels * (1 + 2 * len(powers)), *form.shape[1:]), len(form.classes), channels)
-    if powers:
-        net = nets.Fourier(net, powers)
-    # Scaled as if the data had unit variance, x_t reaches the network as it is: only so do its Fourier features fit the grid of values.
-    denoiser = Denoiser(net, recipe.as_denoiser().objective.build_target(), data_std=1.0)
-    return latent.VDM(denoiser, recipe.model.schedule(), width=recipe.model.bin)
+    def examine(self, model: latent.VDM, spec: DataSpec, source: Source) -> None:
+        """Refuses values that do not lie on the grid."""
+        super().examine(model, spec, source)
+        refuse_other_values(examples_of(source, JUDGED, model).x, self.model.values, "model.values")
 
-
-def load(model: str | Path, *, ema: float | None = None) -> Run:
-    """Loads a run folder of this kind, with its learned schedule, and the averaged weights of its newest checkpoint that is whole.
-
-    Raises:
-        ValueError: there is no such model.
-        CheckpointError: no checkpoint yet, or none that is whole.
-    """
-    folder = folder_of(model)
-    recipe, form = read(folder / "recipe.yaml"), read_form(folder)
-    built = build(recipe, form)
-    load_average(built, folder, recipe.training.ema, ema)
-    return as_run(str(model), recipe, form, built, read_tuned(folder))
-
-
-def as_run(name: str, recipe: VDMRecipe, form: Form, model: latent.VDM, tuned: Mapping | None = None) -> Run:
-    """The model as a run: its denoiser, under its own schedule."""
-    return Run(name, recipe.as_denoiser(), form, model.denoiser, tuned or {}, learned=model.schedule)
-
-
-def train(
-    recipe: VDMRecipe,
-    out: Path,
-    *,
-    resume: bool = False,
-    on_step: Callable[[int, float], None] | None = None,
-    watch: Callable[[Mapping[str, float | int]], None] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Path:
-    """Trains a variational diffusion model into the run folder `out` and returns it; the arguments are those of `loop.train`.
-
-    The loss is the whole bound in bits/dim. metrics.jsonl also says the bound of held-out examples (of training ones, where none are
-    held out; given their labels, where there are), and the ends that the schedule has reached.
-
-    Raises:
-        ValueError, CheckpointError, FloatingPointError, Stopped: as `loop.train` raises them.
-    """
-    start = opening(recipe, out, resume=resume, read=read, say=say)
-    options, engine, form = recipe.training, start.engine, start.form
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        model = build(recipe, form).to(engine.device)
-    state = TrainState.begin(model, options, loss.Stratified(model.schedule))
-    as_run(str(out), recipe, form, model).walk()  # what sampling will refuse is refused before anything is written
-    judged = start.held_out or start.examples
-    x_judged, labels = judged.batch(np.random.default_rng(0).permutation(len(judged))[:64])
-    refuse_other_values(x_judged, recipe.model.values, "model.values")
-    x_judged, cond = x_judged.to(engine.device), None if labels is None else {"labels": labels.to(engine.device)}
-
-    def bound(model: latent.VDM, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
-        return model.loss(x0, eps, t, cond)
-
-    def measure() -> dict[str, float]:
+    def metrics(self, model: latent.VDM, held_out: Source) -> dict[str, float]:
+        """The bound in bits/dim, given the conditions, and the ends that the schedule has reached."""
+        batch = examples_of(held_out, JUDGED, model)
         bits = latent.vdm.bound(
             model.denoiser,
-            x_judged,
+            batch.x,
             model.schedule,
-            cond,
+            batch.cond or None,
             draws=4,
             width=model.width,
             generator=seeded(0, 0),
@@ -174,20 +116,8 @@ def train(
         ends = {"log_snr_max": model.schedule.log_snr_max.item(), "log_snr_min": model.schedule.log_snr_min.item()}
         return {"bits_per_dim": float(bits.mean()), **ends}
 
-    fit(
-        state,
-        bound,
-        start.examples,
-        options,
-        out,
-        engine=engine,
-        schedule=model.schedule,
-        papers=start.papers,
-        measure=measure,
-        draw=lambda path: draw_samples(as_run(str(out), recipe, form, state.averaged()), path),
-        on_step=on_step,
-        watch=watch,
-        say=say,
-        should_stop=should_stop,
-    )
-    return out
+    def sampler(self, model: latent.VDM, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> DiffusionSampler:
+        """That of diffusion, under the learned schedule."""
+        drop = self.training.label_drop if isinstance(self, Recipe) else None
+        tuned = {} if folder is None else read_tuned(folder)
+        return DiffusionSampler(model.denoiser, spec, model.schedule, model.schedule, self.sampling, drop, tuned, name)

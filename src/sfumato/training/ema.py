@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sfumato.storage import name_of
+
 
 def exponent(width: float) -> float:
     """The γ whose profile has this relative standard deviation: width² = (γ + 1) / ((γ + 2)² (γ + 3)).
@@ -24,11 +26,6 @@ def exponent(width: float) -> float:
     if not 0 < width < 0.288:
         raise ValueError(f"an EMA width must lie in (0, 0.288), got {width}; 0.1 averages over about the last third of the run.")
     return float(np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real.max())
-
-
-def name_of(width: float) -> str:
-    """What the average of this width is called in a checkpoint."""
-    return f"ema-{width:.3f}"
 
 
 class Ema:

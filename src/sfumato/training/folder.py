@@ -1,4 +1,4 @@
-"""The papers of a run folder: what made the run, whether it may go on, and who writes to it."""
+"""The files of a run folder beside its checkpoints: what made the run, whether it may go on, and who writes to it."""
 
 import fcntl
 import hashlib
@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,42 +15,71 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfumato.data import Dataset
-from sfumato.form import Form
+from sfumato.data.source import DataSpec, Source, Stream
+from sfumato.options import Options
 from sfumato.pictures import picture
-from sfumato.model import read_form
+from sfumato.recipe import load_recipe
 from sfumato.runtime import processor
-from sfumato.storage import aside, writing
+from sfumato.storage import aside, read_spec, steps_in, writing
 from sfumato.training.engine import Engine
-from sfumato.recipe import Options, Training
 
 OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.partial", ".lock"}  # of a run killed at its very start
 
 
-def begin(recipe: Options, out: Path, *, resume: bool, read: Callable[[Path], Options]) -> bool:
-    """Whether `out` holds a run to go on with.
+def begin(recipe: Any, out: Path, *, resume: bool) -> Any | None:
+    """The recipe as the run in `out` has it, where there is one to go on with.
 
     Raises:
-        ValueError: it holds one already, or one of another recipe, or something else.
+        ValueError: `out` holds a run already, or one of another recipe or of more steps, or something else.
     """
-    has_run = (out / "recipe.yaml").is_file()
-    if has_run and not resume:
-        raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
-    if has_run:
-        _refuse_changes(read(out / "recipe.yaml"), recipe, out)
-    elif out.exists() and (not out.is_dir() or any(path.name not in OURS for path in out.iterdir())):
+    if (out / "recipe.yaml").is_file():
+        if not resume:
+            raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
+        begun = load_recipe(out / "recipe.yaml")
+        _refuse_changes(begun, recipe, out)
+        return begun
+    if out.exists() and (not out.is_dir() or any(path.name not in OURS for path in out.iterdir())):
         raise ValueError(f"{out} exists and is no run folder; choose another --out.")
-    return has_run
+    return None
 
 
-def _refuse_changes(begun: Options, recipe: Options, out: Path) -> None:
-    """Only what `recipe.MAY_CHANGE` lists may change on resuming."""
-    wrong = begun.differences(recipe)
+def _refuse_changes(begun: Any, recipe: Any, out: Path) -> None:
+    """Only what `options.MAY_CHANGE` lists may change on resuming, and the steps may become more."""
+    before, now = begun.training.steps, recipe.training.steps
+    if now < before:
+        raise ValueError(f"{out} was begun with training.steps={before} and can be made longer, not shorter; got {now}.")
+    wrong = [change for change in begun.differences(recipe) if not change.startswith("training.steps:")]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(
-            f"{out} was begun with another recipe ({'; '.join(wrong[:5])}{more}); resume with the old one, or choose another --out."
-        )
+        hint = "resume with the old one"
+        if any(change.startswith("autoencoder_training.steps:") for change in wrong):
+            hint = "give the first stage its old steps (--set training.steps=… makes the second longer)"
+        raise ValueError(f"{out} was begun with another recipe ({'; '.join(wrong[:5])}{more}); {hint}, or choose another --out.")
+
+
+def texts_of(begun: Any | None, recipe: Any, manifest: Mapping[str, Any], out: Path) -> dict[str, str]:
+    """The files to write before the first step, name to text: all of a new run, the changed ones of a run that is made longer.
+
+    Args:
+        begun: the recipe of the run in `out`; None where it is a new run.
+        recipe: what is asked for.
+        manifest: of a new run.
+        out: the run folder.
+    """
+    if begun is not None:
+        if recipe.training.steps == begun.training.steps:
+            return {}
+        steps = [begun.training.steps, recipe.training.steps]
+        recipe = begun.model_copy(update={"training": begun.training.model_copy(update={"steps": steps[1]})})
+        manifest = begun_with(out)
+        done = max(steps_in(out / "checkpoints"), default=0)
+        extended = [*manifest.get("extended", []), {"after_step": done, "from_steps": steps[0], "to_steps": steps[1]}]
+        manifest = {**manifest, "recipe_sha256": _sha256(recipe), "extended": extended}
+    return {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()}
+
+
+def _sha256(recipe: Options) -> str:
+    return hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
 
 
 def begun_with(out: Path) -> dict[str, Any]:
@@ -58,16 +87,26 @@ def begun_with(out: Path) -> dict[str, Any]:
     return json.loads((out / "manifest.json").read_text())
 
 
-def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> Form:
-    """The form of the data as the run began, if they and the number format are still the same."""
-    form, begun = read_form(out), begun_with(out)
+def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> DataSpec:
+    """What the data were as the run began, if they, the number format and the earlier stages are still the same.
+
+    Raises:
+        ValueError: one of them is another.
+    """
+    spec, begun = read_spec(out), begun_with(out)
     for what, before, now in (
         ("data", begun.get("data", {}).get("fingerprint"), manifest["data"]["fingerprint"]),
         ("precision", begun.get("precision"), manifest["precision"]),
     ):
         if before != now:
             raise ValueError(f"{out} was begun with another {what} ({before} → {now}); bring the old one back, or choose another --out.")
-    return form
+    for stage, weights in begun.get("made_from", {}).items():
+        if (now := manifest.get("made_from", {}).get(stage)) != weights:
+            raise ValueError(
+                f"{out} was made from other weights of {stage} ({weights[:12]} → {str(now)[:12]}); bring those back, or delete {out} (and "
+                "what was encoded with them) to train it anew."
+            )
+    return spec
 
 
 def write_sheet(path: Path, values: np.ndarray, *, columns: int | None) -> None:
@@ -98,19 +137,17 @@ def only_writer(out: Path) -> Iterator[None]:
         yield
 
 
-def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: Form, engine: Engine) -> dict[str, Any]:
+def manifest_of(recipe: Any, source: Source | Stream, spec: DataSpec, engine: Engine, made_from: Mapping[str, str]) -> dict[str, Any]:
     """What made the run: data, versions, machine, seeds."""
+    training = recipe.training
+    data = {"name": source.name, "fingerprint": source.fingerprint(), "notes": list(source.notes)}
+    if isinstance(source, Source):
+        data |= {"examples": len(source), "held_out": training.held_out, "held_out_by": training.held_out_by, "split_seed": training.seed}
     return {
-        "form": form.to_json(),
-        "data": {
-            "name": dataset.name,
-            "examples": len(dataset),
-            "fingerprint": dataset.fingerprint(),
-            "held_out": training.held_out,
-            "split_seed": training.seed,
-            "skipped": list(dataset.skipped),
-        },
-        "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
+        "spec": spec.to_json(),
+        "data": data,
+        **({"made_from": dict(made_from)} if made_from else {}),
+        "recipe_sha256": _sha256(recipe),
         "seed": training.seed,
         "precision": str(engine.precision).removeprefix("torch."),
         "kernels": "compiled" if engine.by_kernels else "torch",

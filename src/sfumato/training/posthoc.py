@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato import storage as checkpoint
-from sfumato.training.ema import coefficients, exponent, name_of
+from sfumato.training.ema import coefficients, exponent
 from sfumato.recipe import load_recipe
 
 LARGEST_MISFIT = 0.1  # of a profile that is made of others, relative to its norm
@@ -27,8 +27,6 @@ def reconstruct_ema(run: str | Path, width: float) -> tuple[Path, float]:
 
     Reference: Karras et al. (2024), section 3, arXiv:2312.02696
     """
-    from sfumato.training.folder import only_writer  # what training imports is slow to import, and `import sfumato` needs none of it
-
     run = Path(run)
     exponent(width)
     tracked = load_recipe(run / "recipe.yaml").training.ema

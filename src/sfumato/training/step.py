@@ -1,121 +1,127 @@
-"""One optimiser step: a batch, its levels and noise, the loss in slices, the update, the averages.
+"""One optimiser step: a batch, its loss in parts, the update, the averages.
 
-Nothing random is carried from step to step: the order of the data depends on (seed, epoch), and the levels, the noise, the dropped labels
-and the flips of step n on (seed, n). So a checkpoint holds weights and averages, and a resumed run sees what an uninterrupted one would.
+Nothing random is carried from step to step: the order of the data depends on (seed, epoch), and every draw of step n on (seed, n). So a
+checkpoint holds weights and averages, and a resumed run sees what an uninterrupted one would.
 """
 
 import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import loss
-from sfumato.data import Dataset
-from sfumato.denoiser import drop
+from sfumato.data.source import DROPOUT, Batch, Draw, Source, Stream
 from sfumato.kernels import choice
 from sfumato.memory import available_memory, halving, kept_for_gradient
 from sfumato.noise import seeded
+from sfumato.options import Training
+from sfumato.task import LossTerms
 from sfumato.training.engine import Engine
 from sfumato.training.optim import set_gradients
-from sfumato.recipe import Training
-from sfumato.training.state import M, Objective, TrainState
+from sfumato.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-ORDER, STEP, DROPOUT, NOISE = range(4)  # what a seed is for: the order of an epoch, the randomness of a step, that inside a network, eps
-BLOCK = 64  # rows whose noise has one generator, so that a process draws little more than its share
+ORDER = 0  # what a seed is for, beside what `Draw` takes it for: the order of an epoch
 FEW = 4  # examples by which the memory of a batch is foreseen
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What a step saw; `objection` says why it was not applied, where it was not."""
 
     loss: float
     norm: float
-    rows: np.ndarray  # of the data set, [b]
-    t: Tensor  # [b]
-    losses: Tensor  # [b]
+    rows: np.ndarray | None  # of the source, [b]; None of a stream
+    batch: Batch  # this process's share
+    terms: LossTerms  # of the whole batch
     objection: str | None
 
 
-class TrainStep(Generic[M]):
-    """One optimiser step: a batch, its levels and noise, the loss in slices, the update, the averages."""
+class TrainStep:
+    """One optimiser step: a batch, its loss in parts, the update, the averages."""
 
-    def __init__(self, state: TrainState[M], objective: Objective[M], examples: Dataset, options: Training, engine: Engine) -> None:
+    def __init__(self, state: TrainState, examples: Source | Stream, options: Training, engine: Engine) -> None:
         """Makes the model that computes gradients."""
-        self.state, self.objective, self.examples, self.options, self.engine = state, objective, examples, options, engine
-        self.times = state.times
-        self.can_flip = options.flip and examples.is_image
-        self.worker = _worker(state.model, engine.precision)
-        choice.use(self.worker.net, engine.by_kernels)
-        self.masters = list(state.model.net.parameters())
-        self.workers = list(self.worker.net.parameters())
-        self.batches = batches(len(examples), options, state.step)
+        self.state, self.task, self.options, self.engine = state, state.task, options, engine
+        self.worker = _compute_copy(state, engine.precision)
+        net = self.task.trained(self.worker)
+        choice.use(net, engine.by_kernels)
+        self.fp32_params = list(state.net.parameters())
+        self.compute_params = list(net.parameters())
+        self.batches = self._of_stream(examples) if isinstance(examples, Stream) else self._of_source(examples)
         self.size: int | None = None  # how many examples go through the network at once; found at the first step
 
-    def __call__(self) -> Outcome:
+    def __call__(self) -> StepResult:
         """Makes the step, unless the guard objects to it."""
-        number, rows, device = self.state.step + 1, next(self.batches), self.engine.device
-        generator, count = seeded(self.options.seed, STEP, number), len(rows)
-        mine = self.engine.share(count)
-        flipped, dropped = _coin(count, 0.5, generator), _coin(count, self.options.label_drop, generator)
-        t = self.times(count, generator)
-        x0, labels = self.examples.batch(rows[mine])
-        if self.can_flip:
-            x0 = torch.where(flipped[mine].reshape(-1, 1, 1, 1), x0.flip(-1), x0)
-        cond = None if labels is None else drop({"labels": labels}, dropped[mine])
-        eps = _noise(x0, mine, count, lambda block: seeded(self.options.seed, NOISE, number, block))
-        if self.worker is not self.state.model:
-            for worker, master in zip(self.workers, self.masters, strict=True):
-                worker.data.copy_(master.data)
-        weights = self.times.weight(t).to(x0) if isinstance(self.times, loss.AdaptiveTimes) else torch.ones(())
+        state, engine = self.state, self.engine
+        rows, count, batch, draw = next(self.batches)
+        batch = batch.to(engine.device)
+        if self.worker is not state.model:
+            for compute, master in zip(self.compute_params, self.fp32_params, strict=True):
+                compute.data.copy_(master.data)
 
-        def each(part: slice) -> Tensor:
-            part_cond = None if cond is None else {name: value[part].to(device) for name, value in cond.items()}
-            return self.objective(self.worker, x0[part].to(device), eps[part].to(device), t[mine][part].to(device), part_cond)
+        def terms_of(part: slice) -> LossTerms:
+            return self.task.loss(self.worker, batch[part], draw[part], state.learned)
 
-        def gradients(size: int) -> Tensor:
-            torch.manual_seed(seeded(self.options.seed, DROPOUT, number, mine.start).initial_seed())  # dropout takes no generator
-            for parameter in self.workers:
+        def gradients(size: int) -> LossTerms:
+            torch.manual_seed(seeded(self.options.seed, DROPOUT, draw.step, draw.rows.start).initial_seed())  # dropout takes no generator
+            for parameter in self.compute_params:
                 parameter.grad = None
-            losses = torch.zeros(count)
-            for part in (slice(start, start + size) for start in range(0, len(x0), size)):
-                found = each(part)
-                weighted = found * weights[mine][part].to(found) if weights.ndim else found
+            seen = []
+            for part in (slice(start, start + size) for start in range(0, len(batch), size)):
+                terms = terms_of(part)
+                self._refuse_misfit(terms, len(batch[part]))
+                found = terms.per_example
+                weighted = found if terms.weight is None else found * terms.weight.to(found)
                 (weighted.sum() / count).backward()
-                losses[mine][part] = found.detach().float().cpu()
-            return losses
+                seen.append(LossTerms.merge(lambda values: values[0].detach().float(), [terms]))
+            return LossTerms.merge(torch.cat, seen)
 
         if self.size is None:
-            self.size = self._fitting(each, min(self.engine.micro_batch or len(x0), len(x0)))
-        losses, self.size = halving(gradients, self.size, "example")
-        losses = self.engine.sum(losses.to(device)).cpu()
-        total = float((losses * weights).mean())
-        if self.worker is not self.state.model:
-            set_gradients(self.masters, self.workers)
-        self.engine.sum_gradients(self.masters)
-        norm = self.state.optimizer.clip()
-        objection = self.state.guard.objection(total, norm)
+            self.size = self._fitting(terms_of, min(engine.micro_batch or len(batch), len(batch)))
+        mine, self.size = halving(gradients, self.size, "example")
+        terms = LossTerms.merge(lambda values: self._whole(values[0], draw), [mine])
+        losses = terms.per_example if terms.weight is None else terms.per_example * terms.weight
+        total = float(losses.mean())
+        if self.worker is not state.model:
+            set_gradients(self.fp32_params, self.compute_params)
+        engine.sum_gradients(self.fp32_params)
+        norm = state.optimizer.clip()
+        objection = state.guard.objection(total, norm)
         if objection is None:
-            self._apply(number, t, losses)
-            self.state.guard.accept(total)
-        for parameter in self.masters:
+            self._apply(terms, draw)
+            state.guard.accept(total)
+        for parameter in self.fp32_params:
             parameter.grad = None
-        self.state.step = number
-        return Outcome(total, norm, rows, t, losses, objection)
+        state.step = draw.step
+        return StepResult(total, norm, rows, batch, terms, objection)
 
-    def _fitting(self, loss: Callable[[slice], Tensor], size: int) -> int:
+    def _whole(self, values: Tensor, draw: Draw) -> Tensor:
+        """One number an example of the whole batch, on the CPU, of those of this process's share."""
+        if self.engine.processes == 1:
+            return values.cpu()
+        whole = torch.zeros(draw.count, device=self.engine.device)
+        whole[draw.rows] = values.to(whole)
+        return self.engine.sum(whole).cpu()
+
+    def _refuse_misfit(self, terms: LossTerms, count: int) -> None:
+        if terms.per_example.shape != (count,):
+            raise ValueError(
+                f"the loss of {type(self.task).__name__} must be one number an example, [{count}], got shape "
+                f"{tuple(terms.per_example.shape)}; average over the entries of an example, not over examples."
+            )
+
+    def _fitting(self, terms_of: Callable[[slice], LossTerms], size: int) -> int:
         """The size, or as often half of it as it takes until what autograd keeps fits in eight tenths of the memory, by a few examples."""
         if size < 2:
             return max(1, size)
         few = min(FEW, size)
-        _, kept = kept_for_gradient(lambda: loss(slice(few)), self.workers)
+        _, kept = kept_for_gradient(lambda: terms_of(slice(few)).per_example, self.compute_params)
         free = available_memory(self.engine.device)
         fitting = size
         while fitting > 1 and kept / few * fitting > 0.8 * free:
@@ -127,36 +133,47 @@ class TrainStep(Generic[M]):
             )
         return fitting
 
-    def _apply(self, number: int, t: Tensor, losses: Tensor) -> None:
+    def _apply(self, terms: LossTerms, draw: Draw) -> None:
         """Moves the weights and all that follows them."""
-        self.state.optimizer.step(number, self.state.guard.rate)
-        for ema in self.state.emas:
-            ema.update(self.state.model.net, number)
-        if isinstance(self.times, loss.AdaptiveTimes):
-            self.times.update(t, losses)
+        state = self.state
+        if state.learned is not None:
+            self.task.update(state.learned, terms, self._draw(draw.step, draw.count, slice(0, draw.count)))
+        state.optimizer.step(draw.step, state.guard.rate)
+        for ema in state.emas:
+            ema.update(state.net, draw.step)
+
+    def _draw(self, step: int, count: int, rows: slice) -> Draw:
+        options = self.options
+        return Draw(options.seed, step, count, rows, drop=options.label_drop, drops=options.drop, flip=options.flip)
+
+    def _of_source(self, examples: Source) -> Iterator[tuple[np.ndarray | None, int, Batch, Draw]]:
+        """Rows, the size of the whole batch, this process's share of it and its draws, for each step that is left."""
+        for step, rows in enumerate(orders(len(examples), self.options, self.state.step), start=self.state.step + 1):
+            mine = self.engine.share(len(rows))
+            draw = self._draw(step, len(rows), mine)
+            yield rows, len(rows), examples.batch(rows[mine], draw), draw
+
+    def _of_stream(self, examples: Stream) -> Iterator[tuple[np.ndarray | None, int, Batch, Draw]]:
+        """As `_of_source`; every process reads the whole stream and takes its share."""
+        for step, batch in enumerate(examples.batches(self.state.step), start=self.state.step + 1):
+            mine = self.engine.share(len(batch))
+            yield None, len(batch), batch[mine], self._draw(step, len(batch), mine)
+        raise ValueError(
+            f"{examples.name} ended before step {self.options.steps}; give an iterable that goes on, or set training.steps."
+        )
 
 
-def _noise(x: Tensor, rows: slice, count: int, generator: Callable[[int], torch.Generator]) -> Tensor:
-    """Standard normal noise like x, which are these rows of a batch of `count`: the same whichever process asks for them."""
-    drawn = [x[:0]]
-    for block in range(rows.start // BLOCK, -(-rows.stop // BLOCK)):
-        first = block * BLOCK
-        noise = torch.randn((min(BLOCK, count - first), *x.shape[1:]), generator=generator(block), dtype=x.dtype)
-        drawn.append(noise[max(0, rows.start - first) : rows.stop - first])
-    return torch.cat(drawn)
-
-
-def _worker(master: M, dtype: torch.dtype) -> M:
+def _compute_copy(state: TrainState, dtype: torch.dtype) -> Any:
     """The model that computes gradients: the master itself, or a copy whose parameters are bfloat16 (buffers stay as they are)."""
     if dtype == torch.float32:
-        return master
-    worker = copy.deepcopy(master)
-    for parameter in worker.net.parameters():
+        return state.model
+    worker = copy.deepcopy(state.model)
+    for parameter in state.task.trained(worker).parameters():
         parameter.data = parameter.data.to(dtype)
     return worker
 
 
-def batches(count: int, options: Training, done: int) -> Iterator[np.ndarray]:
+def orders(count: int, options: Training, done: int) -> Iterator[np.ndarray]:
     """Row numbers for each step after `done`: every epoch in an order of its own, epochs laid end to end."""
     position, order, epoch = done * options.batch, np.empty(0, dtype=np.int64), -1
     while True:
@@ -169,7 +186,3 @@ def batches(count: int, options: Training, done: int) -> Iterator[np.ndarray]:
             rows.extend(take)
             position += len(take)
         yield np.array(rows)
-
-
-def _coin(n: int, chance: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(n, generator=generator) < chance

@@ -12,7 +12,7 @@ from PIL import Image
 from sfumato.recipe import Training
 
 
-class Board:
+class Trackers:
     """One or more trackers, written to at once."""
 
     def __init__(self, trackers: Sequence[GeneralTracker]) -> None:
@@ -20,7 +20,7 @@ class Board:
         self.trackers = trackers
 
     @classmethod
-    def begin(cls, out: Path, options: Training, step: int) -> "Board":
+    def begin(cls, out: Path, options: Training, step: int) -> "Trackers":
         """The recipe's trackers, for the steps after `step`; TensorBoard's files lie in RUN/tensorboard."""
         trackers = []
         for name in options.trackers:

@@ -1,4 +1,4 @@
-"""What is said of the steps since the last line of metrics.jsonl: means, by noise level, too."""
+"""Accumulates metrics between two lines of metrics.jsonl: means over steps, and means by noise level."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,22 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.task import LossTerms
+
 LOG_SNRS = (-8, -4, 0, 4, 8)  # nats: an example counts for the nearest
 
 
 @dataclass
-class Window:
+class Accumulator:
     """Sums since the last line: of steps, and of examples by noise level."""
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     rejected: int = 0
-    levels: dict[str, list[float]] = field(default_factory=dict)  # "loss@-4" to the sum and count of the examples near -4 nats
+    levels: dict[str, list[float]] = field(default_factory=dict)  # "loss@-4" to the sum and count of the examples near -4 nats; a name alone: of all
 
-    def add(self, loss: float, norm: float) -> None:
-        """Takes in a step that was applied."""
+    def add(self, loss: float, norm: float, terms: LossTerms | None = None) -> None:
+        """Takes in a step that was applied, with what its loss says of each example."""
         self.losses.append(loss)
         self.norms.append(norm)
+        if terms is None:
+            return
+        if terms.log_snr is not None:
+            for name, values in {"loss": terms.per_example, **terms.parts}.items():
+                self.add_examples(name, terms.log_snr, values)
+        else:
+            for name, values in terms.parts.items():
+                held = self.levels.setdefault(name, [0.0, 0.0])
+                held[0] += float(values.double().sum())
+                held[1] += len(values)
 
     def add_examples(self, name: str, log_snr: Tensor, values: Tensor) -> None:
         """Takes in one number an example, under the noise level that it was measured at.
@@ -55,7 +67,7 @@ class Window:
         return {"losses": self.losses, "norms": self.norms, "rejected": self.rejected, "levels": self.levels}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Window":
+    def from_json(cls, record: Mapping[str, Any]) -> "Accumulator":
         """What `to_json` wrote.
 
         Raises:
@@ -67,8 +79,8 @@ class Window:
 
 def _order(name: str) -> tuple[str, int]:
     """Names with their levels ascending."""
-    kind, level = name.split("@")
-    return kind, int(level)
+    kind, _, level = name.partition("@")
+    return kind, int(level or 0)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,0 +1,23 @@
+"""`sfumato --import FILE.py`: kinds of model and data that a file of the user's registers."""
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+
+def import_file(file: Path) -> None:
+    """Runs a Python file as a module, once.
+
+    Raises:
+        ValueError: there is no such file, or it is no Python file.
+    """
+    if not file.is_file() or file.suffix != ".py":
+        raise ValueError(f"--import takes a Python file that is there, got {file}.")
+    name = f"sfumato_import_{file.resolve().as_posix().strip('/').replace('/', '_').removesuffix('.py').replace('.', '_')}"
+    if name in sys.modules:
+        return
+    spec = spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)

@@ -1,0 +1,414 @@
+"""Diffusion: a denoiser under a noise schedule. Its options, its loss, and the sampler that VDM and latent diffusion share.
+
+Training times, noise and dropped conditions are drawn here, of the step's `Draw`; the trainer knows none of them.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from sfumato import guide, loss, prediction, process, storage
+from sfumato.classifier import Classifier
+from sfumato.condition import Cond, ConditionSpec
+from sfumato.data.source import Batch, DataSpec, Draw, Source
+from sfumato.denoiser import Denoiser, Predictor
+from sfumato.loss import AdaptiveTimes, Weight
+from sfumato.nets.options import Net
+from sfumato.noise import Generator, normal_like, row_generators
+from sfumato.options import Options, Training, known
+from sfumato.sampling import Step, grid, steps
+from sfumato.sampling.loop import walk
+from sfumato.schedule import Discrete, Level, Schedule
+from sfumato.task import LossTerms, Recipe, Request, Sampler, State, Task, register
+from sfumato.tasks.options import SAMPLERS, SPACINGS, ChainSchedule, CurveSchedule, LogNormalTimes, Sampling, ScheduleOptions, Times
+from sfumato.tuning import Tuned, tune
+
+BatchLoss = Callable[[Predictor, Tensor, Tensor, Tensor, Cond | None], Tensor]
+
+
+class Objective(Options):
+    """What the network is asked to say, and how its errors are weighed.
+
+    `loss` is "simple" (the weighted square error), "vlb" (one random term of the bound) or "hybrid" (simple, and the bound for a learned
+    variance); the latter two need a discrete schedule and data of evenly spaced values. `values` is how many values those are. The network
+    sees x_t at unit scale for data of deviation `data_std`: the measured one where not given, 1 leaves x_t as DDPM's networks see it.
+    """
+
+    target: Literal["x0", "eps", "v", "score", "flow", "edm"] = "v"
+    weight: Literal["eps", "x0", "v", "min-snr", "truncated-snr", "edm", "sigmoid"] = "v"
+    times: Times = LogNormalTimes()
+    loss: Literal["simple", "vlb", "hybrid"] = "simple"
+    variance: Literal["fixed", "learned"] = "fixed"
+    values: int = Field(default=256, ge=2)
+    data_std: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> "Objective":
+        if self.loss == "hybrid" and self.variance != "learned":
+            raise ValueError("the hybrid loss teaches a learned variance; set objective.variance=learned, or take loss=simple")
+        if self.loss == "simple" and self.variance == "learned":
+            raise ValueError("the simple loss does not see a variance; take objective.loss=hybrid to learn one")
+        return self
+
+    @property
+    def width(self) -> float:
+        """Distance of neighbouring values of the data in [-1, 1]."""
+        return 2 / (self.values - 1)
+
+    def build_target(self) -> prediction.Target:
+        """The target function."""
+        return getattr(prediction, f"{self.target}_target")
+
+    def is_blind_at(self, schedule: Schedule) -> bool:
+        """Whether the target and x_t are one equation, not two, at the schedule's last level."""
+        level = schedule.level(torch.ones((), dtype=torch.float64), like=torch.ones((), dtype=torch.float64))
+        a, b = self.build_target()(level)
+        return bool(level.alpha * b == level.sigma * a)
+
+    def build_weight(self, data_std: float) -> Weight:
+        """The weight function."""
+        if self.weight == "edm":
+            return partial(loss.edm_weight, data_std=data_std)
+        return getattr(loss, f"{self.weight.replace('-', '_')}_weight")
+
+    def bits_ratio(self, schedule: Schedule, data_std: float, t: Tensor) -> Tensor | None:
+        """What to multiply losses at times t by for bits/dim that a nat of log-SNR costs there: half the squared error of eps.
+
+        The integrand of the bound for T → ∞. Kingma et al. (2021), eq. 14, arXiv:2107.00630. None where the loss says more than that error.
+        """
+        if self.loss != "simple":
+            return None
+        level = schedule.level(t, like=torch.empty(len(t)))
+        return loss.eps_weight(level) / self.build_weight(data_std)(level)
+
+    def build_loss(self, schedule: Schedule, data_std: float) -> BatchLoss:
+        """The loss of a batch at times t."""
+        weight = self.build_weight(data_std)
+        if self.loss == "simple":
+            return lambda predict, x0, eps, t, cond: loss.simple(predict, x0, eps, schedule.level(t, like=x0), cond, weight=weight)
+        assert isinstance(schedule, Discrete)
+        chain, options = schedule, {"steps": len(schedule), "width": self.width}
+        last = process.posterior_log_variance(chain.level(2 / len(chain)), chain.level(1 / len(chain)))
+
+        def bound(predict: Predictor, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, cond: Cond | None) -> torch.Tensor:
+            now, below = chain.level(t, like=x0), chain.level((t - 1 / len(chain)).clamp(min=0), like=x0)
+            if self.loss == "hybrid":
+                return loss.hybrid(predict, x0, eps, now, below, cond, weight=weight, last_log_variance=last.to(x0), **options)
+            variance = "learned" if self.variance == "learned" else "small"
+            return loss.vlb(predict, x0, eps, now, below, cond, variance=variance, last_log_variance=last.to(x0), **options)
+
+        return bound
+
+
+@register("denoiser")
+class Diffusion(Task):
+    """A denoiser of a network, trained at the levels of a schedule. `net` and `schedule` may be the user's own module and schedule."""
+
+    net: Net
+    schedule: ScheduleOptions = CurveSchedule()
+    objective: Objective = Objective()
+    sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> "Diffusion":
+        if self.objective.loss != "simple" and not isinstance(self.schedule, ChainSchedule):
+            raise ValueError(f"objective.loss={self.objective.loss} is a sum over a chain's steps; set schedule.kind=discrete")
+        if not isinstance(self.schedule, CurveSchedule) and (
+            self.sampling.log_snr_max is not None or self.sampling.log_snr_min is not None
+        ):
+            raise ValueError(
+                f"sampling.log_snr_max and log_snr_min cut a continuous curve, the schedule is {self.schedule.kind}; "
+                "set sampling.log_snr_max=null and sampling.log_snr_min=null"
+            )
+        step = SAMPLERS[self.sampling.sampler]
+        if isinstance(step, steps.Ancestral) and step.variance == "learned" and self.objective.variance != "learned":
+            raise ValueError(
+                f"sampling.sampler={self.sampling.sampler} needs a learned variance, which objective.variance={self.objective.variance} "
+                "does not learn; set sampling.sampler=ancestral, or objective.variance=learned with objective.loss=hybrid"
+            )
+        if self.objective.is_blind_at(self.noise):
+            raise ValueError(
+                f"objective.target={self.objective.target} says nothing of the data at the schedule's last level, which has no signal; "
+                "set objective.target=v, or a schedule that keeps some (schedule.zero_terminal=false)"
+            )
+        return self
+
+    def check_training(self, training: Training) -> None:
+        """Guidance needs a model that has seen examples without conditions."""
+        refuse_guidance(self.sampling, training)
+
+    @cached_property
+    def noise(self) -> Schedule:
+        """The noise schedule."""
+        return self.schedule.build()
+
+    @cached_property
+    def times(self) -> loss.TimeSampler:
+        """Where training times come from, as long as they learn nothing."""
+        return self.objective.times.build(self.noise)
+
+    def build(self, spec: DataSpec, earlier: Any = ()) -> Denoiser:
+        """The untrained denoiser."""
+        variance, data_std = self.objective.variance, self.objective.data_std or spec.std
+        channels = 2 * spec.sizes[0] if variance == "learned" else None
+        net = self.net.build(spec.sizes, spec.conditions, channels)
+        return Denoiser(net, self.objective.build_target(), data_std=data_std, variance=variance)
+
+    def trained(self, model: nn.Module) -> nn.Module:
+        """The network."""
+        assert isinstance(model, Denoiser)
+        return model.net
+
+    def begin(self, model: Denoiser) -> State | None:
+        """Training times, where they learn from the losses seen."""
+        times = self.objective.times.build(self.noise)
+        return times if isinstance(times, AdaptiveTimes) else None
+
+    def loss(self, model: Denoiser, batch: Batch, draw: Draw, state: State | None) -> LossTerms:
+        """The objective of each example at a time of its own."""
+        times = state if isinstance(state, AdaptiveTimes) else self.times
+        t, objective = draw.whole(times), self.objective.build_loss(self.noise, model.data_std)
+        per_example = objective(model, batch.x, draw.normal(batch.x), t.to(batch.x.device), draw.dropped(batch.cond) or None)
+        ratio = self.objective.bits_ratio(self.noise, model.data_std, t)
+        bits = None if ratio is None else per_example.detach().float() * ratio.to(batch.x.device) / (2 * math.log(2))
+        return LossTerms(
+            per_example,
+            log_snr=self.noise.log_snr(t),
+            weight=times.weight(t) if isinstance(times, AdaptiveTimes) else None,
+            parts={} if bits is None else {"bits": bits},
+        )
+
+    def update(self, state: State, terms: LossTerms, draw: Draw) -> None:
+        """Teaches the training times."""
+        assert isinstance(state, AdaptiveTimes)
+        state.update(draw.whole(state), terms.per_example)
+
+    def sampler(self, model: Denoiser, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> "DiffusionSampler":
+        """Walks from noise to data."""
+        changes = {name: value for name in ("log_snr_max", "log_snr_min") if (value := getattr(self.sampling, name)) is not None}
+        ended = self.schedule.model_copy(update=changes).build() if changes else self.noise
+        drop = self.training.label_drop if isinstance(self, Recipe) else None
+        return DiffusionSampler(model, spec, self.noise, ended, self.sampling, drop, {} if folder is None else read_tuned(folder), name)
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """From noise to data: a predictor, a method, the levels between."""
+
+    predict: Predictor
+    step: Step
+    levels: list[Level]
+
+
+@dataclass(frozen=True)
+class DiffusionSampler(Sampler):
+    """Draws samples of a denoiser.
+
+    Args:
+        denoiser: the model.
+        spec: of its data.
+        noise: the schedule that it was trained under.
+        ended: the same between the ends that it is sampled from.
+        options: how it is sampled unless told otherwise.
+        drop: the chance with which conditions were dropped in training; None where that is not known.
+        tuned: levels and methods by steps and guidance, taken where nothing else is asked for.
+    """
+
+    denoiser: Denoiser
+    spec: DataSpec
+    noise: Schedule
+    ended: Schedule
+    options: Sampling
+    drop: float | None = None
+    tuned: Mapping[tuple[int, float], Tuned] = field(default_factory=dict)
+    name: str = "this model"
+    kind = "a diffusion model"
+    takes = frozenset({"steps", "guidance", "sampler", "classifier"})
+
+    @property
+    def predictor(self) -> Predictor:
+        """The averaged network."""
+        return self.denoiser
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that it was trained under."""
+        return self.noise
+
+    def evaluations(self, options: Mapping[str, Any]) -> int:
+        """How often the network is asked for a sample, about."""
+        return options.get("steps") or self.options.steps
+
+    def default(self, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
+        """Every class in turn; none, of a model that was trained without its conditions."""
+        return None if self.drop == 1 and "classifier" not in options else super().default(spec, options)
+
+    def check(self, options: Mapping[str, Any], cond: Cond) -> None:
+        """Refuses what cannot be drawn, before anything is.
+
+        Raises:
+            ValueError: as `plan`; a condition that is given, or left out, where the model has only seen the other case.
+        """
+        super().check(options, cond)
+        self.plan(**options)
+        for name, condition in cond.items():
+            what = "a label" if name == "labels" else name
+            if self.drop == 1 and "classifier" not in options and bool(condition.given.any()):
+                raise ValueError(
+                    f"{self.name} was trained without its conditions (training.label_drop=1), so it cannot draw {what}; leave it out, or "
+                    "guide by a classifier."
+                )
+            if self.drop == 0 and not bool(condition.given.all()):
+                raise ValueError(
+                    f"{self.name} was never trained without {what} (training.label_drop=0), so it cannot draw without; give it for all."
+                )
+
+    @torch.no_grad()
+    def __call__(self, request: Request) -> Tensor:
+        """x0 of the samples; each has a generator of its own for all its noise."""
+        plan, generators = self.plan(**request.options), row_generators(request.seed, request.rows)
+        noise = request.noise
+        if noise is None:
+            noise = normal_like(torch.empty(len(request.rows), *self.spec.sizes, device=request.device), generators)
+        x, cond = plan.levels[0].sigma * noise, request.cond or None
+        for i, (first, x) in enumerate(walk(plan.predict, x, plan.levels, plan.step, cond, generators)):  # noqa: B020
+            if request.on_step is not None:
+                request.on_step(i, x, first.x0)
+        return x
+
+    def film(self, request: Request) -> list[Tensor]:
+        """The noise, then x_t after each step, each brought to unit scale."""
+        levels = self.plan(**request.options).levels
+        frames = [normal_like(torch.empty(len(request.rows), *self.spec.sizes), row_generators(request.seed, request.rows))]
+        self(replace(request, on_step=lambda i, x, x0: frames.append(_unit(x, levels[i + 1]))))
+        return frames
+
+    def forward_film(self, x: Tensor, frames: int, seed: int) -> list[Tensor]:
+        """The same noise on x at growing levels, each brought to unit scale."""
+        noise = normal_like(x, row_generators(seed, range(len(x))))
+        return [_unit(level.alpha * x + level.sigma * noise, level) for level in self.levels(frames)[::-1]]
+
+    def plan(
+        self,
+        *,
+        steps: int | None = None,
+        guidance: float | Mapping[str, float] | None = None,
+        sampler: str | Step | None = None,
+        classifier: guide.LogProb | None = None,
+    ) -> SamplingPlan:
+        """From noise to samples with all options settled; the arguments are those of `Model.sample`.
+
+        Raises:
+            ValueError: unknown names, steps below 1, guidance below 0 or where it has no meaning, a spacing that does not fit the
+                schedule, or a classifier that does not fit the model.
+        """
+        defaults = self.options
+        step = defaults.sampler if sampler is None else sampler
+        if isinstance(step, str):
+            step = SAMPLERS[known(step, SAMPLERS, "sampler")]
+        asked = defaults.guidance if guidance is None else guidance
+        scales = list(asked.values()) if isinstance(asked, Mapping) else [asked]
+        if not all(0 <= scale < math.inf for scale in scales):
+            raise ValueError(f"guidance must be at least 0 (1 = off), got {asked}.")
+        reason = "" if classifier is not None else self._unguided
+        if guidance is not None and any(scale != 1 for scale in scales) and reason:
+            raise ValueError(f"{reason}; take guidance 1, or leave it out.")
+        if isinstance(asked, Mapping) and (unknown_names := sorted(set(asked) - set(self.spec.conditions))):
+            raise ValueError(f"{self.name} has no condition {unknown_names[0]} to guide by; it has {', '.join(self.spec.conditions)}.")
+        scale = 1.0 if reason else asked
+        predict = self._guided(scale, classifier)
+        if defaults.guidance_interval is not None and isinstance(scale, float | int) and scale > 1:  # weaker guidance holds at all levels
+            predict = guide.interval(predict, self._guided(1.0, classifier), *defaults.guidance_interval)
+        predict = guide.clip(predict) if defaults.clip else predict
+        steps = defaults.steps if steps is None else steps
+        tuned = None
+        if sampler is None and classifier is None and not isinstance(asked, Mapping):
+            tuned = self.tuned.get((steps, float(asked)))
+        if tuned is not None:
+            return SamplingPlan(predict, tuned.step, list(tuned.levels))
+        return SamplingPlan(predict, step, self.levels(steps))
+
+    def levels(self, steps: int) -> list[Level]:
+        """From noise to the data. A chain ends there; on a curve the last step goes from the curve's last level to it."""
+        spacing = SPACINGS[self.options.spacing]
+        if isinstance(self.ended, Discrete) or steps < 2:
+            return grid(self.ended, steps, spacing=spacing)
+        one = torch.ones((), dtype=torch.float64)
+        return [*grid(self.ended, steps - 1, spacing=spacing), Level(one, 0 * one)]
+
+    def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> Tuned:
+        """Levels and method for so many evaluations, fitted to this model: see `sfumato.tune`."""
+        plan = replace(self, tuned={}).plan(steps=steps, guidance=guidance)
+        noise = normal_like(torch.empty(rows, *self.spec.sizes), row_generators(seed, range(rows)))
+        return tune(plan.predict, self.ended, noise, cond or None, steps=steps, levels=plan.levels, step=plan.step)
+
+    def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: Tuned) -> Path:
+        """Keeps tuned levels with a run, where `load` finds them; those of the same steps and guidance are replaced."""
+        scale = self.options.guidance if guidance is None else guidance
+        path = folder / "tuned" / f"{steps}-guidance-{scale:g}.json"
+        path.parent.mkdir(exist_ok=True)
+        storage.write_text(path, json.dumps({"steps": steps, "guidance": scale, "walk": json.loads(tuned.to_json())}, indent=1))
+        return path
+
+    @property
+    def _unguided(self) -> str:
+        """Why the model's own conditions cannot guide it; empty where they can."""
+        if not self.spec.conditions:
+            return f"{self.name} has no classes and no other conditions, so guidance has nothing to guide by"
+        if self.drop == 0:
+            return f"{self.name} was never trained without a label (training.label_drop=0), so guidance has nothing to compare a label with"
+        if self.drop == 1:
+            return f"{self.name} was trained without its labels (training.label_drop=1), so only a classifier can guide it"
+        return ""
+
+    def _guided(self, scale: float | Mapping[str, float], classifier: guide.LogProb | None) -> Predictor:
+        """The model guided by a classifier on its unconditional branch, or by its own conditions."""
+        if classifier is None:
+            return guide.classifier_free(self.denoiser, scale) if self.spec.conditions else self.denoiser
+        if not self.spec.classes:
+            raise ValueError(f"{self.name} has no classes, so a classifier cannot guide it; take a model of labelled data.")
+        if self.drop == 0:
+            raise ValueError(
+                f"{self.name} has never seen a dropped label, so a classifier has no unconditional model to guide; "
+                "train it with training.label_drop above 0 (1 = without labels)."
+            )
+        if isinstance(scale, Mapping):
+            raise ValueError("a classifier has one scale of guidance; give --guidance a number.")
+        if isinstance(classifier, Classifier):
+            classifier.refuse_other(self.spec, self.name)
+        return guide.classifier(guide.unconditional(self.denoiser), classifier, scale)
+
+
+def refuse_guidance(sampling: Sampling, training: Training) -> None:
+    """Refuses guidance of a model that will not have seen examples without conditions."""
+    if sampling.guidance != 1 and not training.label_drop:
+        raise ValueError("sampling.guidance needs a model that has seen dropped labels; set training.label_drop above 0")
+
+
+def target_of(name: str) -> prediction.Target:
+    """The target of this name."""
+    return getattr(prediction, f"{name}_target")
+
+
+def _unit(x: Tensor, level: Level) -> Tensor:
+    return x / torch.hypot(level.alpha, level.sigma)
+
+
+def read_tuned(folder: Path) -> dict[tuple[int, float], Tuned]:
+    """The tuned levels and methods of a run, by steps and guidance. Raises CheckpointError for a damaged one."""
+    found = {}
+    for path in sorted((folder / "tuned").glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            found[record["steps"], float(record["guidance"])] = Tuned.from_json(json.dumps(record["walk"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise storage.CheckpointError(f"{path} is damaged ({error!r}); delete it, or tune again.") from None
+    return found
