@@ -62,7 +62,7 @@ def test_measured_scaling_standardises_and_inverts(shape):
     values = (np.random.default_rng(0).normal(5, 3, shape) * np.arange(1, shape[-1] + 1)).astype(np.float32)
     scaling = Scaling.measure(values)
     x0 = scaling.encode(values).numpy().astype(np.float64)
-    axes = 0 if len(shape) == 2 else None
+    axes = (0, *range(2, len(shape)))
     np.testing.assert_allclose(x0.mean(axis=axes), 0, atol=1e-6)
     np.testing.assert_allclose(x0.std(axis=axes), 1, atol=1e-6)
     np.testing.assert_allclose(scaling.decode(torch.from_numpy(x0)), values, rtol=1e-5, atol=1e-5)
@@ -95,8 +95,8 @@ def test_scaling_survives_json_and_pickle(scaling):
         ({"shift": 0, "scale": 0, "dtype": "uint8"}, "scale of a Scaling must be positive"),
         ({"shift": float("nan"), "scale": 1, "dtype": "uint8"}, "shift of a Scaling must be finite"),
         ({"shift": [0, 1], "scale": [1, 1, 1], "dtype": "float32"}, "as many shifts as scales, got 2 and 3"),
-        ({"shift": 0, "scale": 1, "dtype": "int8"}, "must be 'uint8' or 'float32', got 'int8'"),
-        ({"shift": 0, "scale": 1, "dtype": ["uint8"]}, r"must be 'uint8' or 'float32', got \['uint8'\]"),
+        ({"shift": 0, "scale": 1, "dtype": "int8"}, "must be 'uint8', 'uint16', 'float32' or 'float64', got 'int8'"),
+        ({"shift": 0, "scale": 1, "dtype": ["uint8"]}, r"'float32' or 'float64', got \['uint8'\]"),
         ({"shift": "0", "scale": 1, "dtype": "uint8"}, "numbers or lists of numbers, got '0'"),
         ({"shift": 0, "scale": True, "dtype": "uint8"}, "numbers or lists of numbers, got True"),
         ({"shift": 0, "dtype": "uint8"}, "fields shift, scale and dtype, got dtype, shift"),
@@ -189,7 +189,7 @@ def test_batch_refuses(indices, message):
         ({"values": np.zeros((2, 0, 2, 1), np.uint8)}, "there must be data"),
         ({"values": np.zeros((2, 2, 2), np.uint8)}, r"images must be \[n, h, w, c\] .* got \[2, 2, 2\]"),
         ({"values": np.zeros((2, 3, 9, 9), np.uint8)}, "with 1, 3 or 4 channels"),
-        ({"values": np.zeros((2, 2), np.float64)}, "must be uint8 .* or float32, got float64"),
+        ({"values": np.zeros((2, 2), np.int64)}, "must be uint8 .* or float64, got int64"),
         ({"values": np.zeros((2, 2), np.float32)}, "values are float32, but the Scaling is for uint8"),
         ({"values": np.zeros(2, np.float32), "scaling": FLOATS}, "at least one feature axis"),
         ({"values": np.array([[0, 1], [0, np.nan], [np.inf, 0]], np.float32), "scaling": FLOATS}, "got 2 rows .* from row 1"),
