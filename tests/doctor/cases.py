@@ -278,7 +278,7 @@ RECIPE_FAULTS: dict[str, Callable[[Shelf], Plan]] = {
     "constant-features": lambda s: s.toy(*s.arrays(np.concatenate([sf.data.moons(500, 0), np.ones((500, 1), np.float32)], 1))),
     "outliers": lambda s: s.toy(*s.arrays(np.concatenate([sf.data.moons(500, 0), np.full((3, 2), -9999, np.float32)]))),
     "unlike-scales": lambda s: s.toy(*s.arrays(series() * np.array([[1.0], [200.0]], np.float32)), "data.scaling=all"),
-    "near-precision": lambda s: s.toy(*s.arrays(sf.data.moons(500, 0) * np.float32([1, 30]) + np.float32([0, 1.7e9]))),
+    "near-precision": lambda s: s.toy(*s.arrays(sf.data.moons(500, 0) * np.float32([1, 800]) + np.float32([0, 1.7e9]))),
     "floats-for-images": lambda s: s.toy(*s.arrays(np.stack([np.asarray(p) / 255 for p in colours()]).astype(np.float32))),
     "grey-as-rgb": lambda s: s.folder([p.convert("L").convert("RGB") for p in colours()]),
     "alpha-channel": lambda s: s.digits(*s.arrays(np.stack([np.asarray(p.convert("RGBA")) for p in colours()]))),
