@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
-from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import guide
 from sfumato.classifier import Classifier
+from sfumato.data.writing import write_csv, write_png
 from sfumato.denoiser import Denoiser, Predictor
 from sfumato.form import Form
 from sfumato.memory import by_parts
@@ -31,13 +31,15 @@ ZOO = Path(__file__).parent / "zoo"
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples in the form of the data: uint8 [n, h, w, c] images, or float32 [n, …]; with their labels where there are classes."""
+    """Samples in the type of the data: uint8 or uint16 [n, h, w, c] images, or float32 or float64 [n, …]; with their labels where there are
+    classes, and the form of the data, which names columns and classes."""  # fmt: skip
 
     values: Shaped[np.ndarray, "n *value"]
     labels: Int64[np.ndarray, "n"] | None
+    form: Form | None = None
 
     def save(self, path: str | Path, *, columns: int | None = None) -> None:
-        """Writes them in the form that the suffix names: .npz, .png, or a new folder of PNGs where there is none.
+        """Writes them in the form that the suffix names: .npz, .csv, .png, or a new folder of PNGs where there is none.
 
         A file is written aside and renamed, so that what stood there before is lost only to a whole new one.
 
@@ -45,15 +47,22 @@ class Samples:
             ValueError: another suffix, a picture of what has none, or a folder that holds something.
         """
         path = Path(path)
-        check_target(path, is_image=self.values.ndim == 4, has_picture=self.values.ndim == 4 or self.values.shape[1:] == (2,))
+        is_image, is_table = np.issubdtype(self.values.dtype, np.integer), self.values.ndim == 2
+        check_target(path, is_image=is_image, has_picture=is_image or self.values.shape[1:] == (2,), is_table=is_table)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.partial")
         if path.suffix == ".npz":
+            names = {"columns": np.array(self.form.columns)} if self.form is not None and self.form.columns else {}
             with aside.open("wb") as file:
                 if self.labels is None:
-                    np.savez(file, arr_0=self.values)
+                    np.savez(file, arr_0=self.values, **names)
                 else:
-                    np.savez(file, arr_0=self.values, arr_1=self.labels)
+                    np.savez(file, arr_0=self.values, arr_1=self.labels, **names)
+            aside.replace(path)
+        elif path.suffix == ".csv":
+            form = self.form
+            named = {} if form is None else {"columns": form.columns, "classes": form.classes, "label": form.label}
+            write_csv(aside, self.values, self.labels, **named)
             aside.replace(path)
         elif path.suffix == ".png":
             picture(self.values, columns=columns).save(aside, format="PNG")
@@ -62,17 +71,19 @@ class Samples:
             path.mkdir(exist_ok=True)
             for i, value in enumerate(self.values):
                 name = f"{i:06d}.png" if self.labels is None else f"{i:06d}_{self.labels[i]}.png"
-                Image.fromarray(value.squeeze(2) if value.shape[2] == 1 else value).save(path / name)
+                write_png(path / name, value)
 
 
-def check_target(path: Path, *, is_image: bool, has_picture: bool) -> None:
+def check_target(path: Path, *, is_image: bool, has_picture: bool, is_table: bool = False) -> None:
     """Whether samples can be written to this path; asked before the work of drawing them.
 
     Raises:
         ValueError: an unknown suffix, a picture of what has none, a folder where a file is meant, or the other way round.
     """
-    if path.suffix not in ("", ".npz", ".png", ".gif"):
-        raise ValueError(f'samples are written as .npz, .png, .gif or a folder, got "{path.suffix}" in {path}.')
+    if path.suffix not in ("", ".npz", ".csv", ".png", ".gif"):
+        raise ValueError(f'samples are written as .npz, .csv, .png, .gif or a folder, got "{path.suffix}" in {path}.')
+    if path.suffix == ".csv" and not is_table:
+        raise ValueError(f"a CSV holds rows of numbers, which these samples are not; end {path} in .npz.")
     if path.suffix in (".png", ".gif") and not has_picture:
         raise ValueError(f"these samples have no picture (images and points in the plane have), so {path} cannot be drawn; use .npz.")
     if path.suffix and path.is_dir():
@@ -184,6 +195,7 @@ class Run:
         return Samples(
             self.form.scaling.decode(torch.cat([torch.empty(0, *self.form.shape), *done])),
             None if all_labels is None else all_labels.numpy(),
+            self.form,
         )
 
     def walk(
@@ -308,7 +320,7 @@ class Run:
     def _gif(self, frames: Sequence[Tensor], path: Path, *, columns: int | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         values = [self.form.scaling.decode(frame) for frame in frames]
-        if values[0].ndim == 4:
+        if self.form.is_image:
             pictures = [sheet(value, columns=columns) for value in values]
         else:
             limits = limits_of(np.concatenate([values[0], values[-1]]))

@@ -20,7 +20,7 @@ from sfumato.train.vae import VAERun
 
 def sample(
     model: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME (`sfumato zoo` lists them).")],
-    out: Annotated[Path, typer.Option(help="s.npz, s.png (a sheet), s.gif (the reverse process), or a folder for PNGs.")],
+    out: Annotated[Path, typer.Option(help="s.npz, s.csv (of rows), s.png (a sheet), s.gif (the reverse process), or a folder for PNGs.")],
     count: Annotated[int | None, typer.Option(help="How many; 64 images or 2000 points by default.")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLERS)}; the recipe's by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler; the recipe's by default.")] = None,
@@ -57,7 +57,7 @@ def sample(
         if given:
             raise ValueError(f"{model} is a VAE, which is drawn in one pass without classes; leave out --{', --'.join(given)}.")
         asked = {}
-    check_target(out, is_image=run.form.is_image, has_picture=run.has_picture)
+    check_target(out, is_image=run.form.is_image, has_picture=run.has_picture, is_table=len(run.form.shape) == 1)
     keep_memory()
     engine = Engine.begin()
     run.to(engine.device)
@@ -68,7 +68,7 @@ def sample(
     elif forward:
         if not isinstance(run, Run):
             raise ValueError(f"--forward draws the noise on pixels, but {model} noises latents; leave --forward out.")
-        dataset = run.recipe.data.load()
+        dataset = run.recipe.data.load().scaled(run.form.scaling)
         rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
         out.parent.mkdir(parents=True, exist_ok=True)
         run.forward_gif(out, dataset.batch(rows)[0], seed=seed)
@@ -79,7 +79,7 @@ def sample(
         rows = engine.share(count)
         with reporter(Stage("sampling", rows.stop - rows.start), unit="samples", quiet=not engine.is_main) as report:
             part = run.sample(count, seed=seed, batch=batch, rows=rows, on_batch=report, **asked)
-        samples = Samples(engine.gather(part.values), None if part.labels is None else engine.gather(part.labels))
+        samples = Samples(engine.gather(part.values), None if part.labels is None else engine.gather(part.labels), run.form)
         if engine.is_main:
             samples.save(out, columns=run.columns(chosen))
     if engine.is_main:

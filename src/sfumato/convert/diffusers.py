@@ -190,7 +190,7 @@ def save_diffusers(run: Run, folder: str | Path, *, steps: int = 1000) -> None:
         ValueError: what a `UNet2DModel` and its schedulers cannot represent, by its name; a folder that holds something.
     """
     folder, denoiser, net = Path(folder), run.denoiser, run.denoiser.net
-    if not isinstance(net, UNet) or net.stem.weight.ndim != 4 or not run.form.is_image:
+    if not isinstance(net, UNet) or net.stem.weight.ndim != 4 or not run.form.is_bytes:
         raise ValueError(f"{run.name} is no U-Net of images (nets.UNet), the one kind of network that a UNet2DModel can be.")
     if denoiser.data_std != 1:
         raise ValueError(

@@ -22,20 +22,6 @@ def alpha_on_white(plan: Plan) -> Reading | None:
     )
 
 
-@check("sixteen-bit", NOTE, above(0, "any file of 16 bits is rounded to 8, which the owner should know"))
-def sixteen_bit(plan: Plan) -> Reading | None:
-    """Share of the image files with 16 bits a channel."""
-    if not plan.pictures:
-        return None
-    deep = sum(picture.is_deep for picture in plan.pictures)
-    return Reading(
-        deep / len(plan.pictures),
-        f"{deep} of {len(plan.pictures)} files have 16 bits a channel.",
-        "They are rounded to 8 bits: of 65,536 levels 256 stay, and data in a corner of the range (12-bit scans) keep a handful.",
-        "If the fine levels matter, save the images as a float32 array [n, 1, h, w] for --set data.kind=array.",
-    )
-
-
 @check("cropped-away", WARNING, above(0.2, "a square cut from 5:4 loses 20%; from 4:3, 25%; from 16:9, 44%"))
 def cropped_away(plan: Plan) -> Reading | None:
     """Mean share of an image that is cut away to fit the size."""

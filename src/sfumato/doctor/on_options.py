@@ -63,7 +63,7 @@ def noise_at_the_end(plan: Plan) -> Reading | None:
     return Reading(
         left,
         f"The cleanest level has log-SNR {end:.1f} nats: noise of {left:.2g} standard deviations of the data"
-        + (f", {127.5 * math.exp(-end / 2):.0f} grey levels." if plan.form.is_image else "."),
+        + (f", {127.5 * math.exp(-end / 2):.0f} grey levels." if plan.form.is_bytes else "."),
         "What is finer than this noise is never learnt: the last step guesses it at once, and samples are blurred or grainy.",
         change.get(plan.recipe.schedule.kind, f"--set {'sampling' if is_sampling else 'schedule'}.log_snr_max=10"),
     )

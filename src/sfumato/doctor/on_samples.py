@@ -30,13 +30,13 @@ def saturated(run: Outcome) -> Reading | None:
         return None
     assert run.samples is not None
     assert run.run is not None
-    if run.run.form.is_image:
+    if run.run.form.is_bytes:
         at_end = lambda x: float((x.abs() > 1 - 2.5 / 127.5).double().mean())  # noqa: E731
     else:
         low, high = run.real.amin(0), run.real.amax(0)
         at_end = lambda x: float(((x < low - 0.1 * (high - low)) | (x > high + 0.1 * (high - low))).double().mean())  # noqa: E731
     ours, theirs = at_end(run.samples), at_end(run.real)
-    where = "black or white" if run.run.form.is_image else "beyond the data's range"
+    where = "black or white" if run.run.form.is_bytes else "beyond the data's range"
     return Reading(
         ours - theirs,
         f"{share(ours)} of the samples' entries are {where}, {share(theirs)} of the data's.",

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sfumato import oracle
+from sfumato.data import Scaling
 from sfumato.denoiser import Predictor
 from sfumato.doctor.plan import Plan, log_snr
 from sfumato.noise import seeded
@@ -62,7 +63,7 @@ class Outcome:
         """
         self.name, self.folder, self.count = str(model), folder_of(model), samples
         self.recipe = load_recipe(self.folder / "recipe.yaml", changes)
-        self.plan = Plan(self.recipe, trial_seconds=None)
+        self.plan = Plan(self.recipe, trial_seconds=None, scaling=_scaling(self.folder))
 
     @property
     def records(self) -> Sequence[Mapping[str, Any]]:
@@ -251,3 +252,11 @@ def _errors(
         error = predict(level.alpha * x0 + level.sigma * eps, level, cond).x0 - x0
         found.append(float(error.double().square().mean()))
     return np.array(found)
+
+
+def _scaling(folder: Path) -> Scaling | None:
+    """With which the run was begun; None where its manifest cannot be read."""
+    try:
+        return read_form(folder).scaling
+    except CheckpointError:
+        return None

@@ -1,6 +1,7 @@
 """A recipe before its training: its options, its data, the levels it will visit. Everything is read once, when a check first asks."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.data import Dataset
+from sfumato.data import Dataset, Scaling
 from sfumato.doctor.files import Picture, pictures
 from sfumato.doctor.trial import Trial, try_out
 from sfumato.form import Form
@@ -16,6 +17,7 @@ from sfumato.noise import seeded
 from sfumato.run import Run, build_denoiser
 from sfumato.schedule import Level, Schedule
 from sfumato.train.data_options import DatasetsData, FolderData
+from sfumato.train.opening import divided
 from sfumato.train.recipe import Recipe
 
 SUBSET = 1500  # examples looked at where a check compares each with each
@@ -26,22 +28,24 @@ DRAWS = 1_000_000  # of training times at most
 class Plan:
     """What a recipe is going to do. `trial` is None where none is wanted: for a run that is trained already."""
 
-    def __init__(self, recipe: Recipe, *, trial_seconds: float | None = 10.0) -> None:
+    def __init__(self, recipe: Recipe, *, trial_seconds: float | None = 10.0, scaling: Scaling | None = None) -> None:
         """Reads nothing yet.
 
         Args:
             recipe: the recipe.
             trial_seconds: how long the short trial of its training may take; None for no trial.
+            scaling: with which a run was begun; measured on the training rows where not given.
         """
         self.recipe = recipe
         self.trial_seconds = trial_seconds
+        self.scaling = scaling
 
     @cached_property
     def _loaded(self) -> tuple[Dataset | None, str]:
         """The data, and why they cannot be had. A folder with too many broken images is read without them, so that all else is seen too."""
         options = self.recipe.data
         try:
-            return options.load(), ""
+            return self._scaled(options.load()), ""
         except ValueError as error:
             refusal = str(error)
         if isinstance(options, FolderData | DatasetsData):
@@ -50,6 +54,13 @@ class Plan:
             except ValueError:
                 pass  # the first refusal says what is wrong
         return None, refusal
+
+    def _scaled(self, dataset: Dataset) -> Dataset:
+        """The data under the scaling that training gives them."""
+        if self.scaling is not None:
+            with suppress(ValueError):  # data of another form than the run's, which other checks say
+                return dataset.scaled(self.scaling)
+        return dataset if dataset.measured is None else dataset.scaled(divided(dataset, self.recipe.training)[0].scaling)
 
     @property
     def dataset(self) -> Dataset | None:
@@ -68,7 +79,7 @@ class Plan:
         training, everything = self.recipe.training, np.arange(len(self.dataset))
         if not training.held_out:
             return everything, everything[:0]
-        return self.dataset.split_indices(training.held_out, training.seed)
+        return self.dataset.split_indices(training.held_out, training.seed, by=training.held_out_by)
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -98,7 +109,7 @@ class Plan:
         dataset = self.dataset
         if dataset is None or not float(self.x0.std()) > 0:
             return None
-        return Form(dataset.shape, dataset.classes, dataset.scaling, self.recipe.objective.data_std or float(self.x0.std()))
+        return Form.of(dataset, self.recipe.objective.data_std or float(self.x0.std()))
 
     @cached_property
     def _built(self) -> tuple[list[Level], int, str]:

@@ -102,7 +102,9 @@ class PatchUNet(nn.Module):
         """
         super().__init__()
         if len(shape) != 3:
-            raise ValueError(f"PatchUNet takes images (c, height, width), got shape {shape}; for points use MLP, for signals UNet.")
+            raise ValueError(
+                f"PatchUNet takes images (c, height, width), got shape {shape}; for points use MLP, for signals UNet, for volumes DiT."
+            )
         if not middle or set(middle) - {"c", "a"}:
             raise ValueError(f'middle is spelt with "c" (convolutions) and "a" (attention), got "{middle}".')
         if len(widths) < 2:

@@ -220,7 +220,7 @@ class UNet(nn.Module):
         super().__init__()
         dims = len(shape) - 1
         if dims not in (1, 2):
-            raise ValueError(f"UNet takes (c, length) or (c, height, width), got shape {shape}; for points use MLP.")
+            raise ValueError(f"UNet takes (c, length) or (c, height, width), got shape {shape}; for points use MLP, for volumes DiT.")
         self.layout = layout = layout or UNetLayout()
         channels, conv = layout.channels, (nn.Conv1d, nn.Conv2d)[dims - 1]
         width = layout.width or 4 * channels[0]

@@ -69,7 +69,7 @@ class AutoencoderModel(Options):
         Raises:
             ValueError: data that are no images.
         """
-        if not form.is_image:
+        if not form.is_bytes:
             raise ValueError(f"an autoencoder is for images of bytes, got {form.scaling.dtype} data of shape {form.shape}.")
         critic = nets.PatchCritic(form.shape[0], width=self.critic_width) if self.critic_weight else None
         return Autoencoder.build(form.shape[0], self.latent, self.layout(), critic=critic)

@@ -29,7 +29,7 @@ from sfumato.train.ema import name_of
 from sfumato.train.engine import Engine
 from sfumato.train.folder import begin, manifest_of, refuse_other_data
 from sfumato.train.loop import fit
-from sfumato.train.opening import equipped
+from sfumato.train.opening import divided, equipped
 from sfumato.train.recipe import Data, Options, Runtime, ScheduleOptions, Size, Times, Training, UniformTimes, read_tree, resolve
 from sfumato.train.state import TrainState
 from sfumato.train.window import LOG_SNRS
@@ -97,7 +97,7 @@ def recipe_for(run: Run, changes: Sequence[str] = (), *, steps: int | None = Non
         "label_drop": 0.0,
         "checkpoint_every": 500,
         "log_every": 100,
-        **{name: getattr(theirs, name) for name in ("batch", "flip", "held_out", "seed")},
+        **{name: getattr(theirs, name) for name in ("batch", "flip", "held_out", "held_out_by", "seed")},
     }
     shared = run.recipe.model_dump(mode="json", include={"data", "schedule", "runtime"})
     return resolve(ClassifierRecipe, {**shared, "net": net, "training": training}, changes, steps=steps, source=run.name)
@@ -129,7 +129,7 @@ def train(
     has_run = begin(recipe, out, resume=resume or engine.was_restarted, read=_read)
     dataset = recipe.data.load()
     _refuse_stranger(run, dataset)
-    examples, held_out = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
+    examples, held_out = divided(dataset.scaled(run.form.scaling), options)
     counts = np.bincount(_labels(examples), minlength=len(run.form.classes)) + 1  # a class that is missing here has a chance, too
     engine = equipped(engine, recipe.runtime, options, run.form.shape, begun=out if has_run else None, say=say)
     manifest = {**manifest_of(recipe, options, dataset, run.form, engine), "prior": (counts / counts.sum()).tolist()}

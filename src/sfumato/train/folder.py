@@ -107,6 +107,7 @@ def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: For
             "examples": len(dataset),
             "fingerprint": dataset.fingerprint(),
             "held_out": training.held_out,
+            "held_out_by": training.held_out_by,
             "split_seed": training.seed,
             "skipped": list(dataset.skipped),
         },

@@ -77,7 +77,7 @@ class LatentDiffusionRecipe(Recipe):
         """The recipe of the diffusion on a file of latents, from which nothing more is held out and which is flipped already."""
         return Recipe(
             about=self.about,
-            data=ArrayData(path=latents),
+            data=ArrayData(path=latents, scaling="all"),
             net=self.net,
             schedule=self.schedule,
             objective=self.objective,

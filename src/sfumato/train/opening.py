@@ -79,14 +79,28 @@ def opening(
     dataset = recipe.data.load()
     if dataset.skipped:
         say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
-    examples, held_out = dataset.split(options.held_out, options.seed) if options.held_out else (dataset, None)
-    form = Form(dataset.shape, dataset.classes, dataset.scaling, data_std or standard_deviation(examples))
+    for note in dataset.notes:
+        say(note)
+    examples, held_out = divided(dataset, options)
+    form = Form.of(examples, data_std or standard_deviation(examples))
     engine = equipped(engine, recipe.runtime, options, dataset.shape, begun=out if has_run else None, say=say)
     manifest = manifest_of(recipe, options, dataset, form, engine)
     if has_run:
         form = refuse_other_data(manifest, out)
+        if form.scaling != examples.scaling:
+            say(f"The data keep the scaling with which {out} was begun.")
+            examples, held_out = examples.scaled(form.scaling), None if held_out is None else held_out.scaled(form.scaling)
     papers = {} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()}
     return Opening(engine, dataset, examples, held_out, form, papers)
+
+
+def divided(dataset: Dataset, options: Training) -> tuple[Dataset, Dataset | None]:
+    """What to train on, and what is held out, if anything is.
+
+    Raises:
+        ValueError: data that cannot be divided.
+    """
+    return dataset.split(options.held_out, options.seed, by=options.held_out_by) if options.held_out else (dataset, None)
 
 
 def standard_deviation(examples: Dataset) -> float:

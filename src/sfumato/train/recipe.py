@@ -312,7 +312,7 @@ class Training(Options):
 
     After `patience` steps in a row that cannot be applied (a loss or gradient that is not finite, a loss that explodes) the run goes
     back to its last good state, at half the rate, `retries` times at most. `snapshot_every` so many steps (0 = never) the averages are kept
-    for good, to make others of.
+    for good, to make others of. The share `held_out` of the rows is chosen at random, or is the last block, for rows ordered in time.
     """
 
     steps: int = Field(default=10_000, ge=1)
@@ -329,6 +329,7 @@ class Training(Options):
     ema: tuple[float, ...] = Field(default=(0.1,), min_length=1)
     flip: bool = False
     held_out: float = Field(default=0.0, ge=0, lt=1)
+    held_out_by: data.HeldOutBy = "random"
     patience: int = Field(default=3, ge=1)
     retries: int = Field(default=2, ge=0)
     trackers: tuple[Tracker, ...] = ("tensorboard",)

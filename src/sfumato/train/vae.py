@@ -41,7 +41,7 @@ class GaussianOptions(Options):
 
     def build(self, form: Form) -> latent.Gaussian:
         """The likelihood of data of this form."""
-        return latent.Gaussian(std=self.std, width=2 / (self.values - 1) if form.is_image else None)
+        return latent.Gaussian(std=self.std, width=2 / (self.values - 1) if form.is_bytes else None)
 
 
 class BernoulliOptions(Options):
@@ -51,7 +51,7 @@ class BernoulliOptions(Options):
 
     def build(self, form: Form) -> latent.Bernoulli:
         """The likelihood of data of this form."""
-        return latent.Bernoulli(low=-1.0 if form.is_image else 0.0)
+        return latent.Bernoulli(low=-1.0 if form.is_bytes else 0.0)
 
 
 class LogisticOptions(Options):
@@ -264,7 +264,7 @@ class VAERun:
             return latent.sample(self.model, len(mine[part]), row_generators(seed, mine[part]), temperature=heat, noisy=options.noisy)
 
         done = by_parts(draw, len(mine), batch, on_batch)
-        return Samples(self.form.scaling.decode(torch.cat([torch.empty(0, *self.form.shape), *done])), None)
+        return Samples(self.form.scaling.decode(torch.cat([torch.empty(0, *self.form.shape), *done])), None, self.form)
 
     def to(self, device: torch.device) -> None:
         """Moves its network."""
@@ -342,7 +342,7 @@ def train(
     dims, goal = math.prod(form.shape), recipe.objective
     judged = start.held_out or start.examples
     x_judged = judged.batch(np.random.default_rng(0).permutation(len(judged))[:200])[0].to(engine.device)
-    if form.is_image and not isinstance(recipe.likelihood, BernoulliOptions):
+    if form.is_bytes and not isinstance(recipe.likelihood, BernoulliOptions):
         refuse_other_values(x_judged, recipe.likelihood.values, "likelihood.values")
     with torch.no_grad():  # what does not fit is refused before anything is written
         model.likelihood.log_prob(model.decode(model.encode(x_judged)), x_judged)

@@ -97,8 +97,8 @@ def build(recipe: VDMRecipe, form: Form) -> latent.VDM:
     Raises:
         ValueError: data that are no images: the bound's decoder is for values on a grid in [-1, 1].
     """
-    if not form.is_image:
-        raise ValueError(f"a vdm is for images, whose values lie on a grid; got {form.scaling.dtype} data of shape {form.shape}.")
+    if not form.is_bytes:
+        raise ValueError(f"a vdm is for images of bytes, whose values lie on a grid; got {form.scaling.dtype} data of shape {form.shape}.")
     channels, powers = form.shape[0], recipe.model.fourier
     net = recipe.net.build((channels * (1 + 2 * len(powers)), *form.shape[1:]), len(form.classes), channels)
     if powers:
