@@ -62,8 +62,11 @@ class Denoiser(nn.Module):
         """The prediction at x_t; solved in the precision of x_t whatever the network computes in.
 
         Raises:
-            ValueError: a level, or an output of the network, of a shape that does not fit x_t.
+            ValueError: a level, a condition, or an output of the network, that does not fit x_t; an x_t that is no tensor of floats.
         """
+        if not torch.compiler.is_compiling():
+            refuse_array(x_t)
+            refuse_cond(cond, len(x_t))
         if level.alpha.ndim not in (0, x_t.ndim):
             raise ValueError(
                 f"a level of shape {tuple(level.alpha.shape)} does not fit x_t of shape {tuple(x_t.shape)}; "
@@ -81,6 +84,39 @@ class Denoiser(nn.Module):
             wanted = f"[b, 2 · {x_t.shape[1]}, …]" if self.learns_variance else "its input's shape"
             raise ValueError(f"the network returned shape {tuple(y.shape)} for x_t of shape {tuple(x_t.shape)}, not {wanted}.")
         return Prediction.solve(y, x_t, level, self.target, fraction)
+
+
+def refuse_array(x: Tensor) -> None:
+    """Refuses data that are not a floating-point tensor with one row an example.
+
+    Raises:
+        ValueError: another type, another dtype, or no axis of examples.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x must be a torch tensor, got {type(x).__name__}; take torch.as_tensor(x).")
+    if not x.is_floating_point() or x.ndim == 0:
+        raise ValueError(f"x must hold floating-point numbers, one row an example, got {x.dtype} of shape {tuple(x.shape)}.")
+
+
+def refuse_cond(cond: Cond | None, rows: int) -> None:
+    """Refuses conditions that are not tensors with one row an example by name, and labels that are not one integer an example.
+
+    Types and shapes alone: no value is read, so no device is waited for.
+
+    Raises:
+        ValueError: another type, shape or dtype.
+    """
+    if cond is None:
+        return
+    if not isinstance(cond, Mapping):
+        raise ValueError(f'conditions are tensors by name, as in {{"labels": torch.tensor([3, 5])}}, got {type(cond).__name__}.')
+    for name, value in cond.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f'cond["{name}"] must be a torch tensor with one row an example, got {type(value).__name__}.')
+        if name == "labels" and (value.ndim != 1 or value.is_floating_point() or value.is_complex()):
+            raise ValueError(f"labels must be integers of shape [{rows}], one an example, got {value.dtype} of shape {tuple(value.shape)}.")
+        if value.ndim == 0 or len(value) != rows:
+            raise ValueError(f'cond["{name}"] must have one row an example, {rows}, got shape {tuple(value.shape)}.')
 
 
 def drop(cond: Cond | None, rows: Bool[Tensor, "b"] | bool = True) -> Cond | None:

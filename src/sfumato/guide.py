@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor, drop
+from sfumato.denoiser import Cond, Predictor, drop, refuse_cond
 from sfumato.prediction import Prediction, v_target
 from sfumato.schedule import Level
 
@@ -31,7 +31,7 @@ class LogProb(Protocol):
 
 
 def classifier_free(predict: Predictor, scale: float) -> Predictor:
-    """uncond + scale · (cond - uncond), both branches in one call of the network; scale 1 is no guidance.
+    """uncond + scale · (cond - uncond), both branches in one call of the network; scale 1 is `predict`, 0 the unconditional branch alone.
 
     The predictor must know the unconditional case (label dropping in training). Ho & Salimans (2022), eq. 6 with scale = 1 + w,
     arXiv:2207.12598.
@@ -40,8 +40,11 @@ def classifier_free(predict: Predictor, scale: float) -> Predictor:
     def guided(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
         if cond is None or scale == 1:
             return predict(x_t, level, cond)
+        refuse_cond(cond, len(x_t))
         nothing = drop(cond)
         assert nothing is not None
+        if scale == 0:
+            return predict(x_t, level, nothing)
         both = predict(_twice(x_t), _twice_level(level), {name: torch.cat([cond[name], nothing[name]]) for name in cond})
         (x0, x0_free), (eps, eps_free) = both.x0.chunk(2), both.eps.chunk(2)
         fraction = None if both.variance_fraction is None else both.variance_fraction.chunk(2)[0]
@@ -84,6 +87,7 @@ def label_log_prob(log_class: Callable[[Tensor, Level], Tensor]) -> LogProb:
     def log_prob(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None) -> Float[Tensor, "b"]:
         if cond is None or "labels" not in cond:
             raise ValueError('a classifier needs to know which class to guide to; pass cond={"labels": …}, -1 for none.')
+        refuse_cond(cond, len(x_t))
         every, labels = log_class(x_t, level), cond["labels"]
         if bool((labels >= every.shape[1]).any()):
             raise ValueError(f"labels must be below {every.shape[1]}, the number of classes (or -1 for none), got {labels.max()}.")

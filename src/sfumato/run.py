@@ -1,11 +1,15 @@
 """A trained model as one object: `load` a run folder or `zoo:NAME`, then sample it."""
 
 import json
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import operator
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -23,35 +27,44 @@ from sfumato.pictures import cloud, gif, limits_of, picture, sheet
 from sfumato.sample import Step, grid, sample
 from sfumato.schedule import Discrete, Level, Schedule
 from sfumato.train.checkpoint import CheckpointError, load_average, write_text
-from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe
+from sfumato.train.recipe import SAMPLERS, SPACINGS, Recipe, known, load_recipe, unknown
 from sfumato.tune import Tuned, tune
 
 ZOO = Path(__file__).parent / "zoo"
+logger = logging.getLogger(__name__)
+
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+Label = SupportsIndex | str  # a class by its number or its name; -1 or "none" for none
+Labels = Sequence[Label] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples in the type of the data: uint8 or uint16 [n, h, w, c] images, or float32 or float64 [n, …]; with their labels where there are
-    classes, and the form of the data, which names columns and classes."""  # fmt: skip
+    """Samples in the type of the data: uint8 or uint16 [n, h, w, c] images, or float32 or float64 [n, …]; where there are classes, with labels,
+    -1 for none; and the form of the data, which names columns and classes."""  # fmt: skip
 
     values: Shaped[np.ndarray, "n *value"]
     labels: Int64[np.ndarray, "n"] | None
     form: Form | None = None
 
     def save(self, path: str | Path, *, columns: int | None = None) -> None:
-        """Writes them in the form that the suffix names: .npz, .csv, .png, or a new folder of PNGs where there is none.
+        """Writes them in the form that the suffix names: .npz, .csv, .png, .jpg, or a new folder of PNGs where there is none.
 
         A file is written aside and renamed, so that what stood there before is lost only to a whole new one.
 
         Raises:
             ValueError: another suffix, a picture of what has none, or a folder that holds something.
+            OSError: a place that cannot be written to.
         """
-        path = Path(path)
+        path, suffix = Path(path), Path(path).suffix.lower()
+        if suffix == ".gif":
+            raise ValueError(f"a .gif shows how samples come about, which these no longer know; draw {path} with Run.reverse_gif.")
         is_image, is_table = np.issubdtype(self.values.dtype, np.integer), self.values.ndim == 2
         check_target(path, is_image=is_image, has_picture=is_image or self.values.shape[1:] == (2,), is_table=is_table)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.partial")
-        if path.suffix == ".npz":
+        if suffix == ".npz":
             names = {"columns": np.array(self.form.columns)} if self.form is not None and self.form.columns else {}
             with aside.open("wb") as file:
                 if self.labels is None:
@@ -59,32 +72,34 @@ class Samples:
                 else:
                     np.savez(file, arr_0=self.values, arr_1=self.labels, **names)
             aside.replace(path)
-        elif path.suffix == ".csv":
+        elif suffix == ".csv":
             form = self.form
             named = {} if form is None else {"columns": form.columns, "classes": form.classes, "label": form.label}
             write_csv(aside, self.values, self.labels, **named)
             aside.replace(path)
-        elif path.suffix == ".png":
-            picture(self.values, columns=columns).save(aside, format="PNG")
+        elif suffix in PICTURES:
+            picture(self.values, columns=columns).save(aside, format=PICTURES[suffix], quality=95)
             aside.replace(path)
         else:
             path.mkdir(exist_ok=True)
             for i, value in enumerate(self.values):
-                name = f"{i:06d}.png" if self.labels is None else f"{i:06d}_{self.labels[i]}.png"
+                name = f"{i:06d}.png" if self.labels is None or self.labels[i] < 0 else f"{i:06d}_{self.labels[i]}.png"
                 write_png(path / name, value)
 
 
 def check_target(path: Path, *, is_image: bool, has_picture: bool, is_table: bool = False) -> None:
-    """Whether samples can be written to this path; asked before the work of drawing them.
+    """Refuses a path to which samples cannot be written; asked before the work of drawing them.
 
     Raises:
         ValueError: an unknown suffix, a picture of what has none, a folder where a file is meant, or the other way round.
+        OSError: a place that cannot be written to.
     """
-    if path.suffix not in ("", ".npz", ".csv", ".png", ".gif"):
-        raise ValueError(f'samples are written as .npz, .csv, .png, .gif or a folder, got "{path.suffix}" in {path}.')
-    if path.suffix == ".csv" and not is_table:
+    suffix = path.suffix.lower()
+    if suffix not in ("", ".npz", ".csv", ".gif", *PICTURES):
+        raise ValueError(f'samples are written as .npz, .csv, .png, .jpg, .gif or a folder, got "{path.suffix}" in {path}.')
+    if suffix == ".csv" and not is_table:
         raise ValueError(f"a CSV holds rows of numbers, which these samples are not; end {path} in .npz.")
-    if path.suffix in (".png", ".gif") and not has_picture:
+    if suffix in (".gif", *PICTURES) and not has_picture:
         raise ValueError(f"these samples have no picture (images and points in the plane have), so {path} cannot be drawn; use .npz.")
     if path.suffix and path.is_dir():
         raise ValueError(f"{path} is a folder; name a file, or a folder without a suffix.")
@@ -93,6 +108,11 @@ def check_target(path: Path, *, is_image: bool, has_picture: bool, is_table: boo
             raise ValueError(f"only images can be written as a folder of PNGs; end {path} in .npz.")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(f"{path} exists and is not empty; name a new folder.")
+    home = next(each for each in (*([] if path.suffix else [path]), *path.absolute().parents) if each.exists())
+    try:
+        tempfile.TemporaryFile(dir=home).close()  # only trying tells: permissions do not bind everybody, and a disk may be read-only
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} (below {home})", str(path)) from None
 
 
 @dataclass(frozen=True)
@@ -130,32 +150,72 @@ class Run:
         """The averaged network as a `Predictor`."""
         return self.denoiser
 
-    def labels(self, indices: Sequence[int], labels: Sequence[int] | None = None) -> Tensor | None:
+    def labels(self, indices: Sequence[int], labels: Labels | None = None, *, classifier: guide.LogProb | None = None) -> Tensor | None:
         """The label of each sample: the given ones in turn, or every class in turn; None for a model without classes.
 
+        A label is the number or the name of a class; -1 or "none" draws without one. Text is a name where a class has it, else a number. A
+        model that was trained without its labels takes them for a `classifier` alone.
+
         Raises:
-            ValueError: labels for a model without classes, or out of its range.
+            ValueError: labels for a model without classes, or that has not learned them; a class that it does not have.
         """
-        classes = self.form.classes
+        classes, drop = self.form.classes, self.recipe.training.label_drop
         if not classes:
             if labels is not None:
                 raise ValueError(f"{self.name} has no classes, so labels cannot be asked for; leave --labels out.")
             return None
-        wanted = list(range(len(classes))) if labels is None else [int(label) for label in labels]
+        is_unlabelled = drop == 1 and classifier is None
+        wanted = ([-1] if is_unlabelled else range(len(classes))) if labels is None else self._numbers(labels)
         if not wanted:
             raise ValueError("labels must name at least one class; leave them out for all.")
-        wrong = [label for label in wanted if not 0 <= label < len(classes)]
-        if wrong:
-            names = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20]))
-            raise ValueError(f"label {wrong[0]} is out of range: {self.name} has the classes {names}.")
+        if is_unlabelled and max(wanted) >= 0:
+            raise ValueError(
+                f"{self.name} was trained without its labels (training.label_drop=1), so it cannot draw a class; "
+                "leave the labels out, or guide by a classifier."
+            )
+        if min(wanted) < 0 and not drop:
+            raise ValueError(
+                f"{self.name} was never trained without a label (training.label_drop=0), so it cannot draw without one; name a class."
+            )
         return torch.tensor([wanted[i % len(wanted)] for i in indices])
+
+    def _numbers(self, labels: Labels) -> list[int]:
+        """The number of each class, -1 for none."""
+        if isinstance(labels, str) or not isinstance(labels, Collection) or getattr(labels, "ndim", 1) != 1:
+            raise ValueError(
+                f"labels are a list of classes, each a number or a name, as in [0] or [{self.form.classes[0]!r}]; got {labels!r}."
+            )
+        return [self._number(label) for label in labels]
+
+    def _number(self, label: Label) -> int:
+        """The number of a class, -1 for none."""
+        classes = self.form.classes
+        if isinstance(label, str):
+            for same in (str, str.casefold):
+                found = [i for i, name in enumerate(classes) if same(name) == same(label)]
+                if len(found) == 1:
+                    return found[0]
+            if label.casefold() == "none":
+                return -1
+            try:
+                label = int(label)
+            except ValueError:
+                raise ValueError(unknown(label, classes, "class")) from None
+        try:
+            number = operator.index(label)
+        except TypeError:
+            raise ValueError(f"a label is the number or the name of a class, got {label!r}.") from None
+        if not -1 <= number < len(classes):
+            names = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20])) + (", …" if len(classes) > 20 else "")
+            raise ValueError(f"label {number} is out of range: {self.name} has the classes {names} (or -1 for none).")
+        return number
 
     def sample(
         self,
         count: int = 64,
         *,
         steps: int | None = None,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         seed: int = 0,
         guidance: float | None = None,
         sampler: str | Step | None = None,
@@ -169,10 +229,11 @@ class Run:
         Args:
             count: how many.
             steps: of the sampler; the recipe's where not given.
-            labels: classes, taken in turn; every class in turn where not given.
+            labels: classes by number or name, taken in turn, -1 or "none" for no label; every class in turn where not given.
             seed: of the noise.
-            guidance: γ, the scale of guidance, 1 = off; the recipe's where not given. Classifier-free without a `classifier`; with one it
-                scales the classifier, and the model's labels are dropped, so that 1 is Bayes' rule.
+            guidance: γ, the scale of guidance: 1 = off, 0 = without the label; the recipe's where not given (1 for a model that has nothing
+                to be guided by). Classifier-free without a `classifier`; with one it scales the classifier, and the model's labels are
+                dropped, so that 1 is Bayes' rule.
             sampler: a name (`ancestral`, `ddim`, `heun`, `multistep`, …) or a step; the recipe's where not given.
             classifier: log p(label | x_t), as `train.classifier.load` gives it.
             batch: how many at a time.
@@ -180,7 +241,7 @@ class Run:
             on_batch: called with the number done after each batch.
 
         Raises:
-            ValueError: a count, batch or steps below 1, unknown names, labels out of range.
+            ValueError: a count, batch or steps below 1, unknown names, labels out of range, guidance where it means nothing.
         """
         for name, number in (("count", count), ("batch", batch)):
             if number < 1:
@@ -189,7 +250,7 @@ class Run:
             raise ValueError(f"seed must be at least 0, got {seed}.")
         walk = self.walk(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
         mine = range(count)[rows]
-        all_labels = self.labels(mine, labels)
+        all_labels = self.labels(mine, labels, classifier=classifier)
         draw = lambda part: walk(mine[part], seed, None if all_labels is None else all_labels[part])  # noqa: E731
         done = by_parts(draw, len(mine), batch, on_batch)
         return Samples(
@@ -209,22 +270,25 @@ class Run:
         """The way from noise to samples with its options settled, as `sample` takes them.
 
         Raises:
-            ValueError: unknown names, steps below 1, guidance below 0, a spacing that does not fit the schedule, or a classifier that does
-                not fit the model.
+            ValueError: unknown names, steps below 1, guidance below 0 or where it means nothing, a spacing that does not fit the schedule,
+                or a classifier that does not fit the model.
         """
         defaults = self.recipe.sampling
         step = sampler if sampler is not None else defaults.sampler
         if isinstance(step, str):
             step = SAMPLERS[known(step, SAMPLERS, "sampler")]
-        scale = defaults.guidance if guidance is None else guidance
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"guidance must be at least 0 (1 = off), got {scale}.")
+        asked = defaults.guidance if guidance is None else guidance
+        if not 0 <= asked < math.inf:
+            raise ValueError(f"guidance must be at least 0 (1 = off), got {asked}.")
+        if guidance is not None and guidance != 1 and classifier is None and self._unguided:
+            raise ValueError(f"{self._unguided}; take guidance 1, or leave it out.")
+        scale = 1.0 if classifier is None and self._unguided else asked
         predict = self._guided(scale, classifier)
-        if defaults.guidance_interval is not None:
+        if defaults.guidance_interval is not None and scale > 1:  # what weakens the condition does so at every level
             predict = guide.interval(predict, self._guided(1.0, classifier), *defaults.guidance_interval)
         predict = guide.clip(predict) if defaults.clip else predict
         steps = defaults.steps if steps is None else steps
-        tuned = self.tuned.get((steps, scale)) if sampler is None and classifier is None else None
+        tuned = self.tuned.get((steps, asked)) if sampler is None and classifier is None else None
         if tuned is not None:
             return Walk(predict, tuned.step, list(tuned.levels), self.form.shape, self.device)
         return Walk(predict, step, self._levels(steps), self.form.shape, self.device)
@@ -243,6 +307,18 @@ class Run:
         noise = normal_like(torch.empty(rows, *self.form.shape), row_generators(seed, range(rows)))
         cond = None if labels is None else {"labels": labels}
         return tune(walk.predict, self._sampling_schedule, noise, cond, steps=steps, levels=walk.levels, step=walk.step)
+
+    @property
+    def _unguided(self) -> str:
+        """Why the model's own labels cannot guide it; empty where they can."""
+        drop = self.recipe.training.label_drop
+        if not self.form.classes:
+            return f"{self.name} has no classes, so guidance has nothing to guide by"
+        if drop == 0:
+            return f"{self.name} was never trained without a label (training.label_drop=0), so guidance has nothing to compare a label with"
+        if drop == 1:
+            return f"{self.name} was trained without its labels (training.label_drop=1), so only a classifier can guide it"
+        return ""
 
     def _guided(self, scale: float, classifier: guide.LogProb | None) -> Predictor:
         """The model guided by a classifier on its unconditional branch, or by its own labels."""
@@ -273,7 +349,7 @@ class Run:
         count: int = 64,
         *,
         steps: int | None = None,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         seed: int = 0,
         guidance: float | None = None,
         sampler: str | Step | None = None,
@@ -281,10 +357,10 @@ class Run:
     ) -> None:
         """Writes a GIF of the reverse process: the noise, then x_t after each step, brought to unit scale."""
         walk = self.walk(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
-        wanted = self.labels(range(count), labels)
+        wanted = self.labels(range(count), labels, classifier=classifier)
         frames = [normal_like(torch.empty(count, *self.form.shape), row_generators(seed, range(count)))]
         walk(range(count), seed, wanted, lambda i, x: frames.append(_unit(x, walk.levels[i + 1])))
-        self._gif(frames, Path(path), columns=self.columns(labels))
+        self._gif(frames, Path(path), columns=self.columns(labels, count))
 
     def forward_gif(self, path: str | Path, x0: Float[Tensor, "n *x"], *, frames: int = 40, seed: int = 0) -> None:
         """Writes a GIF of the forward process on x0: the same noise at growing levels."""
@@ -292,10 +368,13 @@ class Run:
         levels = self._levels(frames)[::-1]
         self._gif([_unit(level.alpha * x0 + level.sigma * noise, level) for level in levels], Path(path), columns=None)
 
-    def columns(self, labels: Sequence[int] | None = None) -> int | None:
-        """How many columns make each column one class: the length of the cycle of labels; None without classes, or where it is too wide."""
+    def columns(self, labels: Labels | None = None, count: int = 64) -> int | None:
+        """How many columns make each column of `count` samples one class, and the sheet about square.
+
+        That is a multiple of the length of the cycle of labels; None without classes, or where a cycle is too wide.
+        """
         length = len(self.form.classes) if labels is None else len(labels)
-        return length if 0 < length <= 40 else None
+        return length * max(1, round(math.sqrt(count) / length)) if 0 < length <= 40 else None
 
     @property
     def has_picture(self) -> bool:
@@ -369,7 +448,10 @@ def load(model: str | Path, *, ema: float | None = None) -> Run:
     recipe, form = load_recipe(folder / "recipe.yaml"), read_form(folder)
     denoiser = build_denoiser(recipe, form)
     load_average(denoiser, folder, recipe.training.ema, ema)
-    return Run(str(model), recipe, form, denoiser, read_tuned(folder))
+    run = Run(str(model), recipe, form, denoiser, read_tuned(folder))
+    if recipe.sampling.guidance != 1 and run._unguided:
+        logger.warning("%s; its recipe's guidance of %g is taken for 1.", run._unguided, recipe.sampling.guidance)
+    return run
 
 
 def save_tuned(folder: Path, steps: int, guidance: float, tuned: Tuned) -> Path:

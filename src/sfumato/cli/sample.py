@@ -20,13 +20,17 @@ from sfumato.train.vae import VAERun
 
 def sample(
     model: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME (`sfumato zoo` lists them).")],
-    out: Annotated[Path, typer.Option(help="s.npz, s.csv (of rows), s.png (a sheet), s.gif (the reverse process), or a folder for PNGs.")],
+    out: Annotated[
+        Path, typer.Option(help="s.npz, s.csv (of rows), s.png or .jpg (a sheet), s.gif (the reverse process), or a folder for PNGs.")
+    ],
     count: Annotated[int | None, typer.Option(help="How many; 64 images or 2000 points by default.")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLERS)}; the recipe's by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler; the recipe's by default.")] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on (model, seed, i) alone.")] = 0,
-    labels: Annotated[str | None, typer.Option(help="Classes, taken in turn: 3,5; all in turn by default.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Its scale: classifier-free, 1 = off; or of --classifier.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Classes, taken in turn: 3,5 or sneaker,bag, or none; all in turn by default.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Its scale: classifier-free, 1 = off, 0 = without the label; or of --classifier.")
+    ] = None,
     classifier: Annotated[
         str | None, typer.Option(metavar="RUN", help="Guide by RUN/classifier: the model without its labels, 1 = Bayes' rule.")
     ] = None,
@@ -49,11 +53,12 @@ def sample(
     for name, number, least in (("--count", count, 1), ("--batch", batch, 1), ("--seed", seed, 0)):
         if number < least:
             raise ValueError(f"{name} must be at least {least}, got {number}.")
-    if forward and out.suffix != ".gif":
+    is_gif = out.suffix.lower() == ".gif"
+    if forward and not is_gif:
         raise ValueError(f"--forward draws a moving picture, so --out must end in .gif, got {out}.")
     asked = {"steps": steps, "labels": chosen, "guidance": guidance, "sampler": sampler, "classifier": judge}
     if isinstance(run, VAERun):
-        given = [name for name, value in asked.items() if value is not None] + ["out …gif"] * (out.suffix == ".gif")
+        given = [name for name, value in asked.items() if value is not None] + ["out …gif"] * is_gif
         if given:
             raise ValueError(f"{model} is a VAE, which is drawn in one pass without classes; leave out --{', --'.join(given)}.")
         asked = {}
@@ -63,7 +68,7 @@ def sample(
     run.to(engine.device)
     if _by_kernels(run, kernels, count, steps) and engine.is_main:
         typer.echo("Normalisations and 3×3 convolutions go by sfumato's kernels, which are faster here; --kernels torch takes torch's.")
-    if out.suffix == ".gif" and not engine.is_main:
+    if is_gif and not engine.is_main:
         pass  # one process draws it
     elif forward:
         if not isinstance(run, Run):
@@ -72,7 +77,7 @@ def sample(
         rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
         out.parent.mkdir(parents=True, exist_ok=True)
         run.forward_gif(out, dataset.batch(rows)[0], seed=seed)
-    elif out.suffix == ".gif":
+    elif is_gif:
         assert not isinstance(run, VAERun)
         run.reverse_gif(out, count, seed=seed, **asked)
     else:
@@ -81,7 +86,7 @@ def sample(
             part = run.sample(count, seed=seed, batch=batch, rows=rows, on_batch=report, **asked)
         samples = Samples(engine.gather(part.values), None if part.labels is None else engine.gather(part.labels), run.form)
         if engine.is_main:
-            samples.save(out, columns=run.columns(chosen))
+            samples.save(out, columns=run.columns(chosen, count))
     if engine.is_main:
         typer.echo(f"Wrote {out}.")
     engine.wait()
@@ -99,10 +104,10 @@ def _by_kernels(run: AnyRun, wanted: str, count: int, steps: int | None) -> bool
     return is_on
 
 
-def _labels(text: str | None) -> list[int] | None:
+def _labels(text: str | None) -> list[str] | None:
     if text is None:
         return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f'--labels takes class numbers joined by commas, as in 3,5; got "{text}".') from None
+    labels = [part.strip() for part in text.split(",")]
+    if not all(labels):
+        raise ValueError(f'--labels takes numbers or names of classes joined by commas, as in 3,5 or sneaker,bag, or none; got "{text}".')
+    return labels

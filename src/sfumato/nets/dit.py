@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.nets.layers import Condition, attend, crop_like, pad_to_multiple, zeroed
+from sfumato.nets.layers import Condition, attend, crop_like, pad_to_multiple, refuse_misfit, zeroed
 
 
 class Block(nn.Module):
@@ -70,7 +70,7 @@ class DiT(nn.Module):
             raise ValueError(f"DiT takes (c, *size) with at least one spatial axis, got shape {shape}; for points use MLP.")
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}.")
-        self.patch = patch
+        self.shape, self.patch = shape, patch
         self.out_channels = out_channels or shape[0]
         self.condition = Condition(width, classes)
         self.inward = nn.Linear(shape[0] * patch**dims, width)
@@ -90,6 +90,7 @@ class DiT(nn.Module):
         self, x: Float[Tensor, "b c *size"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
     ) -> Float[Tensor, "b d *size"]:
         """Maps x to its size."""
+        refuse_misfit(x, self.shape)
         condition, padded = self.condition(log_snr, cond), pad_to_multiple(x, self.patch)
         counts = [n // self.patch for n in padded.shape[2:]]
         tokens = self.inward(_to_tokens(padded, counts, self.patch)) + self.places(self._waves(counts, x.device))

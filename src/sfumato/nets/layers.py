@@ -155,6 +155,18 @@ class Condition(nn.Module):
             raise ValueError(f'this network was never trained without a label; pass cond={{"labels": …}}, one in 0 … {last} a row.')
 
 
+def refuse_misfit(x: Tensor, shape: tuple[int, ...], *, exactly: bool = False) -> None:
+    """Refuses x without the channels and axes of `shape`, that of one x that a network was built for; sizes may differ unless `exactly`.
+
+    Raises:
+        ValueError: another number of channels or axes, or another size.
+    """
+    if x.ndim != len(shape) + 1 or x.shape[1] != shape[0] or (exactly and x.shape[1:] != shape):
+        wanted = ", ".join(map(str, ("b", *shape)))
+        sizes = "" if exactly or len(shape) < 2 else " (or of another size)"
+        raise ValueError(f"this network takes x of shape [{wanted}]{sizes}, channels after the batch, got {tuple(x.shape)}.")
+
+
 def zeroed(layer: Layer) -> Layer:
     """The layer with weight and bias at zero, so that a residual branch begins as nothing."""
     nn.init.zeros_(layer.weight)

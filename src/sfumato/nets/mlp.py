@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.nets.layers import Condition, zeroed
+from sfumato.nets.layers import Condition, refuse_misfit, zeroed
 
 
 class MLP(nn.Module):
@@ -38,7 +38,7 @@ class MLP(nn.Module):
             out_channels: shape[0] where not given; twice that for a learned variance.
         """
         super().__init__()
-        size = math.prod(shape)
+        size, self.shape = math.prod(shape), shape
         self.out_shape = (out_channels or shape[0], *shape[1:])
         self.condition = Condition(width, classes)
         self.projection = nn.Buffer(torch.randn(size, waves))
@@ -57,6 +57,7 @@ class MLP(nn.Module):
         self, x: Float[Tensor, "b *shape"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
     ) -> Float[Tensor, "b *out"]:
         """Maps x to its size, or to out_channels of it."""
+        refuse_misfit(x, self.shape, exactly=True)
         condition, flat = self.condition(log_snr, cond), x.flatten(1)
         angles = flat.to(self.projection.dtype) @ self.projection
         h = self.inward(torch.cat([flat, angles.sin().to(flat.dtype), angles.cos().to(flat.dtype)], dim=1))

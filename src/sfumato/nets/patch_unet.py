@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfumato.kernels.norm import ModulatedSiLU
 from sfumato.kernels.winograd import Conv3x3
-from sfumato.nets.layers import Condition, attend, crop_like, pad_to_multiple, zeroed
+from sfumato.nets.layers import Condition, attend, crop_like, pad_to_multiple, refuse_misfit, zeroed
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -112,7 +112,7 @@ class PatchUNet(nn.Module):
         fine, coarse = widths[0], widths[-1]
         if coarse % heads:
             raise ValueError(f"{heads} heads do not divide the coarsest width {coarse}.")
-        self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
+        self.shape, self.patch, self.multiple = shape, patch, patch * 2 ** (len(widths) - 1)
         self.condition = Condition(coarse, classes)
         # One more input channel of ones: with zero padding, it tells a position how far the border is.
         self.stem = nn.Conv2d(shape[0] * patch**2 + 1, fine, 3, padding=1)
@@ -138,6 +138,7 @@ class PatchUNet(nn.Module):
         self, x: Float[Tensor, "b c h w"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
     ) -> Float[Tensor, "b d h w"]:
         """Maps x to its size."""
+        refuse_misfit(x, self.shape)
         condition = self.condition(log_snr, cond)
         maps = nn.functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.patch)
         maps = torch.cat([maps, torch.ones_like(maps[:, :1])], dim=1).contiguous(memory_format=torch.channels_last)

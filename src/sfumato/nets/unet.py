@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.kernels.norm import GroupNorm
-from sfumato.nets.layers import Condition, Features, Waves, attend, conv3, zeroed
+from sfumato.nets.layers import Condition, Features, Waves, attend, conv3, refuse_misfit, zeroed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +221,7 @@ class UNet(nn.Module):
         dims = len(shape) - 1
         if dims not in (1, 2):
             raise ValueError(f"UNet takes (c, length) or (c, height, width), got shape {shape}; for points use MLP, for volumes DiT.")
-        self.layout = layout = layout or UNetLayout()
+        self.shape, self.layout = shape, (layout := layout or UNetLayout())
         channels, conv = layout.channels, (nn.Conv1d, nn.Conv2d)[dims - 1]
         width = layout.width or 4 * channels[0]
         res = lambda inward, outward: ResBlock(inward, outward, width, layout, dims=dims)  # noqa: E731
@@ -263,6 +263,7 @@ class UNet(nn.Module):
         self, x: Float[Tensor, "b c *size"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
     ) -> Float[Tensor, "b d *size"]:
         """Maps x to its size."""
+        refuse_misfit(x, self.shape)
         condition, h = self.condition(log_snr, cond), self.stem(x)
         skips = [h]
         for i, stage in enumerate(self.down):

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.denoiser import Cond
+from sfumato.denoiser import Cond, refuse_array, refuse_cond
 from sfumato.noise import normal_like
 from sfumato.prediction import Prediction
 from sfumato.schedule import Level
@@ -116,6 +116,7 @@ class GaussianMixture:
         """n draws of x0 with the component each came from; of the given components where `labels` are passed."""
         if labels is None:
             labels = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        refuse_cond({"labels": labels}, n)
         noise = normal_like(torch.empty(n, self.means.shape[1], dtype=torch.float64), generator)
         spread = noise * self.variances[labels].sqrt()
         for j, axes in enumerate([] if self._axes is None else self._axes):
@@ -156,7 +157,8 @@ class GaussianMixture:
 
     def _flat(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """alpha [b or 1, 1], sigma [b or 1, 1] and x [b, d] in float64."""
-        x = x_t.reshape(len(x_t), -1).to(self.means)
+        refuse_array(x_t)
+        x = x_t.reshape(len(x_t), math.prod(x_t.shape[1:])).to(self.means)  # also where there are no rows
         if x.shape[1] != self.means.shape[1]:
             raise ValueError(f"the mixture has {self.means.shape[1]} dimensions, got x_t of shape {tuple(x_t.shape)}.")
         return level.alpha.to(self.means).reshape(-1, 1), level.sigma.to(self.means).reshape(-1, 1), x
@@ -175,6 +177,7 @@ class GaussianMixture:
     def _restrict(self, log_joint: Tensor, cond: Cond | None) -> Tensor:
         if cond is None:
             return log_joint
+        refuse_cond(cond, len(log_joint))
         labels = cond["labels"].to(log_joint.device)[:, None]
         if bool((labels >= log_joint.shape[1]).any()):
             raise ValueError(f"labels must be below {log_joint.shape[1]}, the number of components (or -1 for none), got {labels.max()}.")

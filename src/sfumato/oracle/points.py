@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.denoiser import Cond
+from sfumato.denoiser import Cond, refuse_array, refuse_cond
 from sfumato.oracle.mixture import LEAST_VARIANCE
 from sfumato.prediction import Prediction
 from sfumato.schedule import Level
@@ -99,6 +99,7 @@ class Points:
 
     def _flat(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """alpha and sigma² [b or 1, 1] and x [b, d] in float64."""
+        refuse_array(x_t)
         if x_t.shape[1:] != self.x.shape[1:]:
             raise ValueError(f"the points have shape {tuple(self.x.shape[1:])}, got x_t of shape {tuple(x_t.shape)}.")
         like = self.log_weights
@@ -127,6 +128,7 @@ class Points:
     def _restrict(self, log_joint: Tensor, cond: Cond | None) -> Tensor:
         if cond is None:
             return log_joint
+        refuse_cond(cond, len(log_joint))
         mine, labels = self._labels(), cond["labels"].to(self.x.device)
         if not bool(torch.isin(labels, mine).logical_or(labels < 0).all()):
             raise ValueError(f"every label must be that of some point (or -1 for none), got {labels.tolist()}.")

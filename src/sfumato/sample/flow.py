@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor
+from sfumato.denoiser import Cond, Predictor, refuse_array, refuse_cond
 from sfumato.ode import State, dormand_prince, per_row
 from sfumato.schedule import Level
 
@@ -55,12 +55,15 @@ def flow(
         max_steps: of one row, taken and refused together.
 
     Raises:
-        ValueError: a level without signal or without noise, tolerances that are not positive, or more than max_steps.
+        ValueError: a level without signal or without noise, tolerances that are not positive, more than max_steps, an x that is no tensor
+            of floats, or conditions that do not have one row an example.
 
     Reference: Song et al. (2021), section 4.3, arXiv:2011.13456; Hairer, Nørsett & Wanner (1993), section II.4, for the choice of steps.
     """
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"tolerances must be positive, got rtol = {rtol} and atol = {atol}.")
+    refuse_array(x)
+    refuse_cond(cond, len(x))
     (here, scale), (there, scale_end) = _turn(start), _turn(end)
     out, nfe = torch.empty_like(x), torch.empty(len(x), dtype=torch.long)
     rows, phi, length = torch.arange(len(x)), here.expand(len(x)), ((there - here) / 20).expand(len(x))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor
+from sfumato.denoiser import Cond, Predictor, refuse_array, refuse_cond
 from sfumato.noise import Generator
 from sfumato.prediction import Prediction
 from sfumato.schedule import Level
@@ -60,7 +60,7 @@ def sample(
 
     Raises:
         ValueError: fewer than two levels, levels that do not fall from noise to data, a predictor that returns another shape than x has,
-            or an x that is not finite.
+            an x that is not finite or no tensor of floats, conditions that do not have one row an example, or a step that is none.
     """
     refuse_levels(levels)
     x_s = x
@@ -99,6 +99,9 @@ def walk(
     Raises:
         ValueError: a predictor that returns another shape than x has, or an x that is not finite.
     """
+    _refuse_no_step(step)
+    refuse_array(x)
+    refuse_cond(cond, len(x))
     asked, memory = _Asked(predict, cond), None
     for i, (t, s) in enumerate(pairwise(levels)):
         asked.place, asked.first = (i, len(levels) - 1, t), None
@@ -125,6 +128,14 @@ def refuse_levels(levels: Sequence[Level]) -> None:
             f"each level must be cleaner than the one before, but level {i + 1} is not (log-SNR {_nats(levels[i])}, then "
             f"{_nats(levels[i + 1])}); build them with grid(schedule, steps), and walk from data to noise with invert."
         )
+
+
+def _refuse_no_step(step: Step) -> None:
+    """Refuses a method's class, and what cannot be called."""
+    if isinstance(step, type):
+        raise ValueError(f"a step is an instance of a method, got the class {step.__name__}; write {step.__name__}().")
+    if not callable(step):
+        raise ValueError(f"a step is a method such as sf.steps.DDIM(), got {step!r}.")
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from sfumato.latent import diffusion
 from sfumato.latent.autoencoder import Autoencoder, Features, Measured, float_of
 from sfumato.noise import seeded
 from sfumato.pictures import gif, sheet
-from sfumato.run import Run, Samples, folder_of, read_form
+from sfumato.run import Labels, Run, Samples, folder_of, read_form
 from sfumato.run import load as load_run
 from sfumato.sample import Step
 from sfumato.train import autoencoder, loop
@@ -123,16 +123,16 @@ class LatentRun:
         """Always: it makes images."""
         return True
 
-    def columns(self, labels: Sequence[int] | None = None) -> int | None:
+    def columns(self, labels: Labels | None = None, count: int = 64) -> int | None:
         """As `Run.columns`."""
-        return self.inner.columns(labels)
+        return self.inner.columns(labels, count)
 
     def sample(
         self,
         count: int = 64,
         *,
         steps: int | None = None,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         seed: int = 0,
         guidance: float | None = None,
         sampler: str | Step | None = None,
@@ -164,7 +164,7 @@ class LatentRun:
         count: int = 64,
         *,
         steps: int | None = None,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         seed: int = 0,
         guidance: float | None = None,
         sampler: str | Step | None = None,
@@ -172,7 +172,7 @@ class LatentRun:
     ) -> None:
         """Writes a GIF of the reverse process, every moment of it decoded; the arguments are those of `Run.reverse_gif`."""
         walk = self.inner.walk(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
-        wanted, frames = self.inner.labels(range(count), labels), []
+        wanted, frames = self.inner.labels(range(count), labels, classifier=classifier), []
 
         def keep(i: int, x: Tensor) -> None:
             level = walk.levels[i + 1]
@@ -180,7 +180,7 @@ class LatentRun:
 
         walk(range(count), seed, wanted, keep)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        gif([sheet(values, columns=self.columns(labels)) for values in frames], Path(path))
+        gif([sheet(values, columns=self.columns(labels, count)) for values in frames], Path(path))
 
     def to(self, device: torch.device) -> None:
         """Moves both networks."""

@@ -379,9 +379,9 @@ SPACINGS: Mapping[str, Spacing] = {
 class Sampling(Options):
     """How the run is sampled unless told otherwise.
 
-    Guidance acts between the two log-SNRs of `guidance_interval` (nats), everywhere without one. `log_snr_min` and `log_snr_max` bring the
-    ends of a continuous schedule closer for sampling: the last step goes from log_snr_max to the data. `clip` cuts x0 to [-1, 1], the range
-    of images.
+    Guidance above 1 acts between the two log-SNRs of `guidance_interval` (nats); without one, and below 1, everywhere. `log_snr_min` and
+    `log_snr_max` bring the ends of a continuous schedule closer for sampling: the last step goes from log_snr_max to the data. `clip` cuts
+    x0 to [-1, 1], the range of images.
     """
 
     sampler: str = "adams"

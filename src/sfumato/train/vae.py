@@ -21,7 +21,7 @@ from sfumato.latent.likelihood import on_grid
 from sfumato.memory import by_parts
 from sfumato.noise import row_generators, seeded
 from sfumato.pictures import sheet
-from sfumato.run import Samples, folder_of, read_form
+from sfumato.run import Labels, Samples, folder_of, read_form
 from sfumato.train.checkpoint import load_average
 from sfumato.train.data_options import Data
 from sfumato.train.folder import write_sheet
@@ -236,7 +236,7 @@ class VAERun:
         """Whether its samples are images or points in the plane."""
         return self.form.is_image or self.form.shape == (2,)
 
-    def columns(self, labels: Sequence[int] | None = None) -> int | None:
+    def columns(self, labels: Labels | None = None, count: int = 64) -> int | None:
         """None: its samples have no classes."""
         return None
 
