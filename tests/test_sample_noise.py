@@ -1,4 +1,4 @@
-"""The stochastic methods on laws that are closed forms: paths of noise, strong and weak orders, marginals that are kept whatever is added."""
+"""The stochastic methods on laws that are closed forms: paths of noise, strong and weak orders, marginals that are kept."""
 
 import itertools
 import math
@@ -217,7 +217,7 @@ def test_added_noise_leaves_the_weak_order_two(make, scales):
 
 @pytest.mark.parametrize("ratio", [0.3, 1.0, 5.0])
 def test_edm_churns_between_its_limits_alone_and_by_its_share(ratio):
-    """One step on a point: the variance of what is added, (s_noise²)((1 + γ)² - 1) ratio², shrinks as the step does; outside it is Heun's."""
+    """One step on a point: the variance of what is added, s_noise² ((1 + γ)² - 1) ratio², shrinks as x does; outside it is Heun's."""
     scale = (1 + ratio**2) ** -0.5
     t, s = sf.Level(torch.tensor(scale), torch.tensor(ratio * scale)), sf.Level(torch.tensor(0.99), torch.tensor(0.1))
     x, point = torch.randn(50_000, 1), sf.GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.zeros(1, 1, 1))

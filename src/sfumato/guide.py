@@ -166,8 +166,8 @@ def clip(predict: Predictor, low: float = -1.0, high: float = 1.0) -> Predictor:
 def dynamic_clip(predict: Predictor, quantile: float = 0.995, *, maximum: float | None = None) -> Predictor:
     """x0 clamped to [-s, s] and divided by s, the given quantile of its |entries|, where s > 1; and the eps it implies.
 
-    Dynamic thresholding for data in [-1, 1]: Saharia et al. (2022), section 2.3, arXiv:2205.11487. s is at most `maximum` where one is given
-    (diffusers' `sample_max_value`): 1 is `clip`, and a few wild entries darken the rest no further than that.
+    Dynamic thresholding for data in [-1, 1]: Saharia et al. (2022), section 2.3, arXiv:2205.11487. s is at most `maximum` where there is
+    one (diffusers' `sample_max_value`): 1 is `clip`, and a few wild entries darken the rest no further than that.
 
     Raises:
         ValueError: a quantile outside (0, 1], or a maximum below 1.

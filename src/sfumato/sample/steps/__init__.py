@@ -4,7 +4,8 @@ All are written in (alpha, sigma) and log-SNR, so they hold under every scaling,
 noise returns x0, a step from a level without signal is of first order, whatever the method. `chain` has the reverse chains and Euler's
 rule, `ode` the multistep and Runge-Kutta solvers of the probability flow, `adams` the one on v, `known` what those that remember share,
 `langevin` what walks at one level. `singlestep` has the solvers that ask on the way, `plms` those with the weights of equal steps,
-`renoised` what adds noise and takes it away again, `sde` the solvers on a path of noise (`brownian`), `adaptive` the one that chooses its steps.
+`renoised` what adds noise and takes it away again, `sde` the solvers on a path of noise (`brownian`), `adaptive` the one that chooses its
+steps.
 """
 
 from sfumato.sample.steps.adams import Adams

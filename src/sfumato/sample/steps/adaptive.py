@@ -1,7 +1,7 @@
 """The reverse SDE to a given accuracy, with steps of its own choice in each row."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -20,13 +20,13 @@ _LONGEST = 0.5  # in half log-SNR: over a longer step x0 follows the noise that 
 
 @dataclass(frozen=True)
 class AdaptiveSDE:
-    """From t to s in as many steps as the tolerance takes, each row its own: an ancestral step, and the same with x0 averaged with the new x0.
+    """From t to s in as many steps as the tolerance takes, each row its own: an ancestral step, and one with the mean of old and new x0.
 
     A step of a row is taken where the difference of the two, as a root mean square over atol + rtol · |u| at unit scale, is at most 1; the
     second is then kept, which has weak order 2. The noise of a step that is refused is not lost: the shorter one takes it from the bridge
     to it, since noise that is drawn again would be chosen by its size. The levels of the walk are stops on the way, so few are best: every
-    step of the walk takes two evaluations or more, as many as its slowest row; a step is at most a nat of log-SNR long. A step from a level without signal, or to one without noise,
-    is Ancestral's (one evaluation).
+    step of the walk takes two evaluations for each nat of log-SNR or more, as many as its slowest row. A step from a level without signal,
+    or to one without noise, is Ancestral's (one evaluation).
 
     Args:
         rtol: relative tolerance of one step.
@@ -60,25 +60,28 @@ class AdaptiveSDE:
         if math.isinf(start) or math.isinf(end):
             return Ancestral()(predict, x, t, s, None, generator)[0], length
         now, u = torch.full_like(length, start), x / float(torch.hypot(t.alpha, t.sigma))
-        rows = [_Noise(torch.zeros_like(row)) for row in x]
+        noise, drawn = torch.zeros_like(x), [[] for _ in x]
         for _ in range(self.max_steps):
-            then = torch.tensor([min(a + b, row.stop, end) for a, b, row in zip(now.tolist(), length.tolist(), rows, strict=True)])
-            then = then.to(now)
+            stops = torch.tensor([row[-1][0] if row else math.inf for row in drawn], dtype=torch.float64)
+            then = torch.minimum(now + length, stops.clamp(max=end))
             h, moving = then - now, now < end
-            noise = _ahead(rows, now.tolist(), then.tolist(), x, generator)
+            ahead = _ahead(noise, drawn, h, stops - then, generator)
             here, there = _levels(now, u), _levels(then, u)
             x0 = predict(u, here).x0
             kept = per_row((-h).exp(), u)
             ratio = there.sigma / here.sigma * kept
-            gain, fresh = there.alpha - here.alpha * ratio, there.sigma * (noise - kept * torch.stack([row.now for row in rows]))
+            gain, fresh = there.alpha - here.alpha * ratio, there.sigma * (ahead - kept * noise)
             low = ratio * u + gain * x0 + fresh
             high = ratio * u + gain / 2 * (x0 + predict(low, there).x0) + fresh
             allowed = self.atol + self.rtol * torch.maximum(u.abs(), high.abs())
             error = ((high - low) / allowed).flatten(1).square().mean(1).sqrt().double().cpu()
             good = error <= 1  # an error that is not a number is not good
-            for row, value, at, taken, goes in zip(rows, noise, then.tolist(), good.tolist(), moving.tolist(), strict=True):
-                if goes:
-                    row.settle(value, at, taken)
+            for i in moving.nonzero()[:, 0].tolist():
+                if stops[i] == then[i]:
+                    drawn[i].pop()
+                if not good[i]:
+                    drawn[i].append((float(then[i]), ahead[i]))
+            noise = torch.where(per_row(good, u).bool(), ahead, noise)
             u = torch.where(per_row(good & moving, u).bool(), high, u)
             now = torch.where(good, then, now)
             factor = (0.9 * error ** (-2 / 3)).nan_to_num(0.2, posinf=5.0).clamp(0.2, 5.0)
@@ -92,41 +95,21 @@ class AdaptiveSDE:
         )
 
 
-@dataclass(slots=True)
-class _Noise:
-    """A row's noise in units of sigma (`brownian`): where it is, and what refused steps have already drawn of its future, nearest last."""
+def _ahead(noise: Tensor, drawn: list[list[tuple[float, Tensor]]], h: Tensor, rest: Tensor, generator: Generator | None) -> Tensor:
+    """The noise in units of sigma (`brownian`) after h, on its way to what refused steps have drawn of each row's future, nearest last.
 
-    now: Tensor
-    drawn: list[tuple[float, Tensor]] = field(default_factory=list)
-
-    @property
-    def stop(self) -> float:
-        """The nearest half log-SNR at which it is drawn."""
-        return self.drawn[-1][0] if self.drawn else math.inf
-
-    def settle(self, value: Tensor, at: float, taken: bool) -> None:
-        """Goes there with a step that is taken, or keeps what was drawn for one that is not."""
-        if self.stop == at:
-            self.drawn.pop()
-        if taken:
-            self.now = value
-        else:
-            self.drawn.append((at, value))
-
-
-def _ahead(rows: list[_Noise], now: list[float], then: list[float], x: Tensor, generator: Generator | None) -> Tensor:
-    """The noise of each row at its next half log-SNR; a row draws only where it moves and nothing is drawn there yet."""
-    values = [row.drawn[-1][1] if row.stop == at else row.now for row, at in zip(rows, then, strict=True)]
-    new = [i for i, row in enumerate(rows) if now[i] < then[i] < row.stop]
-    if not new:
-        return torch.stack(values)
-    fresh = normal_like(x[new], generator if generator is None or isinstance(generator, torch.Generator) else [generator[i] for i in new])
-    for i, z in zip(new, fresh, strict=True):
-        from_now, from_drawn, deviation = bridge(then[i] - now[i], rows[i].stop - then[i])
-        values[i] = from_now * rows[i].now + deviation * z
-        if rows[i].drawn:
-            values[i] = values[i] + from_drawn * rows[i].drawn[-1][1]
-    return torch.stack(values)
+    A row draws only where it moves and nothing is drawn there yet.
+    """
+    pinned, fresh = torch.zeros_like(noise), torch.zeros_like(noise)
+    for i, row in enumerate(drawn):
+        if row:
+            pinned[i] = row[-1][1]
+    new = ((h > 0) & (rest > 0)).nonzero()[:, 0].tolist()
+    if new:
+        own = generator if generator is None or isinstance(generator, torch.Generator) else [generator[i] for i in new]
+        fresh[new] = normal_like(noise[new], own)
+    from_now, from_pinned, deviation = (per_row(torch.as_tensor(each), noise) for each in bridge(h.numpy(), rest.numpy()))
+    return from_now * noise + from_pinned * pinned + deviation * fresh
 
 
 def _levels(half: Tensor, like: Tensor) -> Level:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -83,19 +84,19 @@ class BrownianPath:
         return torch.stack([torch.randn(self.like.shape[1:], generator=seeded(s, cell), dtype=self.like.dtype) for s in self.seeds])
 
 
-def bridge(h: float, rest: float) -> tuple[float, float, float]:
-    """N(λ) given N(λ - h) and N(λ + rest): their weights in its mean, and its deviation. At infinity nothing is known of either."""
-    from_low, from_high = -math.expm1(-2 * h), -math.expm1(-2 * rest)
-    both = -math.expm1(-2 * (h + rest))
-    if both == 0:
-        return 1.0, 0.0, 0.0
-    return math.exp(-h) * from_high / both, math.exp(-rest) * from_low / both, math.sqrt(from_low * from_high / both)
+Lengths = float | np.ndarray  # in half log-SNR
+
+
+def bridge(h: Lengths, rest: Lengths) -> tuple[Lengths, Lengths, Lengths]:
+    """N(λ) given N(λ - h) and N(λ + rest): two weights of its mean, its deviation. h and rest are not both 0, inf where nothing is known."""
+    from_low, from_high, both = -np.expm1(-2 * h), -np.expm1(-2 * rest), -np.expm1(-2 * (h + rest))
+    return np.exp(-h) * from_high / both, np.exp(-rest) * from_low / both, np.sqrt(from_low * from_high / both)
 
 
 def _bridge(at_low: Tensor, at_high: Tensor, low: float, middle: float, high: float) -> tuple[Tensor, float]:
     if middle in (low, high):
         return (at_low if middle == low else at_high), 0.0
-    from_low, from_high, deviation = bridge(middle - low, high - middle)
+    from_low, from_high, deviation = (float(each) for each in bridge(middle - low, high - middle))
     return from_low * at_low + from_high * at_high, deviation
 
 

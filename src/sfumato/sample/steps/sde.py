@@ -1,7 +1,7 @@
 """Solvers of the reverse SDE on a Brownian path that each row has of its own: more steps follow the same path more closely.
 
-With N the path in units of sigma (`brownian`), what is integrated exactly is all but x0. Noise does not depend on x, so the strong order is 1
-and the weak order 2.
+With N the path in units of sigma (`brownian`), all but x0 is integrated exactly. Noise does not depend on x: the strong order is 1, and
+the weak one 2.
 """
 
 import math
@@ -25,8 +25,9 @@ from sfumato.schedule import Level
 class SinglestepSDE:
     """DPM++ SDE: x0 predicted half-way (in half log-SNR) stands for the whole step; two evaluations a step.
 
-    eta is DDIM's: the noise of a step has variance eta² β̃, 1 is the reverse SDE and 0 DPM-Solver++(2S). s_noise scales the noise; other values
-    than 1 change the law. A step to a level without noise returns x0; one from a level without signal is of first order.
+    eta is DDIM's: the noise of a step has variance eta² β̃, 1 is the reverse SDE and 0 DPM-Solver++(2S); between the two the weak order is
+    1. s_noise scales the noise; other values than 1 change the law. A step to a level without noise returns x0; one from a level without
+    signal is of first order.
 
     Reference: sample_dpmpp_sde of k-diffusion, with r = 1/2.
     """
@@ -67,9 +68,9 @@ class MultistepSDE:
 
         d(x/sigma) = (1 + eta) exp(λ) x0 dλ - eta x/sigma dλ + sqrt(2 eta) dW
 
-    The noise of a step has variance sigma_s² (1 - exp(-2 eta h)). eta is 0 or more: 0 is `Multistep(2)`, 1 the reverse SDE (`Multistep(2, 1)`
-    on a path), more forgets faster what earlier steps got wrong. s_noise scales the noise; other values than 1 change the law. x0 is laid
-    through the last two levels, but for the first step and those more than four times as long as the step before.
+    The noise of a step has variance sigma_s² (1 - exp(-2 eta h)). eta is 0 or more: 0 is the probability flow, 1 the reverse SDE (that of
+    `Multistep(2, 1)`, on a path), more forgets faster what earlier steps got wrong. s_noise scales the noise; other values than 1 change
+    the law. x0 is laid through the last two levels, but for the first step and those more than four times as long as the step before.
 
     Reference: sample_dpmpp_2m_sde of k-diffusion ("midpoint").
     """

@@ -23,8 +23,9 @@ class Singlestep:
     """DPM-Solver of order 2 or 3 in one step: x0 or eps is expanded in half log-SNR about t, from levels on the way to s.
 
     Order 2 asks half-way too (two evaluations a step), order 3 at a third and at two thirds (three). On "eps" it is DPM-Solver-2 and -3:
-    Lu et al. (2022), alg. 1 and 2, arXiv:2206.00927; k-diffusion's DPM2 is the same as its order 2. On "x0" it is DPM-Solver++(2S) and (3S):
-    Lu et al. (2022), alg. 1, arXiv:2211.01095. A step to a level without noise, or from one without signal, is DDIM's (one evaluation).
+    Lu et al. (2022), alg. 1 and 2, arXiv:2206.00927; order 2 is also k-diffusion's DPM2. On "x0" it is DPM-Solver++(2S), and the same of
+    order 3: Lu et al. (2022), alg. 1, arXiv:2211.01095. A step to a level without noise, or from one without signal, is DDIM's (one
+    evaluation).
     """
 
     order: int = 2
