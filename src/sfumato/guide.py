@@ -167,21 +167,24 @@ def clip(predict: Predictor, low: float = -1.0, high: float = 1.0) -> Predictor:
     return clipped
 
 
-def dynamic_clip(predict: Predictor, quantile: float = 0.995) -> Predictor:
+def dynamic_clip(predict: Predictor, quantile: float = 0.995, *, maximum: float | None = None) -> Predictor:
     """x0 clamped to [-s, s] and divided by s, the given quantile of its |entries|, where s > 1; and the eps it implies.
 
-    Dynamic thresholding for data in [-1, 1]: Saharia et al. (2022), section 2.3, arXiv:2205.11487.
+    Dynamic thresholding for data in [-1, 1]: Saharia et al. (2022), section 2.3, arXiv:2205.11487. s is at most `maximum` where there is
+    one (diffusers' `sample_max_value`): 1 is `clip`, and a few wild entries darken the rest no further than that.
 
     Raises:
-        ValueError: a quantile outside (0, 1].
+        ValueError: a quantile outside (0, 1], or a maximum below 1.
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"the quantile must lie in (0, 1], got {quantile}; the paper has 0.995.")
+    if maximum is not None and not maximum >= 1:
+        raise ValueError(f"the maximum of the threshold must be at least 1, got {maximum}; None for no maximum.")
 
     def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
         p = predict(x_t, level, cond)
         sizes = torch.stack([row.abs().flatten().quantile(quantile) for row in p.x0])  # a batch at once has too many entries for torch
-        s = sizes.clamp(min=1).reshape(-1, *(1,) * (p.x0.ndim - 1))
+        s = sizes.clamp(min=1, max=maximum).reshape(-1, *(1,) * (p.x0.ndim - 1))
         return _with_x0(p, p.x0.clamp(-s, s) / s, level)
 
     return clipped
