@@ -288,7 +288,7 @@ class Run:
     @property
     def has_picture(self) -> bool:
         """Whether its samples are images or points in the plane."""
-        return self.form.is_image or self.form.shape == (2,)
+        return self.form.has_picture
 
     def _levels(self, steps: int) -> list[Level]:
         """From noise to the data. A chain ends there; on a curve the last step goes from the curve's last level to it."""
