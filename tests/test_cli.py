@@ -190,8 +190,10 @@ def test_train_writes_plain_lines_and_resume_finds_nothing_to_do(here, capsys):
     code, out, _ = call("train", "tiny.yaml", "--out", "run", "--resume", capsys=capsys)
     assert code == 0
     assert "after step 4 of 4" in out
-    code, _, err = call("train", "tiny.yaml", "--out", "run", "--resume", "--steps", "5", capsys=capsys)
-    assert (code, "training.steps: 4 → 5" in err) == (2, True)
+    code, _, err = call("train", "tiny.yaml", "--out", "run", "--resume", "--steps", "3", capsys=capsys)
+    assert (code, "can be made longer, not shorter; got 3" in err) == (2, True)
+    code, out, _ = call("train", "tiny.yaml", "--out", "run", "--resume", "--steps", "6", capsys=capsys)
+    assert (code, "goes on from step 4 to 6, in place of 4" in out, "training 6/6, loss" in out) == (0, True, True)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
@@ -366,3 +368,23 @@ def test_tuned_levels_are_kept_and_used(here, capsys):
     code, _, err = call("sample", str(run), "--out", "s.npz", capsys=capsys)
     assert code == 1
     assert "3-guidance-1.json is damaged" in err
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix"), [("{kind: digits}", "png"), ("{kind: toy, name: moons, count: 100}", "png"), ("{kind: array, path: x.npy}", "npz")]
+)
+def test_what_is_advised_at_the_end_of_a_training_works(here, data, suffix, capsys):
+    np.save("x.npy", np.random.default_rng(0).standard_normal((50, 3), dtype=np.float32))
+    net = [] if "digits" in data else ["--set", "net={kind: mlp, width: 8, depth: 1}"]
+    code, out, err = call("train", "tiny.yaml", "--set", f"data={data}", *net, "--steps", "1", "--out", "run", capsys=capsys)
+    assert code == 0, err
+    command = out.splitlines()[-1].removeprefix("Done: run. Sample it with: sfumato ").split()
+    assert command[-1] == f"samples.{suffix}"
+    assert call(*command, "--count", "2", capsys=capsys)[0] == 0
+    assert (here / f"samples.{suffix}").is_file()
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing(here, capsys):
+    for command in ("doctor", "train"):
+        code, _, err = call(command, "runs/nothere", capsys=capsys)
+        assert (code, "there is no file or folder runs/nothere" in err, "swiss-roll" in err) == (2, True, False)

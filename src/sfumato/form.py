@@ -50,6 +50,11 @@ class Form:
         return cls(shape, classes, Scaling.from_json(record["scaling"]), float(record["data_std"]), columns, label)
 
     @property
+    def has_picture(self) -> bool:
+        """Whether samples can be drawn: images, and points in the plane."""
+        return self.is_image or self.shape == (2,)
+
+    @property
     def is_image(self) -> bool:
         """Whether a sample is an image, of 8 or 16 bits."""
         return len(self.shape) == 3 and self.scaling.is_integer

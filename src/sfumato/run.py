@@ -41,8 +41,13 @@ Labels = Sequence[Label] | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples in the type of the data: uint8 or uint16 [n, h, w, c] images, or float32 or float64 [n, …]; where there are classes, with labels,
-    -1 for none; and the form of the data, which names columns and classes."""  # fmt: skip
+    """Samples in the type of the data, such as uint8 or uint16 [n, h, w, c] images, or float32 or float64 [n, …].
+
+    Args:
+        values: one row a sample.
+        labels: where there are classes; -1 for none.
+        form: of the data, which names columns and classes.
+    """
 
     values: Shaped[np.ndarray, "n *value"]
     labels: Int64[np.ndarray, "n"] | None
@@ -379,7 +384,7 @@ class Run:
     @property
     def has_picture(self) -> bool:
         """Whether its samples are images or points in the plane."""
-        return self.form.is_image or self.form.shape == (2,)
+        return self.form.has_picture
 
     def _levels(self, steps: int) -> list[Level]:
         """From noise to the data. A chain ends there; on a curve the last step goes from the curve's last level to it."""

@@ -55,5 +55,6 @@ def train_classifier(
         )
     if is_main:
         typer.echo(
-            f"Done: {folder}{f' ({told})' if told else ''}. Use it with: sfumato sample {run} --classifier {out or run} --out samples.png"
+            f"Done: {folder}{f' ({told})' if told else ''}. Use it with: sfumato sample {run} --classifier {out or run} "
+            f"--out samples.{'png' if model.form.has_picture else 'npz'}"
         )

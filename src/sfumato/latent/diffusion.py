@@ -21,7 +21,7 @@ from sfumato import loss
 from sfumato.denoiser import Cond, Predictor
 from sfumato.latent.autoencoder import Autoencoder, float_of
 from sfumato.latent.likelihood import DiscretisedLogistic
-from sfumato.likelihood.bound import prior_bits
+from sfumato.likelihood.bound import prior_bits, standard_error
 from sfumato.noise import Generator, normal_like
 from sfumato.process import Normal
 from sfumato.schedule import Schedule, finite_ends
@@ -41,8 +41,8 @@ class LatentBound:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean of `total` over the examples."""
-        return float(self.total.std() / math.sqrt(len(self.total)))
+        """Of the mean of `total` over the examples; inf for a single one."""
+        return float(standard_error(self.total))
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.denoiser import Cond, Predictor
+from sfumato.likelihood.bound import standard_error
 from sfumato.noise import Generator, normal_like
 from sfumato.ode import State, dormand_prince, per_row
 from sfumato.schedule import Level, Schedule, finite_ends, vp_scales
@@ -280,8 +281,8 @@ class FlowBound:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean of `total` over the examples; it holds the draws of the bins and of the probes, too."""
-        return float(self.total.std() / math.sqrt(len(self.total)))
+        """Of the mean of `total` over the examples; it holds the draws of the bins and of the probes, too. inf for a single example."""
+        return float(standard_error(self.total))
 
 
 def bits_per_dim(

@@ -181,6 +181,8 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         model = goal.build(form).to(engine.device)
+    if start.papers and engine.is_main:
+        (out / MEASURED).unlink(missing_ok=True)  # of fewer steps, where a run is made longer
     state = TrainState.begin(model, options, Seeds())
     judged = start.held_out or start.examples
     x_judged = judged.batch(np.random.default_rng(0).permutation(len(judged))[:64])[0].to(engine.device)

@@ -27,9 +27,9 @@ from sfumato.train import checkpoint
 from sfumato.train.checkpoint import CheckpointError
 from sfumato.train.ema import name_of
 from sfumato.train.engine import Engine
-from sfumato.train.folder import begin, manifest_of, refuse_other_data
+from sfumato.train.folder import begin, manifest_of, papers_of, refuse_other_data
 from sfumato.train.loop import fit
-from sfumato.train.opening import divided, equipped
+from sfumato.train.opening import divided, equipped, extension
 from sfumato.train.recipe import Data, Options, Runtime, ScheduleOptions, Size, Times, Training, UniformTimes, read_tree, resolve
 from sfumato.train.state import TrainState
 from sfumato.train.window import LOG_SNRS
@@ -126,15 +126,17 @@ def train(
         Stopped: as `should_stop` asked.
     """
     options, engine = recipe.training, Engine.begin()
-    has_run = begin(recipe, out, resume=resume or engine.was_restarted, read=_read)
+    begun = begin(recipe, out, resume=resume or engine.was_restarted, read=_read)
     dataset = recipe.data.load()
     _refuse_stranger(run, dataset)
     examples, held_out = divided(dataset.scaled(run.form.scaling), options)
     counts = np.bincount(_labels(examples), minlength=len(run.form.classes)) + 1  # a class that is missing here has a chance, too
-    engine = equipped(engine, recipe.runtime, options, run.form.shape, begun=out if has_run else None, say=say)
+    engine = equipped(engine, recipe.runtime, options, run.form.shape, begun=None if begun is None else out, say=say)
     manifest = {**manifest_of(recipe, options, dataset, run.form, engine), "prior": (counts / counts.sum()).tolist()}
-    if has_run:
+    if begun is not None:
         refuse_other_data(manifest, out)
+        if (sentence := extension(begun.training, options, out)) and engine.is_main:
+            say(sentence)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         model = _build(recipe, run.form, manifest["prior"]).to(engine.device)
@@ -153,7 +155,7 @@ def train(
         out,
         engine=engine,
         schedule=schedule,
-        papers={} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()},
+        papers=papers_of(begun, recipe, manifest, out),
         measure=lambda: accuracy(model, schedule, held_out or examples),
         on_step=on_step,
         watch=watch,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,37 +20,85 @@ from sfumato.form import Form
 from sfumato.pictures import picture
 from sfumato.run import read_form
 from sfumato.runtime import processor
-from sfumato.train.checkpoint import aside, writing
+from sfumato.train.checkpoint import aside, steps_in, writing
 from sfumato.train.engine import Engine
 from sfumato.train.recipe import Options, Training
 
 OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.partial", ".lock"}  # of a run killed at its very start
 
 
-def begin(recipe: Options, out: Path, *, resume: bool, read: Callable[[Path], Options]) -> bool:
-    """Whether `out` holds a run to go on with.
+@runtime_checkable
+class HasTraining(Protocol):
+    """A recipe of any kind."""
+
+    @property
+    def training(self) -> Training:
+        """How it is trained."""
+        ...
+
+
+R = TypeVar("R", bound=Options)
+
+
+def begin(recipe: R, out: Path, *, resume: bool, read: Callable[[Path], R]) -> R | None:
+    """The recipe as the run in `out` has it, where there is one to go on with.
 
     Raises:
-        ValueError: it holds one already, or one of another recipe, or something else.
+        ValueError: `out` holds a run already, or one of another recipe or of more steps, or something else.
     """
-    has_run = (out / "recipe.yaml").is_file()
-    if has_run and not resume:
-        raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
-    if has_run:
-        _refuse_changes(read(out / "recipe.yaml"), recipe, out)
-    elif out.exists() and (not out.is_dir() or any(path.name not in OURS for path in out.iterdir())):
+    if (out / "recipe.yaml").is_file():
+        if not resume:
+            raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
+        begun = read(out / "recipe.yaml")
+        _refuse_changes(begun, recipe, out)
+        return begun
+    if out.exists() and (not out.is_dir() or any(path.name not in OURS for path in out.iterdir())):
         raise ValueError(f"{out} exists and is no run folder; choose another --out.")
-    return has_run
+    return None
 
 
 def _refuse_changes(begun: Options, recipe: Options, out: Path) -> None:
-    """Only what `recipe.MAY_CHANGE` lists may change on resuming."""
-    wrong = begun.differences(recipe)
+    """Only what `options.MAY_CHANGE` lists may change on resuming, and the steps may become more."""
+    before, now = _training(begun).steps, _training(recipe).steps
+    if now < before:
+        raise ValueError(f"{out} was begun with training.steps={before} and can be made longer, not shorter; got {now}.")
+    wrong = [change for change in begun.differences(recipe) if not change.startswith("training.steps:")]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(
-            f"{out} was begun with another recipe ({'; '.join(wrong[:5])}{more}); resume with the old one, or choose another --out."
-        )
+        hint = "resume with the old one"
+        if any(change.startswith("autoencoder_training.steps:") for change in wrong):
+            hint = "give the first stage its old steps (--set training.steps=… makes the second longer)"
+        raise ValueError(f"{out} was begun with another recipe ({'; '.join(wrong[:5])}{more}); {hint}, or choose another --out.")
+
+
+def papers_of(begun: R | None, recipe: R, manifest: Mapping[str, Any], out: Path) -> dict[str, str]:
+    """The files to write before the first step, name to text: all of a new run, the changed ones of a run that is made longer.
+
+    Args:
+        begun: the recipe of the run in `out`; None where it is a new run.
+        recipe: what is asked for.
+        manifest: of a new run.
+        out: the run folder.
+    """
+    if begun is not None:
+        before, now = _training(begun), _training(recipe)
+        if now.steps == before.steps:
+            return {}
+        recipe = begun.model_copy(update={"training": before.model_copy(update={"steps": now.steps})})
+        manifest = begun_with(out)
+        done = max(steps_in(out / "checkpoints"), default=0)
+        extended = [*manifest.get("extended", []), {"after_step": done, "from_steps": before.steps, "to_steps": now.steps}]
+        manifest = {**manifest, "recipe_sha256": _sha256(recipe), "extended": extended}
+    return {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()}
+
+
+def _training(recipe: Options) -> Training:
+    assert isinstance(recipe, HasTraining)
+    return recipe.training
+
+
+def _sha256(recipe: Options) -> str:
+    return hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
 
 
 def begun_with(out: Path) -> dict[str, Any]:
@@ -111,7 +159,7 @@ def manifest_of(recipe: Options, training: Training, dataset: Dataset, form: For
             "split_seed": training.seed,
             "skipped": list(dataset.skipped),
         },
-        "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
+        "recipe_sha256": _sha256(recipe),
         "seed": training.seed,
         "precision": str(engine.precision).removeprefix("torch."),
         "kernels": "compiled" if engine.by_kernels else "torch",

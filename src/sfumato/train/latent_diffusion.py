@@ -91,10 +91,29 @@ class LatentDiffusionRecipe(Recipe):
         """What is trained, in order; the autoencoder is not where it is given."""
         return ({"autoencoder": self.autoencoder_training} if self.model.path is None else {}) | {"diffusion": self.training}
 
+    def in_steps(self, steps: int) -> "LatentDiffusionRecipe":
+        """The same with so many steps in all, divided between the stages as its own are.
+
+        Raises:
+            ValueError: fewer steps than stages.
+        """
+        if steps < len(self.stages):
+            raise ValueError(f"--steps is for both stages together, so it must be at least {len(self.stages)}, got {steps}.")
+        whole = sum(stage.steps for stage in self.stages.values())
+        second = min(max(1, round(steps * self.training.steps / whole)), steps - len(self.stages) + 1)
+        first = steps - second if self.model.path is None else self.autoencoder_training.steps
+        return self.model_copy(
+            update={
+                "training": self.training.model_copy(update={"steps": second}),
+                "autoencoder_training": self.autoencoder_training.model_copy(update={"steps": first}),
+            }
+        )
+
 
 def read(path: str | Path, changes: Sequence[str] = (), *, steps: int | None = None) -> LatentDiffusionRecipe:
-    """Reads a recipe, as `train.recipe.load_recipe` does."""
-    return resolve(LatentDiffusionRecipe, read_tree(path), changes, steps=steps, source=str(path))
+    """Reads a recipe, as `train.recipe.load_recipe` does; `steps` are those of both stages together."""
+    recipe = resolve(LatentDiffusionRecipe, read_tree(path), changes, source=str(path))
+    return recipe if steps is None else recipe.in_steps(steps)
 
 
 @dataclass(frozen=True)
@@ -254,7 +273,14 @@ def train(
         ValueError: an autoencoder for other data, and what `loop.train` refuses.
         CheckpointError, FloatingPointError, Stopped: as `loop.train` raises them.
     """
-    start = opening(recipe, out, resume=resume, read=read, say=say)
+    said: set[str] = set()
+
+    def say_once(text: str) -> None:  # the stages open the same data on the same machine
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    start = opening(recipe, out, resume=resume, read=read, say=say_once)
     if recipe.model.path is not None:
         autoencoder.load(recipe.model.path).refuse_other(start.form)  # before anything is written
     else:
@@ -272,7 +298,7 @@ def train(
             features=features,
             on_step=on_step,
             watch=watch,
-            say=say,
+            say=say_once,
             should_stop=should_stop,
         )
     first, done = autoencoder.load(recipe.model.path or out / "autoencoder"), 0 if recipe.model.path else recipe.autoencoder_training.steps
@@ -285,15 +311,18 @@ def train(
         resume=True,
         on_step=None if on_step is None else lambda step, loss: on_step(done + step, loss),
         watch=watch,
-        say=say,
+        say=say_once,
         should_stop=should_stop,
     )
     if start.engine.is_main:
-        run = load(out)
-        columns = run.columns()
-        sheet_of = run.sample(8 * columns if columns else 64).values
-        write_sheet(out / "samples" / f"{recipe.training.steps:08d}.png", sheet_of, columns=columns)
+        loop.draw_or_warn(lambda path: _draw(load(out), path), out / "samples" / f"{recipe.training.steps:08d}.png")
     return out
+
+
+def _draw(run: LatentRun, path: Path) -> None:
+    """The sheet of samples."""
+    columns = run.columns()
+    write_sheet(path, run.sample(8 * columns if columns else 64).values, columns=columns)
 
 
 def _encode(first: AutoencoderRun, start: Opening, out: Path, *, flips: bool, say: Callable[[str], None]) -> None:

@@ -119,7 +119,7 @@ def fit(
         out: the folder; made here.
         engine: the processes that share the work; the first of them writes and speaks.
         schedule: says at which log-SNR an example was seen; None for a model without noise levels.
-        papers: files to write before the first step of a new run, name to text.
+        papers: files to write before the first step, name to text.
         bits: makes bits/dim of losses, for metrics.jsonl.
         measure: what else goes into each line of metrics.jsonl.
         draw: draws the sample sheet into a file.
@@ -137,7 +137,7 @@ def fit(
     if not engine.is_main:  # one process speaks for all
         on_step, watch, say = None, None, lambda text: None
     course = _Course(state, objective, examples, options, out, engine, schedule, bits, measure, draw, on_step, watch, say, should_stop)
-    origin, has_run = state.origin(), not papers and bool(checkpoint.steps_in(out / "checkpoints"))
+    origin, has_run = state.origin(), bool(checkpoint.steps_in(out / "checkpoints"))
     engine.wait()  # until all have looked at the folder as it was
     with only_writer(out) if engine.is_main else nullcontext():
         window = Window()
@@ -154,10 +154,9 @@ def fit(
             except Diverged:
                 window = course.go_back(origin)
         if engine.is_main:
-            sheet = out / "samples" / f"{state.step:08d}.png"
-            if not sheet.exists():
-                draw(sheet)
-            if not (out / "report.json").exists():
+            if not course.sheet.exists() and not course.is_due:
+                draw_or_warn(draw, course.sheet)
+            if not _is_report_of(out / "report.json", state.step):
                 with checkpoint.writing(out / "report.json"):
                     checkpoint.write_text(out / "report.json", json.dumps(_report(state, options), indent=2))
         engine.wait()
@@ -182,6 +181,16 @@ class _Course(Generic[M]):
     say: Callable[[str], None]
     should_stop: Callable[[], bool]
 
+    @property
+    def is_due(self) -> bool:
+        """Whether this step has a checkpoint and a sheet of samples."""
+        return self.state.step % self.options.checkpoint_every == 0
+
+    @property
+    def sheet(self) -> Path:
+        """The sheet of samples of this step."""
+        return self.out / "samples" / f"{self.state.step:08d}.png"
+
     def run(self, window: Window) -> None:
         """Makes the steps that are left.
 
@@ -192,6 +201,8 @@ class _Course(Generic[M]):
         step_once = TrainStep(state, self.objective, self.examples, options, self.engine)
         with raised_once(), self._logs() as (board, metrics), torch.random.fork_rng():
             started, marked, before = time.perf_counter() - state.seconds, state.seconds, state.step
+            if state.step and self.is_due and not self.sheet.exists():  # the run ended between a checkpoint and its sheet
+                self._show(board)
             while state.step < options.steps:
                 outcome = step_once()
                 state.seconds = time.perf_counter() - started
@@ -300,26 +311,42 @@ class _Course(Generic[M]):
         }
 
     def _keep(self, window: Window, board: Board, *, stopping: bool) -> None:
-        """A checkpoint and a sheet of samples, where they are due.
+        """A checkpoint, then a sheet of samples, where they are due.
 
         Raises:
             Stopped: after the checkpoint, where that was asked for.
         """
         state, options = self.state, self.options
-        is_due = state.step % options.checkpoint_every == 0
         if self.engine.is_main and options.snapshot_every and state.step % options.snapshot_every == 0:
             state.snapshot(self.out / "snapshots")
-        if self.engine.is_main and is_due:
-            sheet = self.out / "samples" / f"{state.step:08d}.png"
-            self.draw(sheet)
-            if sheet.exists():
-                with checkpoint.writing(self.out):
-                    board.show(sheet, state.step)
-        if self.engine.is_main and (stopping or is_due or state.step == options.steps):
+        if self.engine.is_main and (stopping or self.is_due or state.step == options.steps):
             checkpoint.fsync(self.out / "metrics.jsonl")
-            state.save(self.out / "checkpoints", window, options.keep)  # last: from here on the step is not made again
+            state.save(self.out / "checkpoints", window, options.keep)  # from here on the step is not made again
+        if self.is_due:
+            self._show(board)
         if stopping and state.step < options.steps:
             raise Stopped(f"stopped after step {state.step} of {options.steps}")
+
+    def _show(self, board: Board) -> None:
+        """Draws the sheet of samples of this step."""
+        if not self.engine.is_main:
+            return
+        draw_or_warn(self.draw, self.sheet)
+        if self.sheet.exists():
+            with checkpoint.writing(self.out):
+                board.show(self.sheet, self.state.step)
+
+
+def draw_or_warn(draw: Callable[[Path], None], path: Path) -> None:
+    """Draws a sheet of samples; one that cannot be drawn is a warning in the log, as the weights are saved already.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        draw(path)
+    except (ValueError, FloatingPointError, MemoryError) as error:
+        logger.warning("The sample sheet %s could not be drawn; the checkpoint is saved. The reason: %s", path, error)
 
 
 def draw_samples(run: Run, path: Path) -> None:
@@ -328,10 +355,7 @@ def draw_samples(run: Run, path: Path) -> None:
         return
     columns = run.columns()
     count = 2000 if len(run.form.shape) == 1 else 8 * columns if columns else 64
-    try:
-        samples = run.sample(count, batch=count if len(run.form.shape) == 1 else 64)
-    except ValueError as error:
-        raise FloatingPointError(f"{path} could not be drawn: {error} Lower training.rate and begin anew.") from None
+    samples = run.sample(count, batch=count if len(run.form.shape) == 1 else 64)
     write_sheet(path, samples.values, columns=columns)
 
 
@@ -350,6 +374,14 @@ def _cut_metrics(path: Path, step: int) -> None:
         if done <= step:
             kept.append(line + "\n")
     checkpoint.write_text(path, "".join(kept))
+
+
+def _is_report_of(path: Path, step: int) -> bool:
+    """Whether there is a report, and of this step."""
+    try:
+        return json.loads(path.read_text())["steps"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _report(state: TrainState[M], options: Training) -> dict[str, Any]:

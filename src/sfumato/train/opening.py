@@ -1,6 +1,5 @@
 """How a training begins: its data, their form, the papers of its folder; for every kind of model."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,25 +13,22 @@ from sfumato.form import Form
 from sfumato.kernels import choice
 from sfumato.runtime import precision
 from sfumato.train.board import refuse_missing
+from sfumato.train.checkpoint import steps_in
 from sfumato.train.data_options import Data
 from sfumato.train.engine import Engine
-from sfumato.train.folder import begin, begun_with, manifest_of, refuse_other_data
+from sfumato.train.folder import HasTraining, begin, begun_with, manifest_of, papers_of, refuse_other_data
+from sfumato.train.optim import rate_at
 from sfumato.train.options import Options
 from sfumato.train.recipe import Runtime, Training
 
 
 @runtime_checkable
-class HasData(Protocol):
+class HasData(HasTraining, Protocol):
     """What a recipe of any kind has."""
 
     @property
     def data(self) -> Data:
         """What it is trained on."""
-        ...
-
-    @property
-    def training(self) -> Training:
-        """How."""
         ...
 
     @property
@@ -53,7 +49,7 @@ class Opening:
     examples: Dataset
     held_out: Dataset | None
     form: Form
-    papers: dict[str, str]  # to be written before the first step of a new run; none of one that goes on
+    papers: dict[str, str]  # to be written before the first step; none where a run goes on as it was begun
 
 
 def opening(
@@ -75,23 +71,40 @@ def opening(
     assert isinstance(recipe, HasData)
     options, engine = recipe.training, Engine.begin()
     refuse_missing(options)
-    has_run = begin(recipe, out, resume=resume or engine.was_restarted, read=read)
+    begun = begin(recipe, out, resume=resume or engine.was_restarted, read=read)
     dataset = recipe.data.load()
     if dataset.skipped:
         say(f"Left out {len(dataset.skipped)} files that could not be read: {', '.join(dataset.skipped[:5])}.")
     for note in dataset.notes:
         say(note)
+    if dataset.captions is not None and engine.is_main:
+        say("The images have captions, which no kind of model learns from yet: they are read and not used.")
     examples, held_out = divided(dataset, options)
     form = Form.of(examples, data_std or standard_deviation(examples))
-    engine = equipped(engine, recipe.runtime, options, dataset.shape, begun=out if has_run else None, say=say)
+    engine = equipped(engine, recipe.runtime, options, dataset.shape, begun=None if begun is None else out, say=say)
     manifest = manifest_of(recipe, options, dataset, form, engine)
-    if has_run:
+    if begun is not None:
+        assert isinstance(begun, HasData)
         form = refuse_other_data(manifest, out)
         if form.scaling != examples.scaling:
             say(f"The data keep the scaling with which {out} was begun.")
             examples, held_out = examples.scaled(form.scaling), None if held_out is None else held_out.scaled(form.scaling)
-    papers = {} if has_run else {"manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False), "recipe.yaml": recipe.to_yaml()}
-    return Opening(engine, dataset, examples, held_out, form, papers)
+        if (sentence := extension(begun.training, options, out)) and engine.is_main:
+            say(sentence)
+    return Opening(engine, dataset, examples, held_out, form, papers_of(begun, recipe, manifest, out))
+
+
+def extension(before: Training, now: Training, out: Path) -> str:
+    """What becomes of the learning rate where a run with a checkpoint is made longer; empty where it is not."""
+    done = max(steps_in(out / "checkpoints"), default=0)
+    if not done or before.steps == now.steps:
+        return ""
+    was, will = now.rate * rate_at(before, done), now.rate * rate_at(now, done + 1)
+    return (
+        f"{out} goes on from step {done} to {now.steps}, in place of {before.steps}: from here on the learning rate is that of a run of "
+        f"{now.steps} steps, so it goes from {was:.2g} to {will:.2g}"
+        + (f", and to zero at step {now.steps}." if now.decay != "constant" else ".")
+    )
 
 
 def divided(dataset: Dataset, options: Training) -> tuple[Dataset, Dataset | None]:

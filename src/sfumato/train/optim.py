@@ -24,6 +24,14 @@ class HasHidden(Protocol):
         ...
 
 
+def rate_at(options: Training, step: int) -> float:
+    """The share of the peak rate at step 1 … steps: a linear warm-up, then the decay."""
+    warm = min(1.0, step / options.warmup) if options.warmup else 1.0
+    done = min(1.0, max(0.0, (step - options.warmup) / max(1, options.steps - options.warmup)))
+    fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[options.decay]
+    return warm * fall
+
+
 class Optimizer:
     """One or two torch optimisers over a network's master weights, with a shared schedule of rates and a global clip."""
 
@@ -61,12 +69,8 @@ class Optimizer:
             self.peaks.append(options.muon_rate)
 
     def rate(self, step: int) -> float:
-        """The share of the peak rate at step 1 … steps: a linear warm-up, then the decay."""
-        o = self.options
-        warm = min(1.0, step / o.warmup) if o.warmup else 1.0
-        done = min(1.0, max(0.0, (step - o.warmup) / max(1, o.steps - o.warmup)))
-        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[o.decay]
-        return warm * fall
+        """The share of the peak rate at step 1 … steps."""
+        return rate_at(self.options, step)
 
     def clip(self) -> float:
         """Clips the gradients and returns their norm before that."""

@@ -253,6 +253,12 @@ class Objective(Options):
         """The target function."""
         return getattr(prediction, f"{self.target}_target")
 
+    def is_blind_at(self, schedule: schedules.Schedule) -> bool:
+        """Whether the target and x_t are one equation, not two, at the schedule's last level."""
+        level = schedule.level(torch.ones((), dtype=torch.float64), like=torch.ones((), dtype=torch.float64))
+        a, b = self.build_target()(level)
+        return bool(level.alpha * b == level.sigma * a)
+
     def build_weight(self, data_std: float) -> Weight:
         """The weight function."""
         if self.weight == "edm":
@@ -445,7 +451,21 @@ class Recipe(Options):
         if not isinstance(self.schedule, CurveSchedule) and (
             self.sampling.log_snr_max is not None or self.sampling.log_snr_min is not None
         ):
-            raise ValueError(f"sampling.log_snr_max and log_snr_min cut a continuous curve, the schedule is {self.schedule.kind}")
+            raise ValueError(
+                f"sampling.log_snr_max and log_snr_min cut a continuous curve, the schedule is {self.schedule.kind}; "
+                "set sampling.log_snr_max=null and sampling.log_snr_min=null"
+            )
+        step = SAMPLERS[self.sampling.sampler]
+        if isinstance(step, steps.Ancestral) and step.variance == "learned" and self.objective.variance != "learned":
+            raise ValueError(
+                f"sampling.sampler={self.sampling.sampler} needs a learned variance, which objective.variance={self.objective.variance} "
+                "does not learn; set sampling.sampler=ancestral, or objective.variance=learned with objective.loss=hybrid"
+            )
+        if self.objective.is_blind_at(self.schedule.build()):
+            raise ValueError(
+                f"objective.target={self.objective.target} says nothing of the data at the schedule's last level, which has no signal; "
+                "set objective.target=v, or a schedule that keeps some (schedule.zero_terminal=false)"
+            )
         return self
 
 
@@ -479,12 +499,11 @@ def resolve(model: type[Model], tree: dict[str, Any], changes: Sequence[str] = (
     Raises:
         ValueError: a change or an option that does not fit, as one sentence that begins with `source`.
     """
+    over: dict[str, Any] = {}
     for change in [*changes, *([] if steps is None else [f"training.steps={steps}"])]:
-        _apply(tree, change)
-    if isinstance(tree.get("schedule"), dict):
-        tree["schedule"].setdefault("kind", "cosine")
+        over = _merge(over, _changed(change))
     try:
-        return model.model_validate(tree)
+        return model.model_validate(_with_kind(_lay(_with_kind(tree), over)))
     except ValidationError as error:
         raise ValueError(_sentence(error, source, model)) from None
 
@@ -502,6 +521,10 @@ def read_tree(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         file = files("sfumato.recipes") / f"{name}.yaml"
         if name in data.TOYS and not file.is_file():
             return _merge(read_tree("toy"), {"data": {"name": name}, "about": f"Points in the plane: {name}."})
+        if not file.is_file() and (len(path.parts) > 1 or path.is_dir()):
+            there = f"{name} holds no recipe.yaml, so it is no run folder" if path.is_dir() else f"there is no file or folder {name}"
+            there = f"{name} is a run folder; its recipe is {path / 'recipe.yaml'}" if (path / "recipe.yaml").is_file() else there
+            raise ValueError(f"{there}. A recipe is a name (`sfumato recipes` lists them) or a file that ends in .yaml.")
         if not file.is_file():
             raise ValueError(unknown(name, recipe_names(), "recipe") + " `sfumato recipes` lists them; a file ends in .yaml.")
         raw = file.read_bytes()
@@ -513,11 +536,28 @@ def read_tree(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{source} holds no recipe: a mapping with data, net, … was expected, got {type(tree).__name__}.")
     base = tree.pop("base", None)
     if base is None:
-        return tree
+        return _with_kind(tree)
     if not isinstance(base, str):
         raise ValueError(f"{source}: base must be the name of a recipe or a YAML file, got {base!r}.")
     beside = path.parent / base if path.suffix and base.endswith((".yaml", ".yml")) else base
-    return _merge(read_tree(beside, (*seen, name)), tree)
+    return _lay(read_tree(beside, (*seen, name)), tree)
+
+
+def _with_kind(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the kind of its schedule, which may be left out, so that another kind is seen to be one."""
+    schedule = tree.get("schedule")
+    return {**tree, "schedule": {"kind": "cosine", **schedule}} if isinstance(schedule, dict) else tree
+
+
+def _lay(tree: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` merged into the tree of a recipe; the sampling ends of a curve go where the schedule becomes something else."""
+    merged = _merge(tree, over)
+    groups = [each if isinstance(each, dict) else {} for each in (over.get("schedule"), merged.get("schedule"), over.get("sampling"))]
+    if "kind" in groups[0] and groups[1]["kind"] not in get_args(CurveSchedule.model_fields["kind"].annotation):
+        ends = {"log_snr_max", "log_snr_min"} - groups[2].keys()
+        if isinstance(merged.get("sampling"), dict):
+            merged["sampling"] = {name: value for name, value in merged["sampling"].items() if name not in ends}
+    return merged
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -525,12 +565,15 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        same = isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
-        merged[key] = _merge(old, value) if same and isinstance(old, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind", value.get("kind")):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 
-def _apply(tree: dict[str, Any], change: str) -> None:
+def _changed(change: str) -> dict[str, Any]:
+    """What a `path=value` says, as a tree."""
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise ValueError(f'a change is written path=value, as in training.batch=64; got "{change}".')
@@ -542,9 +585,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     over: dict[str, Any] = {last: value}
     for group in reversed(groups):
         over = {group: over}
-    merged = _merge(tree, over)
-    tree.clear()
-    tree.update(merged)
+    return over
 
 
 def _sentence(error: ValidationError, source: str, model: type[Options]) -> str:
@@ -564,7 +605,12 @@ def _sentence(error: ValidationError, source: str, model: type[Options]) -> str:
     if first["type"].startswith("union_tag"):
         got = first["input"].get("kind") if isinstance(first["input"], dict) else first["input"]
         return f"{source}: {where}.kind must be one of {first.get('ctx', {}).get('expected_tags', 'the known kinds')}, got {got!r}.{more}"
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, ValidationError):  # of a recipe that this one is turned into
+        return _sentence(inner, source, model)
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if isinstance(first["input"], dict):  # about a group as a whole: its options need no repeating
+        return f"{source}: {f'{where}: ' if path else ''}{message}.{more}"
     message = message[:1].lower() + message[1:]
     return f"{source}: {where} got {first['input']!r}, but {message}.{more}"
 

@@ -234,7 +234,7 @@ class VAERun:
     @property
     def has_picture(self) -> bool:
         """Whether its samples are images or points in the plane."""
-        return self.form.is_image or self.form.shape == (2,)
+        return self.form.has_picture
 
     def columns(self, labels: Labels | None = None, count: int = 64) -> int | None:
         """None: its samples have no classes."""
