@@ -69,11 +69,15 @@ def test_interval_keeps_each_rows_variance():
     torch.testing.assert_close(p.variance_fraction[:, 0], torch.tensor([-1.0, 1.0]))
 
 
-def test_float_conditions_cannot_be_dropped():
-    with pytest.raises(ValueError, match='"text" is torch.float64'):
-        sf.guide.classifier_free(mixture, 2.0)(
-            torch.zeros(1, 2), sf.Level(torch.tensor(1.0), torch.tensor(1.0)), {"text": torch.zeros(1, 4)}
-        )
+def test_conditions_of_any_dtype_are_dropped():
+    """A predictor of a number (x0 is the number, or 7 where there is none): 7 + 2 (number - 7)."""
+
+    def predict(x_t, level, cond=None):
+        number = sf.as_cond(cond)["number"]
+        return sf.Prediction.from_x0(number.value.where(number.given[:, None], 7.0), x_t, level)
+
+    p = sf.guide.classifier_free(predict, 2.0)(torch.zeros(3, 1), LEVEL, {"number": torch.tensor([[1.0], [2.0], [3.0]])})
+    torch.testing.assert_close(p.x0, torch.tensor([[-5.0], [-3.0], [-1.0]]))
 
 
 LEVEL = sf.Level(torch.tensor(0.6), torch.tensor(0.8))
@@ -81,7 +85,8 @@ LEVEL = sf.Level(torch.tensor(0.6), torch.tensor(0.8))
 
 def with_variance(x_t, level, cond=None):
     """A predictor whose place of the variance names its condition."""
-    labels = torch.full((len(x_t),), -1) if cond is None else cond["labels"]
+    one = None if cond is None else sf.as_cond(cond)["labels"]
+    labels = torch.full((len(x_t),), -1) if one is None else one.value.where(one.given, -1)
     return sf.Prediction.from_x0(x_t.sin(), x_t, level, labels[:, None].to(x_t).expand_as(x_t))
 
 
@@ -428,3 +433,83 @@ def test_a_sheet_is_about_square_with_a_class_a_column(digits, classes, count):
     assert columns % classes == 0
     assert columns == classes or 1 / 2 <= columns / (count / columns) <= 2
     assert digits.columns(list(range(classes)), count) == columns
+
+
+MEANS = torch.tensor([[2.0, 0.0], [-1.0, 1.0], [0.0, -1.5], [1.0, 1.5], [-2.0, -1.0], [0.5, 0.5]])
+SHARES = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.05, 0.25])
+COLORS, SIZES = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def log_joint(x_t, level, color, size):
+    """log p(x_t, component) of six round Gaussians of variance 0.25, each of one color and one size; -inf for others than are given."""
+    variance = (0.25 * level.alpha**2 + level.sigma**2).reshape(-1, 1)
+    squares = (x_t[:, None] - level.alpha.reshape(-1, 1, 1) * MEANS).square().sum(2)
+    joint = SHARES.log() - squares / (2 * variance) - variance.log()
+    for mine, wanted in ((COLORS, color), (SIZES, size)):
+        joint = joint.masked_fill((wanted[:, None] >= 0) & (wanted[:, None] != mine), -torch.inf)
+    return joint
+
+
+def colored(x_t, level, cond=None):
+    """The exact predictor: E[x0 | x_t] by the responsibilities of the components."""
+    cond = sf.as_cond(cond)
+    color, size = (cond[name].value.where(cond[name].given, -1) for name in ("color", "size"))
+    variance = 0.25 * level.alpha**2 + level.sigma**2
+    each = MEANS + (0.25 * level.alpha / variance)[..., None] * (x_t[:, None] - level.alpha[..., None] * MEANS)
+    x0 = (log_joint(x_t, level, color, size).softmax(1)[..., None] * each).sum(1)
+    return sf.Prediction.from_x0(x0, x_t, level)
+
+
+NESTED = [{"color": 3.0, "size": 1.5}, {"size": 1.5, "color": 3.0}, {"color": 0.0, "size": 2.0}, {"color": 2.5}, {"size": -1.0}]
+
+
+@pytest.mark.parametrize("scales", NESTED, ids=str)
+def test_a_scale_for_each_condition_tilts_the_density_one_condition_after_the_other(scales):
+    """The score of p_0 Π (p_i / p_{i-1})^s_i by autograd of the log-densities, where p_i knows the first i conditions that are named."""
+    x, color, size = torch.randn(60, 2, requires_grad=True), torch.arange(60) % 2, torch.arange(60) % 3
+    level = sf.Cosine(log_snr_max=5.0, log_snr_min=-5.0).level(torch.rand(60), like=x)
+    shown = {"color": color, "size": size} | {name: torch.full((60,), -1) for name in scales}
+
+    def log_density():
+        return (log_joint(x, level, **shown).logsumexp(1)).sum()
+
+    before = tilted = log_density()
+    for name, scale in scales.items():
+        shown[name] = {"color": color, "size": size}[name]
+        now = log_density()
+        tilted, before = tilted + scale * (now - before), now
+    (score,) = torch.autograd.grad(tilted, x)
+    p = sf.guide.classifier_free(colored, scales)(x.detach(), level, {"color": color, "size": size})
+    torch.testing.assert_close(p.score(level), score, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(level.alpha * p.x0 + level.sigma * p.eps, x.detach())
+
+
+def test_all_branches_go_in_one_call_and_scales_of_one_are_no_guidance():
+    rows, x, cond = [], torch.randn(6, 2), {"color": torch.arange(6) % 2, "size": torch.arange(6) % 3}
+
+    def counted(x_t, level, cond=None):
+        rows.append(len(x_t))
+        return colored(x_t, level, cond)
+
+    plain = sf.guide.classifier_free(counted, {"color": 1.0, "size": 1.0})(x, LEVEL, cond)
+    assert torch.equal(plain.x0, colored(x, LEVEL, cond).x0)
+    sf.guide.classifier_free(counted, {"color": 2.0, "size": 1.0})(x, LEVEL, cond)
+    assert rows == [6, 18]
+
+
+def test_one_name_is_the_plain_formula():
+    x, level, cond = torch.randn(9, 2), sf.Cosine().level(torch.rand(9), like=torch.zeros(9, 2)), {"labels": torch.arange(9) % 3}
+    one, all_ = (sf.guide.classifier_free(mixture, scale)(x, level, cond) for scale in ({"labels": 2.5}, 2.5))
+    assert torch.equal(one.eps, all_.eps)
+
+
+def test_a_scale_for_a_condition_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match='no condition "colour"; it has color, size'):
+        sf.guide.classifier_free(colored, {"colour": 2.0})(
+            torch.zeros(1, 2), LEVEL, {"color": torch.zeros(1).long(), "size": torch.zeros(1).long()}
+        )
+
+
+def test_the_oracles_know_no_condition_but_labels():
+    with pytest.raises(ValueError, match='a mixture has no condition "color"; it has labels'):
+        mixture(torch.zeros(1, 2), LEVEL, {"color": torch.zeros(1).long()})

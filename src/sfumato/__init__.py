@@ -2,7 +2,8 @@
 
 from sfumato import convert, data, doctor, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, verify
 from sfumato.classifier import Classifier
-from sfumato.denoiser import Cond, Denoiser, Predictor
+from sfumato.condition import Cond, Condition, CondLike, as_cond
+from sfumato.denoiser import Denoiser, Predictor
 from sfumato.noise import normal_like, row_generators
 from sfumato.oracle import Gaussian, GaussianMixture, LinearGaussianChain, Points
 from sfumato.prediction import (
@@ -46,6 +47,8 @@ __all__ = [
     "BoundCosts",
     "Classifier",
     "Cond",
+    "CondLike",
+    "Condition",
     "Continuous",
     "Cosine",
     "Denoiser",
@@ -70,6 +73,7 @@ __all__ = [
     "SubVP",
     "Target",
     "Tuned",
+    "as_cond",
     "bound_costs",
     "convert",
     "data",

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import likelihood
-from sfumato.denoiser import Cond, Predictor
+from sfumato.denoiser import CondLike, Predictor
 from sfumato.prediction import Prediction
 from sfumato.schedule import Discrete, Level, Schedule
 
@@ -83,7 +83,7 @@ def simple(
     x0: Float[Tensor, "b *x"],
     eps: Float[Tensor, "b *x"],
     level: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     weight: Weight = eps_weight,
 ) -> Float[Tensor, "b"]:
@@ -103,7 +103,7 @@ def vlb(
     eps: Float[Tensor, "b *x"],
     t: Level,
     s: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     steps: int,
     variance: str = "small",
@@ -138,7 +138,7 @@ def hybrid(
     eps: Float[Tensor, "b *x"],
     t: Level,
     s: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     steps: int,
     weight: Weight = eps_weight,
@@ -165,7 +165,7 @@ def vdm(
     eps: Float[Tensor, "b *x"],
     t: Float[Tensor, "b"],
     schedule: Schedule,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
 ) -> Float[Tensor, "b"]:
     """The bound's diffusion part in continuous time, ½ (-d log_snr/dt) |eps_hat - eps|², in bits/dim; t uniform in [0, 1].
 
@@ -187,7 +187,7 @@ def score_matching(
     x0: Float[Tensor, "b *x"],
     eps: Float[Tensor, "b *x"],
     level: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     weight: Callable[[Level], Tensor] | None = None,
 ) -> Float[Tensor, "b"]:
@@ -205,7 +205,7 @@ def sliced_score_matching(
     predict: Predictor,
     x_t: Float[Tensor, "b *x"],
     level: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     probe: Float[Tensor, "b *x"],
 ) -> Float[Tensor, "b"]:

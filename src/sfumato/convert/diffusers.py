@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sfumato.condition import class_labels
 from sfumato.convert.imported import as_run, knots
-from sfumato.convert.names import Names, give, read_weights, take
+from sfumato.convert.names import Names, give, label_rows, read_weights, take
 from sfumato.nets import UNet, UNetLayout
 from sfumato.nets.layers import Places, Rows
 from sfumato.nets.unet import SelfAttention
@@ -338,7 +339,7 @@ def _build(config: Mapping[str, Any], chain: Discrete) -> UNet:
     return UNet(
         _shape(config),
         _layout(config),
-        classes=config["num_class_embeds"] or 0,
+        conditions=class_labels(config["num_class_embeds"] or 0),
         out_channels=config["out_channels"],
         features=features,
         given=True,
@@ -404,7 +405,7 @@ def _blocks(config: Mapping[str, Any], name: str) -> list[tuple[bool, str]]:
 
 def _config(net: UNet, size: tuple[int, ...], chain: Discrete) -> dict[str, Any]:
     """The configuration of a network; the inverse of `_build`."""
-    layout, features, label = net.layout, net.condition.features, net.condition.label
+    layout, features, labels = net.layout, net.condition.features, label_rows(net)
     is_placed = isinstance(features, Places) and features.stride == 1 and torch.equal(features.knots, knots(chain))
     norms = {name: part.num_groups for name, part in net.named_modules() if isinstance(part, nn.GroupNorm)}
     middle = {norms.pop(name) for name in list(norms) if re.fullmatch(r"middle\.\d+\.attention\.norm", name)}
@@ -453,7 +454,7 @@ def _config(net: UNet, size: tuple[int, ...], chain: Discrete) -> dict[str, Any]
         "norm_eps": layout.eps,
         "resnet_time_scale_shift": "scale_shift" if layout.scales else "default",
         "add_attention": any(layout.middle),
-        "num_class_embeds": None if label is None else label.num_embeddings,
+        "num_class_embeds": labels or None,
         "num_train_timesteps": None if is_placed else len(chain),
     }
 

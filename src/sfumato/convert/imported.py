@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.condition import Classes
 from sfumato.data import IMAGES
 from sfumato.denoiser import Denoiser
 from sfumato.form import Form
@@ -37,7 +38,8 @@ def as_run(name: str, net: UNet, shape: tuple[int, ...], chain: Discrete, target
         training=Training(label_drop=0.0),
         sampling=sampling,
     )
-    form = Form(shape, tuple(str(i) for i in range(net.condition.classes)), IMAGES, 1.0)
+    spec = net.condition.conditions.get("labels")
+    form = Form(shape, spec.names if isinstance(spec, Classes) else (), IMAGES, 1.0)
     denoiser = Denoiser(net, target, variance="learned" if is_learned else "fixed")
     return Run(name, recipe, form, denoiser.eval().requires_grad_(False))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.data import Dataset
-from sfumato.denoiser import Cond, Denoiser, drop
+from sfumato.denoiser import CondLike, Denoiser, drop
 from sfumato.form import Form
 from sfumato.kernels import choice
 from sfumato.memory import available_memory, kept_for_gradient
@@ -116,7 +116,7 @@ class _Bench:
             device=self.device.type,
         )
 
-    def _batch(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor, Cond | None]:
+    def _batch(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor, CondLike | None]:
         """x0, eps, times and labels of a step."""
         generator = seeded(self.options.seed, step)
         rows = self.rows[torch.randint(len(self.rows), (count,), generator=generator).numpy()]

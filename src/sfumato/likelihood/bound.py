@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor
+from sfumato.denoiser import CondLike, Predictor
 from sfumato.noise import Generator, normal_like
 from sfumato.prediction import Prediction
 from sfumato.process import Normal, marginal, posterior, posterior_log_variance, reverse
@@ -86,7 +86,7 @@ def vlb(
     predict: Predictor,
     x0: Float[Tensor, "b *x"],
     levels: Sequence[Level],
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     variance: str = "small",
     width: float = 2 / 255,

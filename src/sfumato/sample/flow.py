@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor, refuse_array, refuse_cond
+from sfumato.condition import refuse_cond, take
+from sfumato.denoiser import CondLike, Predictor, refuse_array
 from sfumato.ode import State, dormand_prince, per_row
 from sfumato.schedule import Level
 
@@ -33,7 +34,7 @@ def flow(
     x: Float[Tensor, "b *x"],
     start: Level,
     end: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -91,10 +92,10 @@ def flow(
     return Flowed(out, nfe)
 
 
-def _slope(predict: Predictor, cond: Cond | None, rows: Tensor, phi: Tensor, u: State) -> State:
+def _slope(predict: Predictor, cond: CondLike | None, rows: Tensor, phi: Tensor, u: State) -> State:
     """v of these rows, each at its own level."""
     level = Level(per_row(phi.cos(), u[0]), per_row(phi.sin(), u[0]))
-    return (predict(u[0], level, None if cond is None else {name: value[rows] for name, value in cond.items()}).v(level),)
+    return (predict(u[0], level, take(cond, rows)).v(level),)
 
 
 def _where(good: Tensor, new: State, old: State) -> State:

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor, refuse_array, refuse_cond
+from sfumato.condition import refuse_cond
+from sfumato.denoiser import CondLike, Predictor, refuse_array
 from sfumato.noise import Generator
 from sfumato.prediction import Prediction
 from sfumato.schedule import Level
@@ -42,7 +43,7 @@ def sample(
     x: Float[Tensor, "b *x"],
     levels: Sequence[Level],
     step: Step,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     generator: Generator | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
@@ -76,7 +77,7 @@ def progressive(
     x: Float[Tensor, "b *x"],
     levels: Sequence[Level],
     step: Step,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     generator: Generator | None = None,
 ) -> Iterator[Moment]:
@@ -92,7 +93,7 @@ def progressive(
 
 
 def walk(
-    predict: Predictor, x: Tensor, levels: Sequence[Level], step: Step, cond: Cond | None, generator: Generator | None
+    predict: Predictor, x: Tensor, levels: Sequence[Level], step: Step, cond: CondLike | None, generator: Generator | None
 ) -> Iterator[tuple[Prediction, Tensor]]:
     """After each step: the first prediction that it asked for, and the x that it led to. Gradients are as the caller set them.
 
@@ -143,11 +144,11 @@ class _Asked:
     """A predictor with its condition, for one walk: it knows where the walk is, and keeps what a step asked first."""
 
     predict: Predictor
-    cond: Cond | None
+    cond: CondLike | None
     place: tuple[int, int, Level] | None = None
     first: Prediction | None = None
 
-    def __call__(self, x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
+    def __call__(self, x_t: Tensor, level: Level, cond: CondLike | None = None) -> Prediction:
         prediction = self.predict(x_t, level, self.cond)
         if prediction.x0.shape != x_t.shape or prediction.eps.shape != x_t.shape:
             raise ValueError(

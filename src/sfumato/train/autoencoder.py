@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfumato import latent, nets
 from sfumato.data import IMAGES, Dataset, Scaling
-from sfumato.denoiser import Cond
+from sfumato.denoiser import CondLike
 from sfumato.form import Form
 from sfumato.latent.autoencoder import Autoencoder, Features, Measured
 from sfumato.noise import row_generators
@@ -187,7 +187,7 @@ def train(
     judged = start.held_out or start.examples
     x_judged = judged.batch(np.random.default_rng(0).permutation(len(judged))[:64])[0].to(engine.device)
 
-    def cost(model: Autoencoder, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+    def cost(model: Autoencoder, x0: Tensor, eps: Tensor, t: Tensor, cond: CondLike | None) -> Tensor:
         return latent.autoencoder.loss(
             model,
             x0,

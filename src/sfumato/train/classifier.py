@@ -18,7 +18,7 @@ from torch import Tensor
 from sfumato import nets
 from sfumato.classifier import Classifier
 from sfumato.data import Dataset
-from sfumato.denoiser import Cond
+from sfumato.denoiser import CondLike
 from sfumato.form import Form
 from sfumato.noise import normal_like, seeded
 from sfumato.run import Run, folder_of, read_form
@@ -143,7 +143,7 @@ def train(
     schedule = recipe.schedule.build()
     state = TrainState.begin(model, options, recipe.times.build(schedule))
 
-    def cross_entropy(model: Classifier, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+    def cross_entropy(model: Classifier, x0: Tensor, eps: Tensor, t: Tensor, cond: CondLike | None) -> Tensor:
         level = schedule.level(t, like=x0)
         return -model(level.alpha * x0 + level.sigma * eps, level, cond)
 

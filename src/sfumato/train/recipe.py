@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sfumato import data, loss, nets, prediction, process
 from sfumato import schedule as schedules
-from sfumato.denoiser import Cond, Predictor
+from sfumato.condition import class_labels
+from sfumato.denoiser import CondLike, Predictor
 from sfumato.loss import TimeSampler, Weight
 from sfumato.sample import Spacing, Step, spacing, steps
 from sfumato.train.data_options import Data
@@ -26,7 +27,7 @@ from sfumato.train.options import MAY_CHANGE as MAY_CHANGE
 from sfumato.train.options import Options, Size, known, unknown
 
 BitsAtLevel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # times [b] and losses [b] to bits/dim for a nat of log-SNR, [b]
-BatchLoss = Callable[[Predictor, torch.Tensor, torch.Tensor, torch.Tensor, Cond | None], torch.Tensor]
+BatchLoss = Callable[[Predictor, torch.Tensor, torch.Tensor, torch.Tensor, CondLike | None], torch.Tensor]
 Model = TypeVar("Model", bound=Options)
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -41,7 +42,9 @@ class MLPNet(Options):
 
     def build(self, shape: tuple[int, ...], classes: int, out_channels: int | None = None) -> torch.nn.Module:
         """The network for data of this shape."""
-        return nets.MLP(shape, width=self.width, depth=self.depth, classes=classes, waves=self.waves, out_channels=out_channels)
+        return nets.MLP(
+            shape, width=self.width, depth=self.depth, conditions=class_labels(classes), waves=self.waves, out_channels=out_channels
+        )
 
 
 class UNetNet(Options):
@@ -67,7 +70,7 @@ class UNetNet(Options):
     def build(self, shape: tuple[int, ...], classes: int, out_channels: int | None = None) -> torch.nn.Module:
         """The network for data of this shape."""
         layout = nets.UNetLayout(**self.model_dump(exclude={"kind"}))
-        return nets.UNet(shape, layout, classes=classes, out_channels=out_channels)
+        return nets.UNet(shape, layout, conditions=class_labels(classes), out_channels=out_channels)
 
 
 class DiTNet(Options):
@@ -82,7 +85,13 @@ class DiTNet(Options):
     def build(self, shape: tuple[int, ...], classes: int, out_channels: int | None = None) -> torch.nn.Module:
         """The network for data of this shape."""
         return nets.DiT(
-            shape, patch=self.patch, width=self.width, depth=self.depth, heads=self.heads, classes=classes, out_channels=out_channels
+            shape,
+            patch=self.patch,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            conditions=class_labels(classes),
+            out_channels=out_channels,
         )
 
 
@@ -105,7 +114,7 @@ class PatchUNetNet(Options):
             depth=self.depth,
             middle=self.middle,
             heads=self.heads,
-            classes=classes,
+            conditions=class_labels(classes),
             out_channels=out_channels,
         )
 
@@ -287,7 +296,7 @@ class Objective(Options):
         chain, options = schedule, {"steps": len(schedule), "width": self.width}
         last = process.posterior_log_variance(chain.level(2 / len(chain)), chain.level(1 / len(chain)))
 
-        def bound(predict: Predictor, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, cond: Cond | None) -> torch.Tensor:
+        def bound(predict: Predictor, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, cond: CondLike | None) -> torch.Tensor:
             now, below = chain.level(t, like=x0), chain.level((t - 1 / len(chain)).clamp(min=0), like=x0)
             if self.loss == "hybrid":
                 return loss.hybrid(predict, x0, eps, now, below, cond, weight=weight, last_log_variance=last.to(x0), **options)

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 from sfumato import loss
-from sfumato.denoiser import Cond
+from sfumato.denoiser import CondLike
 from sfumato.train import checkpoint
 from sfumato.train.ema import Ema
 from sfumato.train.guard import Guard
@@ -26,7 +26,7 @@ class HasNet(Protocol):
 
 
 M = TypeVar("M", bound=HasNet)
-Objective = Callable[[M, Tensor, Tensor, Tensor, Cond | None], Tensor]  # (model, x0, eps, t, cond) to one loss an example
+Objective = Callable[[M, Tensor, Tensor, Tensor, CondLike | None], Tensor]  # (model, x0, eps, t, cond) to one loss an example
 
 
 @dataclass

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import loss
+from sfumato import condition, loss
 from sfumato.data import Dataset
-from sfumato.denoiser import drop
 from sfumato.kernels import choice
 from sfumato.memory import available_memory, halving, kept_for_gradient
 from sfumato.noise import seeded
@@ -69,7 +68,7 @@ class TrainStep(Generic[M]):
         x0, labels = self.examples.batch(rows[mine])
         if self.can_flip:
             x0 = torch.where(flipped[mine].reshape(-1, 1, 1, 1), x0.flip(-1), x0)
-        cond = None if labels is None else drop({"labels": labels}, dropped[mine])
+        cond = None if labels is None else condition.drop({"labels": labels}, dropped[mine])
         eps = _noise(x0, mine, count, lambda block: seeded(self.options.seed, NOISE, number, block))
         if self.worker is not self.state.model:
             for worker, master in zip(self.workers, self.masters, strict=True):
@@ -77,7 +76,7 @@ class TrainStep(Generic[M]):
         weights = self.times.weight(t).to(x0) if isinstance(self.times, loss.AdaptiveTimes) else torch.ones(())
 
         def each(part: slice) -> Tensor:
-            part_cond = None if cond is None else {name: value[part].to(device) for name, value in cond.items()}
+            part_cond = condition.to(condition.take(cond, part), device)
             return self.objective(self.worker, x0[part].to(device), eps[part].to(device), t[mine][part].to(device), part_cond)
 
         def gradients(size: int) -> Tensor:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sfumato import latent, nets
-from sfumato.denoiser import Cond
+from sfumato.denoiser import CondLike
 from sfumato.form import Form
 from sfumato.latent.likelihood import on_grid
 from sfumato.memory import by_parts
@@ -347,7 +347,7 @@ def train(
     with torch.no_grad():  # what does not fit is refused before anything is written
         model.likelihood.log_prob(model.decode(model.encode(x_judged)), x_judged)
 
-    def cost(model: latent.VAE | latent.LadderVAE, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+    def cost(model: latent.VAE | latent.LadderVAE, x0: Tensor, eps: Tensor, t: Tensor, cond: CondLike | None) -> Tensor:
         generators = [torch.Generator().manual_seed(int(seed)) for seed in t]
         warm = min(1.0, (state.step + 1) / goal.warmup) if goal.warmup else 1.0
         return latent.loss(model.trace(x0, generators), dims, beta=goal.beta * warm, free_nats=goal.free_nats)

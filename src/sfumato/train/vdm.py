@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sfumato import latent, loss, nets
-from sfumato.denoiser import Cond, Denoiser
+from sfumato.denoiser import CondLike, Denoiser
 from sfumato.form import Form
 from sfumato.noise import seeded
 from sfumato.run import Run, folder_of, read_form, read_tuned
@@ -157,7 +157,7 @@ def train(
     refuse_other_values(x_judged, recipe.model.values, "model.values")
     x_judged, cond = x_judged.to(engine.device), None if labels is None else {"labels": labels.to(engine.device)}
 
-    def bound(model: latent.VDM, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+    def bound(model: latent.VDM, x0: Tensor, eps: Tensor, t: Tensor, cond: CondLike | None) -> Tensor:
         return model.loss(x0, eps, t, cond)
 
     def measure() -> dict[str, float]:

@@ -1,0 +1,499 @@
+"""What is known of each example, under one name each: its class, numbers, a map, a sequence, tokens.
+
+Inside the library every condition is a `Condition`: values, and which rows have one. Public calls also take plain tensors and arrays, which
+`as_cond` reads: a class of -1 is not given. A condition that is not given, or dropped, keeps its value, which nothing may read: where
+`given` is False it can be anything, NaN too.
+
+A `ConditionSpec` says what a condition can be. Networks are built for a mapping from name to spec.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any, ClassVar, SupportsIndex, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of b examples.
+
+    Args:
+        value: int64 [b] classes, [b, d] numbers, [b, c, *space] a map, [b, n, d] a sequence, int64 [b, n] tokens.
+        given: which rows have a value; False for those that were dropped, too.
+        mask: which places of a sequence hold something; None for all.
+    """
+
+    value: Shaped[Tensor, "b *rest"]
+    given: Bool[Tensor, "rows"]
+    mask: Bool[Tensor, "rows n"] | None = None
+
+    def __len__(self) -> int:
+        """How many examples."""
+        return len(self.value)
+
+    def __getitem__(self, rows: SupportsIndex | slice | Tensor) -> "Condition":
+        """These rows: a number (one row stays one row), a slice, a mask, or a tensor of numbers.
+
+        Raises:
+            IndexError: a number beyond the last row.
+        """
+        if isinstance(rows, SupportsIndex) and not isinstance(rows, Tensor):
+            row = range(len(self))[rows]
+            rows = slice(row, row + 1)
+        return Condition(self.value[rows], self.given[rows], None if self.mask is None else self.mask[rows])
+
+    def to(self, device: torch.device | str) -> "Condition":
+        """On this device."""
+        return Condition(self.value.to(device), self.given.to(device), None if self.mask is None else self.mask.to(device))
+
+
+torch.export.register_dataclass(Condition, serialized_type_name="sfumato.Condition")
+
+Cond = Mapping[str, Condition]
+CondLike = Mapping[str, Condition | Tensor | np.ndarray]  # what public calls take
+
+
+def as_cond(given: CondLike | None) -> dict[str, Condition] | None:
+    """Conditions of plain tensors and arrays; a `Condition` stays what it is. Waits for no device.
+
+    Integers [b] are classes, given where they are not negative. Anything else is given in every row.
+
+    Raises:
+        ValueError: a single number in place of one row an example, or (on a CPU) a class below -1.
+    """
+    return None if given is None else {name: _as_condition(name, value) for name, value in given.items()}
+
+
+def drop(cond: CondLike | None, rows: Bool[Tensor, "b"] | bool = True, names: Collection[str] | None = None) -> dict[str, Condition] | None:
+    """The conditions with the chosen rows (or all) marked as not given; their values stay.
+
+    Args:
+        cond: the conditions.
+        rows: which rows.
+        names: which conditions; all where not given.
+
+    Raises:
+        ValueError: a name that is not among the conditions.
+    """
+    if (cond := as_cond(cond)) is None:
+        return None
+    if names is not None:
+        refuse_unknown(names, cond, "what is given")
+    return {name: _dropped(one, rows) if names is None or name in names else one for name, one in cond.items()}
+
+
+def take(cond: CondLike | None, rows: slice | Tensor) -> dict[str, Condition] | None:
+    """The conditions of some rows: a slice, a mask, or a tensor of numbers."""
+    return None if (cond := as_cond(cond)) is None else {name: one[rows] for name, one in cond.items()}
+
+
+def cat(*parts: CondLike) -> dict[str, Condition]:
+    """The rows of several sets of conditions, one after the other.
+
+    Raises:
+        ValueError: sets with different names.
+    """
+    first, *others = every = [as_cond(part) or {} for part in parts]
+    for other in others:
+        if other.keys() != first.keys():
+            raise ValueError(f"only conditions of the same names can be joined, got {sorted(first)} and {sorted(other)}.")
+    return {name: _joined([one[name] for one in every]) for name in first}
+
+
+def spread(cond: CondLike, count: int) -> dict[str, Condition]:
+    """The conditions of so many examples, of one row for all of them or one for each."""
+    return {name: one if len(one) == count else one[torch.zeros(count, dtype=torch.long)] for name, one in (as_cond(cond) or {}).items()}
+
+
+def class_of(cond: CondLike | None, what: str) -> Int[Tensor, "b"] | None:
+    """The classes under "labels", -1 where not given; None without conditions.
+
+    Raises:
+        ValueError: conditions of other names.
+    """
+    if (cond := as_cond(cond)) is None:
+        return None
+    refuse_unknown(cond, ("labels",), what)
+    return cond["labels"].value.where(cond["labels"].given, -1) if cond else None
+
+
+def to(cond: CondLike | None, device: torch.device | str) -> dict[str, Condition] | None:
+    """The conditions on this device."""
+    return None if (cond := as_cond(cond)) is None else {name: one.to(device) for name, one in cond.items()}
+
+
+def refuse_unknown(names: Collection[str], known: Collection[str], what: str) -> None:
+    """Refuses names of conditions that are not known.
+
+    Raises:
+        ValueError: the first of them, and what is known.
+    """
+    for name in names:
+        if name not in known:
+            raise ValueError(f'{what} has no condition "{name}"; {_listed(known, "it has")}.')
+
+
+def refuse_cond(cond: CondLike | None, rows: int) -> None:
+    """Refuses conditions that are not tensors or arrays with one row an example, by name, and labels that are not one integer an example.
+
+    Types and shapes alone: no value is read, so no device is waited for.
+
+    Raises:
+        ValueError: another type, shape or dtype.
+    """
+    if cond is None:
+        return
+    if not isinstance(cond, Mapping):
+        raise ValueError(f'conditions are tensors by name, as in {{"labels": torch.tensor([3, 5])}}, got {type(cond).__name__}.')
+    for name, given in cond.items():
+        value = given.value if isinstance(given, Condition) else given
+        if not isinstance(value, Tensor | np.ndarray):
+            raise ValueError(f'cond["{name}"] must be a torch tensor with one row an example, got {type(value).__name__}.')
+        if name == "labels" and (value.ndim != 1 or not _is_integer(torch.as_tensor(value))):
+            raise ValueError(f"labels must be integers of shape [{rows}], one an example, got {value.dtype} of shape {tuple(value.shape)}.")
+        if value.ndim == 0 or len(value) != rows:
+            raise ValueError(f'cond["{name}"] must have one row an example, {rows}, got shape {tuple(value.shape)}.')
+
+
+def _as_condition(name: str, value: Condition | Tensor | np.ndarray) -> Condition:
+    if isinstance(value, Condition):
+        if value.given.shape != value.value.shape[:1]:
+            raise ValueError(f'"{name}" has {len(value)} rows, and says of {list(value.given.shape)} whether they are given.')
+        return value
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value.astype(np.int64) if value.dtype.kind in "iu" else np.array(value))
+    if value.ndim == 0:
+        raise ValueError(f'"{name}" must have one row an example, got a single number; for one example, take a tensor of one row.')
+    if value.ndim > 1 or not _is_integer(value):
+        return Condition(value, torch.ones(len(value), dtype=torch.bool, device=value.device))
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and bool((value < -1).any()):
+        raise ValueError(f"{name} must be classes, counted from 0 (or -1 for none), got {value.min()}.")
+    return Condition(value.long(), value >= 0)
+
+
+def _dropped(one: Condition, rows: Tensor | bool) -> Condition:
+    if isinstance(rows, bool):
+        return replace(one, given=torch.zeros_like(one.given)) if rows else one
+    return replace(one, given=one.given & ~rows.to(one.given.device))
+
+
+def _joined(parts: list[Condition]) -> Condition:
+    mask = None
+    if any(one.mask is not None for one in parts):
+        mask = torch.cat([one.given.new_ones(one.value.shape[:2]) if one.mask is None else one.mask for one in parts])
+    return Condition(torch.cat([one.value for one in parts]), torch.cat([one.given for one in parts]), mask)
+
+
+def _is_integer(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+
+
+@dataclass(frozen=True)
+class ConditionSpec(ABC):
+    """What a condition can be: its kind, its size, and how it is read from a text."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def read(self, text: str) -> Tensor:
+        """One row or several of it from what stands after `--cond name=`.
+
+        Raises:
+            ValueError: a text that is not one, in one sentence.
+        """
+
+    @abstractmethod
+    def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
+        """Holds values, where they are given, to what they can be. Waits for the device.
+
+        Raises:
+            ValueError: another dtype or shape, values out of range, NaN or infinity.
+        """
+
+    @final
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {"kind": self.kind} | {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @final
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> "ConditionSpec":
+        """From `to_json`, of any kind.
+
+        Raises:
+            ValueError: an unknown kind, or other options than it has.
+        """
+        kind, options = KINDS.get(record.get("kind", "")), {name: value for name, value in record.items() if name != "kind"}
+        if kind is None:
+            raise ValueError(f"{record.get('kind')!r} is no kind of condition; there are {', '.join(KINDS)}.")
+        if unknown := sorted(options.keys() - {one.name for one in fields(kind)}):
+            raise ValueError(f"a condition of kind {kind.kind} has no {unknown[0]}.")
+        try:
+            return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+        except TypeError:
+            needed = ", ".join(one.name for one in fields(kind))
+            raise ValueError(f"a condition of kind {kind.kind} is made of {needed}, got {options}.") from None
+
+    @final
+    def fingerprint(self) -> str:
+        """The same for equal specs, different for others."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+@final
+@dataclass(frozen=True)
+class Classes(ConditionSpec):
+    """One of these classes: int64 [b], 0 … len(names) - 1.
+
+    Raises:
+        ValueError: no names, or a name twice.
+    """
+
+    names: tuple[str, ...]
+    kind: ClassVar[str] = "classes"
+
+    def __post_init__(self) -> None:
+        """Refuses what names nothing."""
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"classes need names that differ, one at least, got {list(self.names)}.")
+
+    def __len__(self) -> int:
+        """How many classes."""
+        return len(self.names)
+
+    def read(self, text: str) -> Tensor:
+        """Names or numbers of classes joined by commas, "none" for not given: int64 [count], -1 for none."""
+        parts = [text] if text in self.names else [part.strip() for part in text.split(",")]
+        return torch.tensor([self._read(part) for part in parts])
+
+    def _read(self, part: str) -> int:
+        if part in self.names:
+            return self.names.index(part)
+        if part in ("none", "-1"):
+            return -1
+        if part.isascii() and part.isdecimal() and int(part) < len(self):
+            return int(part)
+        raise ValueError(f'"{part}" is no class; {_listed(self.names, "there are")}, or their numbers 0 … {len(self) - 1}, or none.')
+
+    def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
+        """Holds them to integers [b] in 0 … len(names) - 1, -1 for none."""
+        one = _as_condition(name, value)
+        if not _is_integer(one.value) or one.value.ndim != 1:
+            raise ValueError(f'"{name}" must be integers [b], a class for each example, got {shape_of(one.value)}.')
+        _in_range(one.value[one.given], len(self), name, " (or be -1 for none)")
+
+
+@final
+@dataclass(frozen=True)
+class Numbers(ConditionSpec):
+    """Real numbers: [b, size]. Networks see (number - shift) / scale, which should be about as large as a standard normal number.
+
+    Args:
+        size: how many.
+        names: of each; none where they have no names.
+        shift: of each number; 0 where not given.
+        scale: of each number, positive; 1 where not given.
+
+    Raises:
+        ValueError: a size below 1, names, shifts or scales that are not one a number, scales that are not positive.
+    """
+
+    size: int
+    names: tuple[str, ...] = ()
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    kind: ClassVar[str] = "numbers"
+
+    def __post_init__(self) -> None:
+        """Refuses what does not fit together."""
+        _positive(self.size, "the size of numbers")
+        for what in ("names", "shift", "scale"):
+            if len(getattr(self, what)) not in (0, self.size):
+                raise ValueError(f"{what} must have one entry for each of {self.size} numbers, got {len(getattr(self, what))}.")
+        if not all(isfinite(number) for number in self.shift) or not all(isfinite(number) and number > 0 for number in self.scale):
+            raise ValueError(f"shifts must be finite and scales positive, got {list(self.shift)} and {list(self.scale)}.")
+
+    def read(self, text: str) -> Tensor:
+        """Numbers joined by commas, `size` for each row: float32 [count, size]."""
+        try:
+            numbers = [float(part) for part in text.split(",")]
+        except ValueError:
+            raise ValueError(f'"{text}" is not {self._wanted()}.') from None
+        if len(numbers) % self.size or not all(map(isfinite, numbers)):
+            raise ValueError(f'"{text}" is not {self._wanted()}.')
+        return torch.tensor(numbers, dtype=torch.float32).reshape(-1, self.size)
+
+    def _wanted(self) -> str:
+        count = "a number" if self.size == 1 else f"{self.size} numbers joined by commas"
+        return count + (f" ({', '.join(self.names)})" if self.names else "")
+
+    def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
+        """Holds them to finite floats [b, size]."""
+        one = _as_condition(name, value)
+        if not one.value.is_floating_point() or one.value.shape[1:] != (self.size,):
+            raise ValueError(f'"{name}" must be floats [b, {self.size}], got {shape_of(one.value)}.')
+        _finite(one, name)
+
+
+@final
+@dataclass(frozen=True)
+class Map(ConditionSpec):
+    """A picture or signal beside x, of its size or another: [b, channels, *space], about in [-1, 1].
+
+    Args:
+        channels: how many.
+        shift: of the bytes of a picture file, whose values are (byte - shift) / scale.
+        scale: of the bytes of a picture file.
+
+    Raises:
+        ValueError: fewer than one channel, a scale that is not positive.
+    """
+
+    channels: int
+    shift: float = 127.5
+    scale: float = 127.5
+    kind: ClassVar[str] = "map"
+
+    def __post_init__(self) -> None:
+        """Refuses what is no map."""
+        _positive(self.channels, "the channels of a map")
+        if not isfinite(self.shift) or not (isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"the shift of a map must be finite and its scale positive, got {self.shift} and {self.scale}.")
+
+    def read(self, text: str) -> Tensor:
+        """A picture file: float32 [1, channels, height, width]."""
+        from PIL import Image, UnidentifiedImageError
+
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(self.channels)
+        if mode is None:
+            raise ValueError(f"a map of {self.channels} channels cannot be read from a picture, which has 1, 3 or 4; pass it from Python.")
+        try:
+            with Image.open(Path(text)) as picture:
+                pixels = np.array(picture.convert(mode), dtype=np.float32)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            why = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read as a picture"
+            raise ValueError(f'a map is a picture file, got "{text}": {why}.') from None
+        return (torch.from_numpy(pixels).reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1)[None] - self.shift) / self.scale
+
+    def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
+        """Holds it to finite floats [b, channels, *space]."""
+        one = _as_condition(name, value)
+        if not one.value.is_floating_point() or one.value.ndim < 3 or one.value.shape[1] != self.channels or not all(one.value.shape[2:]):
+            raise ValueError(f'"{name}" must be floats [b, {self.channels}, …] with at least one axis of space, got {shape_of(one.value)}.')
+        _finite(one, name)
+
+
+@final
+@dataclass(frozen=True)
+class Sequence(ConditionSpec):
+    """Vectors in order: [b, n, size] with n up to `length`, and a mask of the places that hold one.
+
+    Raises:
+        ValueError: a length or size below 1.
+    """
+
+    length: int
+    size: int
+    kind: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        """Refuses what is empty."""
+        _positive(self.length, "the length of a sequence")
+        _positive(self.size, "the size of a sequence")
+
+    def read(self, text: str) -> Tensor:
+        """Not yet."""
+        raise ValueError("sequences cannot be given as text yet; they come with models of text. Pass them from Python.")
+
+    def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
+        """Holds them to finite floats [b, n, size]; places outside the mask can be anything."""
+        one = _as_condition(name, value)
+        if not one.value.is_floating_point() or one.value.ndim != 3 or one.value.shape[2] != self.size or one.value.shape[1] > self.length:
+            raise ValueError(f'"{name}" must be floats [b, n, {self.size}] with n up to {self.length}, got {shape_of(one.value)}.')
+        _mask_fits(one, name)
+        _finite(one, name)
+
+
+@final
+@dataclass(frozen=True)
+class Tokens(ConditionSpec):
+    """Entries of a vocabulary in order: int64 [b, n] with n up to `length`, and a mask of the places that hold one.
+
+    Raises:
+        ValueError: a length or vocabulary below 1.
+    """
+
+    length: int
+    vocabulary: int
+    kind: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        """Refuses what is empty."""
+        _positive(self.length, "the length of tokens")
+        _positive(self.vocabulary, "the vocabulary of tokens")
+
+    def read(self, text: str) -> Tensor:
+        """Not yet."""
+        raise ValueError("tokens cannot be given as text yet; they come with models of text. Pass their numbers from Python.")
+
+    def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
+        """Holds them to integers [b, n] in 0 … vocabulary - 1; places outside the mask can be anything."""
+        one = _as_condition(name, value)
+        if not _is_integer(one.value) or one.value.ndim != 2 or one.value.shape[1] > self.length:
+            raise ValueError(f'"{name}" must be integers [b, n] with n up to {self.length}, got {shape_of(one.value)}.')
+        _mask_fits(one, name)
+        _in_range(_seen(one), self.vocabulary, name)
+
+
+KINDS: dict[str, type[ConditionSpec]] = {spec.kind: spec for spec in (Classes, Numbers, Map, Sequence, Tokens)}
+
+
+def class_labels(count: int) -> dict[str, ConditionSpec]:
+    """The one condition "labels" of a number of classes without names; none of 0."""
+    return {"labels": Classes(tuple(map(str, range(count))))} if count else {}
+
+
+def _seen(one: Condition) -> Tensor:
+    """The values that are given, without the places outside the mask."""
+    return one.value[one.given] if one.mask is None else one.value[one.given][one.mask[one.given]]
+
+
+def _in_range(values: Tensor, count: int, name: str, unless: str = "") -> None:
+    if values.numel() and bool(((values < 0) | (values >= count)).any()):
+        raise ValueError(f"{name} must lie in 0 … {count - 1}{unless}, got {values.min()} to {values.max()}.")
+
+
+def _finite(one: Condition, name: str) -> None:
+    bad = int((~_seen(one).isfinite()).sum())
+    if bad:
+        raise ValueError(f'"{name}" must be finite where it is given, got {bad} entries with NaN or infinity.')
+
+
+def _mask_fits(one: Condition, name: str) -> None:
+    if one.mask is not None and one.mask.shape != one.value.shape[:2]:
+        raise ValueError(f'the mask of "{name}" must be {list(one.value.shape[:2])} like its places, got {list(one.mask.shape)}.')
+
+
+def _positive(number: int, what: str) -> None:
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1, got {number}.")
+
+
+def shape_of(value: Tensor) -> str:
+    """Dtype and shape, for sentences."""
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+
+
+def _listed(names: Collection[str], before: str) -> str:
+    """The first few names."""
+    shown = ", ".join(list(names)[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{before} {shown or 'none'}"
