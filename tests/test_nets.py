@@ -1,5 +1,7 @@
 """Networks as functions: any size, rows apart, labels that matter and labels that are not given."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -206,7 +208,7 @@ def conditioned(name: str, *, backwards: bool = False) -> tuple[nn.Module, torch
     torch.manual_seed(1)
     specs = NO_MAPS if name == "mlp" else ALL
     net = make(dict(reversed(specs.items())) if backwards else specs)
-    for key, parameter in sorted(net.named_parameters()):
+    for parameter in net.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.3)
     values = {
@@ -322,57 +324,82 @@ def test_conditions_that_begin_at_zero_change_nothing_and_learn(name):
         assert (net(x, log_snr, cond) - net(x, log_snr, drop(cond, names=[key]))).abs().max() > 1e-4, key
 
 
-@every_conditioned
-def test_a_network_learns_what_each_condition_says(name):
-    """y is the sum of a class's sign, a number and a map (its mean for points), each of variance 1: without one of them at least 1 is left.
+LEARNERS = {
+    "mlp": (sf.nets.MLP, {"width": 32, "depth": 1, "waves": 0}, (2,)),
+    "unet": (sf.nets.UNet, {"layout": Layout(channels=(16,), attention=(False,), blocks=1, middle=(), groups=4)}, (1, 4, 4)),
+    "dit": (sf.nets.DiT, {"patch": 2, "width": 32, "depth": 1, "heads": 2}, (1, 4, 4)),
+    "patch-unet": (sf.nets.PatchUNet, {"widths": (16, 16), "depth": 1, "middle": "c", "heads": 2}, (1, 4, 4)),
+}
 
-    What is left after a few steps is less than half of that, on examples that were not seen.
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_network_learns_what_each_condition_says(name):
+    """y is the sum of a class's sign, a number and (of images) a map, each of variance 1: without one of them at least 1 is left.
+
+    After a few steps less than half of that is left, on examples that were not seen.
     """
-    make, shape = CONDITIONED[name]
-    specs = {"color": Classes(("+", "-")), "size": Numbers(1), "outline": Map(1)}
-    net = make({key: spec for key, spec in specs.items() if not (name == "mlp" and key == "outline")})
+    torch.set_default_dtype(torch.float32)
+    make, options, shape = LEARNERS[name]
+    specs = {"color": Classes(("+", "-")), "size": Numbers(1)} | ({"outline": Map(1)} if len(shape) > 1 else {})
+    net = make(shape, conditions=specs, **options)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
 
     def error(count: int) -> torch.Tensor:
         sign, number, shown = torch.randint(0, 2, (count,)), torch.randn(count, 1), torch.randn(count, 1, *shape[1:])
-        row = ((2 * sign - 1)[:, None] + number).reshape(count, *(1,) * len(shape))
-        cond = {"color": sign, "size": number} | ({} if name == "mlp" else {"outline": shown})
-        y = net(torch.zeros(count, *shape), torch.zeros(count), cond)
-        return (y - row - (0 if name == "mlp" else shown)).square().mean()
+        wanted = ((1 - 2 * sign)[:, None] + number).reshape(count, *(1,) * len(shape)) + (shown if "outline" in specs else 0)
+        values = {"color": sign, "size": number, "outline": shown}
+        y = net(torch.zeros(count, *shape), torch.zeros(count), {key: values[key] for key in specs})
+        return (y - wanted).square().mean()
 
-    for _ in range(250):
+    for _ in range(80):
         optimizer.zero_grad()
-        error(32).backward()
+        error(64).backward()
         optimizer.step()
     with torch.no_grad():
-        assert error(256) < 0.5
+        assert error(512) < 0.5
 
 
 def test_weights_keep_the_names_that_checkpoints_have():
-    """With labels alone nothing is called otherwise than before there were other conditions; names with dots and of methods have a place."""
+    """With labels alone nothing is called otherwise than before there were other conditions; a name may be anything."""
     labels = [key for key in sf.nets.MLP((2,), conditions=LABELS).state_dict() if key.startswith("condition")]
     assert labels == [*(f"condition.level.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")), "condition.label.weight"]
     parts = {key.split(".")[1] for key in conditioned("unet-2d")[0].state_dict() if key.startswith("condition")}
     assert parts == {"level", "on_color", "on_size%2Ex", "on_outline", "on_type"}
 
 
-@every_conditioned
-def test_conditions_go_through_the_compiler_in_one_graph(name):
-    net, x, log_snr, cond = conditioned(name)
-    denoiser, level = sf.Denoiser(net), sf.Cosine().level(torch.rand(4), like=x)
+COMPILED = """
+import torch, sfumato as sf
+from sfumato.condition import Classes, Map, Numbers, as_cond
+specs = {"color": Classes(("a", "b")), "size": Numbers(1), "outline": Map(1)}
+cond = {"color": torch.tensor([0, -1]), "size": torch.randn(2, 1), "outline": torch.randn(2, 1, 4, 4)}
+x, level = torch.randn(2, 1, 8, 8), sf.Cosine().level(torch.tensor(0.5))
+nets = [
+    sf.nets.DiT((1, 8, 8), width=16, depth=1, heads=2, conditions=specs),
+    sf.nets.UNet((1, 8, 8), sf.nets.UNetLayout(channels=(16,), attention=(True,), blocks=1, middle=()), conditions=specs),
+    sf.nets.PatchUNet((1, 8, 8), widths=(8, 16), depth=1, heads=2, conditions=specs),
+]
+for net in nets:
+    denoiser = sf.Denoiser(net)
     compiled = torch.compile(denoiser, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x, level, cond).x0, denoiser(x, level, cond).x0)
-    plain = {key: one.value for key, one in cond.items()}
-    torch.testing.assert_close(compiled(x, level, plain).x0, denoiser(x, level, cond).x0)
+    for given in (cond, as_cond(cond)):
+        torch.testing.assert_close(compiled(x, level, given).x0, denoiser(x, level, given).x0)
+"""
 
 
-def test_a_class_that_must_be_given_is_asked_for():
+@pytest.mark.slow
+def test_conditions_go_through_the_compiler_in_one_graph():
+    """In a process of its own, where shapes are not checked: the compiler does not know beartype."""
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=120)
+
+
+def test_a_class_that_must_be_given_is_asked_for(monkeypatch):
     net = sf.nets.UNet((1, 8), Layout(**SMALL), conditions=LABELS, given=True)
     x, log_snr = torch.randn(2, 1, 8), torch.zeros(2)
     for cond in (None, {}, {"labels": torch.tensor([0, -1])}):
         with pytest.raises(ValueError, match="never trained without a label"):
             net(x, log_snr, cond)
-    unseen = torch.compile(net.condition, backend="eager")(log_snr, {"labels": torch.tensor([0, -1])})
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # where values are not looked at
+    unseen = net.condition(log_snr, {"labels": torch.tensor([0, -1])})
     assert unseen.isnan().all(1).tolist() == [False, True]
 
 
@@ -404,12 +431,12 @@ def test_a_condition_that_a_network_cannot_take_is_refused(make, sentence):
     ("wrong", "sentence"),
     [
         ({"colour": torch.zeros(4)}, 'this network has no condition "colour"; it has color, outline, size.x, type'),
-        ({"color": torch.zeros(4)}, r'"color" must be integers \[b\], a class for each example, got float64 \[4\]'),
+        ({"color": torch.zeros(4)}, r'"color" must be integers \[b\], a class for each example, got float32 \[4\]'),
         ({"color": torch.tensor([0, 1, 2, 3])}, r"color must lie in 0 … 2 \(or be -1 for none\), got 0 to 3"),
-        ({"size.x": torch.zeros(4, 3)}, r'"size.x" must be floats \[b, 2\], got float64 \[4, 3\]'),
+        ({"size.x": torch.zeros(4, 3)}, r'"size.x" must be floats \[b, 2\], got float32 \[4, 3\]'),
         ({"size.x": torch.zeros(4, 2, dtype=torch.long)}, "got int64"),
-        ({"outline": torch.zeros(4, 1, 9, 6)}, r'"outline" must be floats \[b, 2, …, …\], got float64 \[4, 1, 9, 6\]'),
-        ({"outline": torch.zeros(4, 2, 9)}, r"got float64 \[4, 2, 9\]"),
+        ({"outline": torch.zeros(4, 1, 9, 6)}, r'"outline" must be floats \[b, 2, …, …\], got float32 \[4, 1, 9, 6\]'),
+        ({"outline": torch.zeros(4, 2, 9)}, r"got float32 \[4, 2, 9\]"),
     ],
 )
 def test_values_of_another_form_are_refused(wrong, sentence):

@@ -70,7 +70,8 @@ class Conditioner(nn.Module):
         refuse_unknown(known, self.conditions, "this network")
         vector = self.level(self.features(log_snr).to(next(self.level.parameters()).dtype))
         for name in self.conditions:
-            if not isinstance(part := self.part(name), MapStem):
+            part = self.part(name)
+            if not isinstance(part, MapStem):
                 vector = vector + part(known.get(name), len(log_snr))
         return nn.functional.silu(vector)
 
@@ -80,9 +81,12 @@ class Conditioner(nn.Module):
         Raises:
             ValueError: a map of another number of channels or axes.
         """
-        parts = [(name, part) for name in self.conditions if isinstance(part := self.part(name), MapStem)]
-        known = (as_cond(cond) or {}) if parts else {}
-        return [(part.stem, part(known.get(name), x)) for name, part in parts]
+        known, found = as_cond(cond) or {}, []
+        for name in self.conditions:
+            part = self.part(name)
+            if isinstance(part, MapStem):
+                found.append((part.stem, part(known.get(name), x)))
+        return found
 
     def part(self, name: str) -> "ClassEmbedding | NumberEmbedding | MapStem":
         """The weights of one condition."""
