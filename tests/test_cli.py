@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,19 +111,22 @@ BAD = {
     "unknown model": (["sample", "zoo:fashio", "--out", "s.npz"], 2, "the zoo holds"),
     "no run folder": (["sample", "nowhere", "--out", "s.npz"], 2, "is no run folder"),
     "label out of range": (["sample", "RUN", "--labels", "10", "--out", "s.npz"], 2, "label 10 is out of range"),
-    "labels that are names": (["sample", "RUN", "--labels", "cat", "--out", "s.npz"], 2, "--labels takes class numbers"),
+    "no class of this name": (["sample", "RUN", "--labels", "cat", "--out", "s.npz"], 2, 'there is no class "cat"; the classes are 0, 1'),
+    "misspelt class": (["sample", "zoo:fashion", "--labels", "sneeker", "--out", "s.npz"], 2, 'no class "sneeker"; did you mean sneaker?'),
+    "a label below none": (["sample", "RUN", "--labels", "-2", "--out", "s.npz"], 2, "label -2 is out of range"),
+    "labels with a gap": (["sample", "RUN", "--labels", "3,,5", "--out", "s.npz"], 2, "--labels takes numbers or names of classes"),
     "sampling in no steps": (["sample", "RUN", "--steps", "0", "--out", "s.npz"], 2, "steps must be at least 1"),
     "no samples": (["sample", "RUN", "--count", "0", "--out", "s.npz"], 2, "--count must be at least 1"),
     "no batch": (["sample", "RUN", "--batch", "0", "--out", "s.npz"], 2, "--batch must be at least 1"),
     "negative guidance": (["sample", "RUN", "--guidance", "-1", "--out", "s.npz"], 2, "guidance must be at least 0"),
     "unknown sampler": (["sample", "RUN", "--sampler", "euler-b", "--out", "s.npz"], 2, "the samplers are"),
-    "unknown suffix": (["sample", "RUN", "--out", "s.jpeg"], 2, "samples are written as"),
+    "unknown suffix": (["sample", "RUN", "--out", "s.webp"], 2, "samples are written as"),
     "forward as a sheet": (["sample", "RUN", "--forward", "--out", "s.png"], 2, "must end in .gif"),
     "negative seed": (["sample", "RUN", "--seed", "-1", "--out", "s.npz"], 2, "--seed must be at least 0"),
     "unwritable path": (["sample", "RUN", "--out", "file/s.npz"], 1, "file"),
     "a picture in a folder's place": (["sample", "RUN", "--out", "photos"], 2, "is not empty"),
     "a file in a folder's place": (["sample", "RUN", "--out", "empty.npz"], 2, "empty.npz is a folder"),
-    "no labels": (["sample", "RUN", "--labels", "", "--out", "s.npz"], 2, "--labels takes class numbers"),
+    "no labels": (["sample", "RUN", "--labels", "", "--out", "s.npz"], 2, "--labels takes numbers or names of classes"),
     "bad path and bad label": (["sample", "RUN", "--labels", "10", "--out", "deep/er/s.npz"], 2, "label 10 is out of range"),
     "infinite guidance": (["sample", "RUN", "--guidance", "nan", "--out", "s.npz"], 2, "guidance must be at least 0"),
     "no zoo name": (["sample", "zoo:", "--out", "s.npz"], 2, "there is no zoo:"),
@@ -186,8 +190,10 @@ def test_train_writes_plain_lines_and_resume_finds_nothing_to_do(here, capsys):
     code, out, _ = call("train", "tiny.yaml", "--out", "run", "--resume", capsys=capsys)
     assert code == 0
     assert "after step 4 of 4" in out
-    code, _, err = call("train", "tiny.yaml", "--out", "run", "--resume", "--steps", "5", capsys=capsys)
-    assert (code, "training.steps: 4 → 5" in err) == (2, True)
+    code, _, err = call("train", "tiny.yaml", "--out", "run", "--resume", "--steps", "3", capsys=capsys)
+    assert (code, "can be made longer, not shorter; got 3" in err) == (2, True)
+    code, out, _ = call("train", "tiny.yaml", "--out", "run", "--resume", "--steps", "6", capsys=capsys)
+    assert (code, "goes on from step 4 to 6, in place of 4" in out, "training 6/6, loss" in out) == (0, True, True)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
@@ -215,12 +221,80 @@ def test_every_form_of_samples(run, here, capsys):
         extra = ["--forward"] if name == "f.gif" else []
         assert call("sample", run, "--count", "20", "--labels", "3,5", "--out", name, *extra, capsys=capsys)[0] == 0
     sheet = Image.open("s.png")
-    assert sheet.width < sheet.height  # two classes, a column each
+    assert sheet.size == (4 * 9 * 7 + 7, 5 * 9 * 7 + 7)  # two classes in four columns, each of one class; pixels are enlarged by 7
     assert Image.open("s.gif").n_frames >= 3  # the noise and three steps; a GIF joins frames that do not differ
     names = sorted(path.name for path in (here / "folder").iterdir())
     assert names[:2] == ["000000_3.png", "000001_5.png"]
     samples = sf.load(run).sample(20, labels=[3, 5])
     assert np.array_equal(np.asarray(Image.open(here / "folder" / names[1])), samples.values[1, :, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("s.PNG", "PNG"), ("s.jpg", "JPEG"), ("s.JPEG", "JPEG"), ("s.Jpg", "JPEG"), ("s.GIF", "GIF"), ("s.NPZ", None)]
+)
+def test_suffixes_go_by_what_they_say(run, here, name, kind, capsys):
+    """In capitals too; a JPEG is within its losses of the sheet."""
+    code, _, err = call("sample", run, "--count", "9", "--out", name, capsys=capsys)
+    assert (code, err) == (0, "")
+    samples = sf.load(run).sample(9)
+    if kind is None:
+        assert np.array_equal(np.load(name)["arr_0"], samples.values)
+        return
+    found = Image.open(name)
+    assert found.format == kind
+    if kind != "GIF":
+        samples.save("whole.png", columns=10)
+        assert np.abs(np.asarray(found).astype(int) - np.asarray(Image.open("whole.png")).astype(int)).mean() < 3
+    assert {path.name for path in here.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_samples_do_not_become_a_moving_picture(run, here):
+    with pytest.raises(ValueError, match=r"draw s\.gif with Run\.reverse_gif"):
+        sf.load(run).sample(2).save("s.gif")
+    assert not (here / "s.gif").exists()
+
+
+@pytest.mark.parametrize("out", ["file/s.npz", "file/deep/er/s.png", "/proc/s.npz", "/proc/folder"])
+def test_an_unwritable_place_is_found_before_anything_is_drawn(run, here, out, capsys):
+    if out.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("a place where nobody may write")
+    code, said, err = call("sample", run, "--out", out, capsys=capsys)
+    assert code == 1
+    assert "sampling" not in said
+    assert out in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_place_that_is_to_be_made_is_no_obstacle(run, here, capsys):
+    assert call("sample", run, "--count", "2", "--out", "new/folder/s.npz", capsys=capsys)[0] == 0
+    assert [path.name for path in (here / "new" / "folder").iterdir()] == ["s.npz"]
+
+
+def test_classes_are_named_and_none_is_drawn_without(run, here, capsys):
+    assert (
+        call("sample", "zoo:fashion", "--labels", "sneaker, Bag", "--count", "3", "--steps", "2", "--out", "f.npz", capsys=capsys)[0] == 0
+    )
+    assert np.load("f.npz")["arr_1"].tolist() == [7, 8, 7]
+    for text, name in (("none", "word"), ("-1", "number")):
+        assert call("sample", run, "--labels", text, "--count", "3", "--out", name, capsys=capsys)[0] == 0
+        assert sorted(path.name for path in (here / name).iterdir()) == ["000000.png", "000001.png", "000002.png"]
+    assert call("sample", run, "--labels", "none,3", "--count", "3", "--out", "n.npz", capsys=capsys)[0] == 0
+    assert np.load("n.npz")["arr_1"].tolist() == [-1, 3, -1]
+
+
+def test_guidance_without_classes_is_refused_and_the_recipes_is_off(here, capsys, caplog):
+    small = ["--set", "net.width=16", "--set", "data.count=500", "--set", "training.batch=64", "--steps", "1"]
+    guided = ["--set", "sampling.guidance=2", "--set", "training.label_drop=0.1"]
+    assert call("train", "moons", *small, *guided, "--out", "moons", capsys=capsys)[0] == 0
+    draw = ["sample", "moons", "--count", "5", "--steps", "2"]
+    code, _, err = call(*draw, "--guidance", "2", "--out", "a.npz", capsys=capsys)
+    assert (code, err) == (2, "sfumato: moons has no classes, so guidance has nothing to guide by; take guidance 1, or leave it out.\n")
+    assert not (here / "a.npz").exists()
+    caplog.clear()
+    assert call(*draw, "--out", "b.npz", capsys=capsys)[0] == 0
+    assert ["its recipe's guidance of 2 is taken for 1" in record.message for record in caplog.records] == [True]
+    assert call(*draw, "--guidance", "1", "--out", "c.npz", capsys=capsys)[0] == 0
+    assert np.array_equal(np.load("b.npz")["arr_0"], np.load("c.npz")["arr_0"])
 
 
 def test_points_have_their_pictures(here, capsys):
@@ -294,3 +368,23 @@ def test_tuned_levels_are_kept_and_used(here, capsys):
     code, _, err = call("sample", str(run), "--out", "s.npz", capsys=capsys)
     assert code == 1
     assert "3-guidance-1.json is damaged" in err
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix"), [("{kind: digits}", "png"), ("{kind: toy, name: moons, count: 100}", "png"), ("{kind: array, path: x.npy}", "npz")]
+)
+def test_what_is_advised_at_the_end_of_a_training_works(here, data, suffix, capsys):
+    np.save("x.npy", np.random.default_rng(0).standard_normal((50, 3), dtype=np.float32))
+    net = [] if "digits" in data else ["--set", "net={kind: mlp, width: 8, depth: 1}"]
+    code, out, err = call("train", "tiny.yaml", "--set", f"data={data}", *net, "--steps", "1", "--out", "run", capsys=capsys)
+    assert code == 0, err
+    command = out.splitlines()[-1].removeprefix("Done: run. Sample it with: sfumato ").split()
+    assert command[-1] == f"samples.{suffix}"
+    assert call(*command, "--count", "2", capsys=capsys)[0] == 0
+    assert (here / f"samples.{suffix}").is_file()
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing(here, capsys):
+    for command in ("doctor", "train"):
+        code, _, err = call(command, "runs/nothere", capsys=capsys)
+        assert (code, "there is no file or folder runs/nothere" in err, "swiss-roll" in err) == (2, True, False)

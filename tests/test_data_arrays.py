@@ -32,19 +32,117 @@ def test_npy_floats_are_mapped_and_standardised_by_feature(tmp_path):
     np.testing.assert_allclose(data.scaling.decode(x0), values, rtol=1e-6, atol=1e-5)
 
 
-def test_float_images_stay_tensors_under_one_scale():
-    values = np.random.default_rng(0).uniform(0, 1, (20, 4, 4, 3))
+def test_float_images_stay_tensors_with_a_scale_a_channel_unless_told():
+    values = np.random.default_rng(0).normal(0, 1, (20, 3, 4, 5)) * np.array([1, 1e5, 1e-3])[:, None, None] + 7
     data = from_arrays(values)
     assert not data.is_image
-    assert data.shape == (4, 4, 3)
-    assert data.scaling.shift == pytest.approx(values.mean(), abs=1e-6)
-    assert data.scaling.scale == pytest.approx(values.std(), abs=1e-6)
+    assert data.shape == (3, 4, 5)
+    np.testing.assert_allclose(data.scaling.shift, values.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(data.scaling.scale, values.std(axis=(0, 2, 3)), rtol=1e-12)
+    told = from_arrays(values, scaling="all")
+    assert (told.scaling.shift, told.scaling.scale) == (pytest.approx(values.mean()), pytest.approx(values.std()))
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
-def test_other_floats_become_float32(dtype):
+def test_channels_may_be_last():
+    values = np.random.default_rng(0).normal(0, 1, (20, 6, 5, 3)) * [1, 10, 100]
+    (note,) = from_arrays(values).notes
+    assert "are read as 6 channels, on axis 1; if these are images with their channels last, set data.channels=last" in note
+    data = from_arrays(values, channels="last")
+    assert (data.shape, data.notes) == ((3, 6, 5), ())
+    x0, _ = data.batch(np.arange(20))
+    np.testing.assert_allclose(data.scaling.scale, values.std(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(x0[4, 2, 1, 3].item(), (values[4, 1, 3, 2] - data.scaling.shift[2]) / data.scaling.scale[2], rtol=1e-6)
+    np.testing.assert_allclose(data.scaling.decode(x0), values, rtol=1e-5, atol=1e-5)
+    assert from_arrays(values.transpose(0, 3, 1, 2)).notes == ()
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(np.float16, "float32"), (np.float64, "float64"), (">f4", "float32"), (">f8", "float64")])
+def test_floats_keep_what_they_say(dtype, kept):
     values = np.arange(12).reshape(6, 2).astype(dtype)
-    np.testing.assert_array_equal(from_arrays(values).values, values.astype(np.float32))
+    data = from_arrays(values)
+    assert data.values.dtype == kept
+    np.testing.assert_array_equal(data.values, values)
+    assert data.scaling.decode(data.batch(np.arange(6))[0]).dtype == kept
+
+
+def test_data_far_from_zero_keep_their_digits():
+    values = 1.7e9 + 30 * np.random.default_rng(0).normal(size=(500, 2))
+    data = from_arrays(values)
+    np.testing.assert_allclose(data.scaling.scale, (values - 1.7e9).std(axis=0), rtol=1e-9)
+    x0, _ = data.batch(np.arange(500))
+    assert len(np.unique(x0[:, 0].numpy())) == 500
+    np.testing.assert_allclose(x0.double().mean(0).numpy(), 0, atol=1e-6)
+    np.testing.assert_allclose(data.scaling.decode(x0), values, rtol=0, atol=1e-5)
+
+
+def test_16_bits_are_kept_and_written_back(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (20, 5, 4, 3)).astype(">u2")
+    np.save(tmp_path / "a.npy", values)
+    for data in (from_arrays(values), npy(tmp_path / "a.npy")):
+        x0, _ = data.batch(np.arange(20))
+        assert (data.shape, data.is_image, data.is_bytes) == ((3, 5, 4), True, False)
+        np.testing.assert_allclose([x0.mean(), x0.std(correction=0)], [0, 1], atol=1e-5)
+        back = data.scaling.decode(x0)
+        assert back.dtype == np.uint16
+        np.testing.assert_array_equal(back, values)
+        np.testing.assert_array_equal(data.scaling.decode(torch.full((1, 3, 1, 1), 1e9)), 65535)
+    assert from_arrays(values[..., 0]).shape == (1, 5, 4)
+
+
+def test_torch_tensors_are_arrays():
+    values = torch.randn(9, 2, requires_grad=True)
+    data = from_arrays(values, torch.arange(9) % 3)
+    assert data.labels is not None
+    assert (data.labels.tolist(), data.classes) == ([0, 1, 2] * 3, ("0", "1", "2"))
+    np.testing.assert_array_equal(data.values, values.detach().numpy())
+    np.testing.assert_array_equal(from_arrays(values.to(torch.bfloat16)).values, values.detach().to(torch.bfloat16).float().numpy())
+    assert from_arrays(torch.zeros(3, 4, 4, dtype=torch.uint8)).is_bytes
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_rows_with_nan_are_dropped(tmp_path, mapped):
+    values = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    values[[2, 7], 1] = np.nan
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "labels.npy", np.arange(10))
+    cached = {"cache": tmp_path / "cache"}
+    take = lambda: npy(tmp_path / "a.npy", tmp_path / "labels.npy", missing="drop", **cached)  # noqa: E731
+    data = take() if mapped else from_arrays(values, np.arange(10), missing="drop")
+    kept = [0, 1, 3, 4, 5, 6, 8, 9]
+    np.testing.assert_array_equal(data.values, values[kept])
+    assert data.labels is not None
+    assert data.labels.tolist() == kept
+    assert "left out 2 of 10 rows with NaN" in data.notes[0]
+    assert not mapped or take().notes == data.notes
+    with pytest.raises(ValueError, match="got 2 rows with NaN or infinity from row 2 on; .*data.missing=drop"):
+        from_arrays(values)
+    values[0] = np.inf
+    with pytest.raises(ValueError, match="got 1 rows"):
+        from_arrays(values, missing="drop")
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "found"),
+    [
+        ((4, 9), {"dims": 1}, (1, 9)),
+        ((4, 2, 9), {"dims": 1}, (2, 9)),
+        ((4, 9, 2), {"dims": 1, "channels": "last"}, (2, 9)),
+        ((4, 5, 6, 7), {"dims": 3}, (1, 5, 6, 7)),
+        ((4, 5, 6, 7), {"dims": 3, "channels": "last"}, (1, 5, 6, 7)),
+        ((4, 2, 5, 6, 7), {"dims": 3}, (2, 5, 6, 7)),
+        ((4, 6, 7), {"dims": 2}, (1, 6, 7)),
+    ],
+)
+def test_signals_and_volumes_gain_an_axis_of_channels(shape, options, found):
+    values = np.random.default_rng(0).normal(size=shape)
+    data = from_arrays(values, **options)
+    assert data.shape == found
+    np.testing.assert_allclose(data.scaling.decode(data.batch(np.arange(4))[0]).reshape(shape), values, rtol=1e-5, atol=1e-6)
+
+
+def test_other_numbers_of_axes_are_refused():
+    with pytest.raises(ValueError, match=r"with data.dims=3 values must be \[n, depth, height, width\] or .*, got \[4, 9\]; reshape"):
+        from_arrays(np.zeros((4, 9)), dims=3)
 
 
 def test_grey_images_gain_a_channel(pixels):
@@ -80,7 +178,7 @@ def test_decoded_samples_read_back_as_the_same_data(tmp_path, pixels):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.zeros((4, 3), np.int64), r"uint8 \(images\) or floats \(tensors\), got int64 \[4, 3\]; convert"),
+        (np.zeros((4, 3), np.int64), r"uint8 or uint16 \(images\) or floats \(tensors\), got int64 \[4, 3\]; convert"),
         (np.zeros((4, 3), bool), "got bool"),
         (np.zeros((4, 3), complex), "got complex128"),
         (np.zeros(4), r"at least one feature axis, got \[4\]; try values\[:, None\]"),
@@ -89,7 +187,9 @@ def test_decoded_samples_read_back_as_the_same_data(tmp_path, pixels):
         (np.zeros((4, 3), np.uint8), r"uint8 values must be images \[n, h, w\].* got \[4, 3\]"),
         (np.zeros((4, 3, 8, 8), np.uint8), "move the channels last"),
         (np.array([[1.0], [np.nan]]), "must be finite, got 1 rows .* from row 1"),
-        (np.array([[1.0], [1e300]]), "must be finite"),
+        (np.array([[1.0], [1e300]]), "reach from 1 to 1e.300, which float64 cannot square"),
+        ([[1.0], [2.0]], "must be a NumPy array or a torch tensor, got list"),
+        (np.zeros((4, 3, 8, 8), np.uint16), "uint16 values must be images"),
     ],
 )
 def test_values_refused(values, message):

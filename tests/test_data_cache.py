@@ -59,9 +59,7 @@ def test_second_opening_reads_no_image(pets, cache, monkeypatch):
     folder(pets, cache=cache).split_indices(0.3, 5)
     expected = folder(pets).fingerprint()
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image was opened"))
-    monkeypatch.setattr(
-        "sfumato.data.dataset._chunks", lambda values: pytest.fail("all values were read") if len(values) > 64 else [values]
-    )
+    monkeypatch.setattr("sfumato.data.dataset.chunks", lambda values: pytest.fail("all values were read") if len(values) > 64 else [values])
     again = folder(pets, cache=cache)
     again.split_indices(0.3, 5)
     assert again.fingerprint() == expected
@@ -213,7 +211,7 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "xdg" / "sfumato"
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(200, 6, 5), (200, 6, 5, 3)])
 def test_npy_is_measured_once(tmp_path, cache, dtype, shape, monkeypatch):
     values = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
@@ -221,14 +219,12 @@ def test_npy_is_measured_once(tmp_path, cache, dtype, shape, monkeypatch):
     np.save(tmp_path / "labels.npy", np.arange(200, dtype=np.uint16) % 3)
     plain = npy(tmp_path / "a.npy", tmp_path / "labels.npy")
     same(plain, npy(tmp_path / "a.npy", tmp_path / "labels.npy", cache=cache))
-    monkeypatch.setattr(
-        "sfumato.data.dataset._chunks", lambda values: pytest.fail("all values were read") if len(values) > 64 else [values]
-    )
+    monkeypatch.setattr("sfumato.data.dataset.chunks", lambda values: pytest.fail("all values were read") if len(values) > 64 else [values])
     again = npy(tmp_path / "a.npy", tmp_path / "labels.npy", cache=cache)
     assert isinstance(again.values, np.memmap)
     again.fingerprint()
     (entry,) = entries(cache)
-    assert (entry / "values.npy").exists() == (dtype == np.float64)  # what can be used as it lies is not copied
+    assert (entry / "values.npy").exists() == (dtype == np.float16)  # what can be used as it lies is not copied
     monkeypatch.undo()
     same(plain, again)
     np.save(tmp_path / "a.npy", values[::-1])

@@ -1,12 +1,14 @@
 import json
 import multiprocessing
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from sfumato.data import IMAGES, Dataset, Scaling
+from sfumato.data import IMAGES, Dataset, Scaling, from_arrays, npy
 
 FLOATS = Scaling(shift=0.0, scale=1.0, dtype="float32")
 
@@ -62,7 +64,7 @@ def test_measured_scaling_standardises_and_inverts(shape):
     values = (np.random.default_rng(0).normal(5, 3, shape) * np.arange(1, shape[-1] + 1)).astype(np.float32)
     scaling = Scaling.measure(values)
     x0 = scaling.encode(values).numpy().astype(np.float64)
-    axes = 0 if len(shape) == 2 else None
+    axes = (0, *range(2, len(shape)))
     np.testing.assert_allclose(x0.mean(axis=axes), 0, atol=1e-6)
     np.testing.assert_allclose(x0.std(axis=axes), 1, atol=1e-6)
     np.testing.assert_allclose(scaling.decode(torch.from_numpy(x0)), values, rtol=1e-5, atol=1e-5)
@@ -95,8 +97,8 @@ def test_scaling_survives_json_and_pickle(scaling):
         ({"shift": 0, "scale": 0, "dtype": "uint8"}, "scale of a Scaling must be positive"),
         ({"shift": float("nan"), "scale": 1, "dtype": "uint8"}, "shift of a Scaling must be finite"),
         ({"shift": [0, 1], "scale": [1, 1, 1], "dtype": "float32"}, "as many shifts as scales, got 2 and 3"),
-        ({"shift": 0, "scale": 1, "dtype": "int8"}, "must be 'uint8' or 'float32', got 'int8'"),
-        ({"shift": 0, "scale": 1, "dtype": ["uint8"]}, r"must be 'uint8' or 'float32', got \['uint8'\]"),
+        ({"shift": 0, "scale": 1, "dtype": "int8"}, "must be 'uint8', 'uint16', 'float32' or 'float64', got 'int8'"),
+        ({"shift": 0, "scale": 1, "dtype": ["uint8"]}, r"'float32' or 'float64', got \['uint8'\]"),
         ({"shift": "0", "scale": 1, "dtype": "uint8"}, "numbers or lists of numbers, got '0'"),
         ({"shift": 0, "scale": True, "dtype": "uint8"}, "numbers or lists of numbers, got True"),
         ({"shift": 0, "dtype": "uint8"}, "fields shift, scale and dtype, got dtype, shift"),
@@ -189,7 +191,7 @@ def test_batch_refuses(indices, message):
         ({"values": np.zeros((2, 0, 2, 1), np.uint8)}, "there must be data"),
         ({"values": np.zeros((2, 2, 2), np.uint8)}, r"images must be \[n, h, w, c\] .* got \[2, 2, 2\]"),
         ({"values": np.zeros((2, 3, 9, 9), np.uint8)}, "with 1, 3 or 4 channels"),
-        ({"values": np.zeros((2, 2), np.float64)}, "must be uint8 .* or float32, got float64"),
+        ({"values": np.zeros((2, 2), np.int64)}, "must be uint8 .* or float64, got int64"),
         ({"values": np.zeros((2, 2), np.float32)}, "values are float32, but the Scaling is for uint8"),
         ({"values": np.zeros(2, np.float32), "scaling": FLOATS}, "at least one feature axis"),
         ({"values": np.array([[0, 1], [0, np.nan], [np.inf, 0]], np.float32), "scaling": FLOATS}, "got 2 rows .* from row 1"),
@@ -296,3 +298,77 @@ def test_non_finite_row_is_named_in_large_data():
     values[299_000, 3] = np.inf
     with pytest.raises(ValueError, match=r"got 1 rows .* from row 299000"):
         points(values=values)
+
+
+def test_a_block_holds_out_the_last_rows():
+    data = points(n=100, labels=np.arange(100) % 3, classes=("a", "b", "c"), captions=tuple(map(str, range(100))))
+    kept, held = data.split(0.2, seed=1, by="block")
+    np.testing.assert_array_equal(kept.values, data.values[:80])
+    np.testing.assert_array_equal(held.values, data.values[80:])
+    assert held.labels is not None
+    assert held.labels.tolist() == (np.arange(80, 100) % 3).tolist()
+    assert held.captions == tuple(map(str, range(80, 100)))
+    assert [len(part) for part in points(n=3).split(0.001, 0, by="block")] == [2, 1]
+    with pytest.raises(ValueError, match="at least two rows, got 1"):
+        points(n=1).split(0.5, 0, by="block")
+
+
+@pytest.mark.parametrize("by", ["random", "block"])
+def test_the_scaling_is_measured_on_the_rows_to_train_on(by):
+    values = np.random.default_rng(0).normal(size=(200, 3, 7)) + np.linspace(0, 50, 200)[:, None, None]
+    data = from_arrays(values)
+    kept, held = data.split(0.3, 0, by=by)
+    rows, _ = data.split_indices(0.3, 0, by=by)
+    for part in (kept, held):
+        np.testing.assert_allclose(part.scaling.shift, values[rows].mean(axis=(0, 2)), rtol=1e-12)
+        np.testing.assert_allclose(part.scaling.scale, values[rows].std(axis=(0, 2)), rtol=1e-12)
+    fixed = data.scaled(data.scaling).split(0.3, 0, by=by)
+    assert all(part.scaling == data.scaling for part in fixed)
+
+
+@pytest.mark.parametrize("by", ["random", "block"])
+def test_rows_of_a_mapped_file_are_those_in_memory(tmp_path, by):
+    values = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    np.save(tmp_path / "a.npy", values)
+    mapped, plain = npy(tmp_path / "a.npy").split(0.3, 0, by=by), from_arrays(values).split(0.3, 0, by=by)
+    for ours, theirs in zip(mapped, plain, strict=True):
+        np.testing.assert_array_equal(ours.values, theirs.values)
+        np.testing.assert_array_equal(ours.values[3:5], theirs.values[3:5])
+        assert (ours.fingerprint(), ours.shape, len(ours)) == (theirs.fingerprint(), theirs.shape, len(theirs))
+        torch.testing.assert_close(ours.batch(np.array([5, 1]))[0], theirs.batch(np.array([5, 1]))[0], rtol=0, atol=0)
+        again, twice = ours.split(0.5, 1)[0], theirs.split(0.5, 1)[0]
+        np.testing.assert_array_equal(again.values, twice.values)
+
+
+LAZY = """
+import resource, sys
+import numpy as np
+from sfumato.data import npy
+
+path, rows, megabytes, by = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+values = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(rows, 250, 250, 1))
+if by == "block":
+    values[0], values[-1] = 1, 7
+else:
+    values[:, 0, :8, 0] = np.arange(rows).view(np.uint8).reshape(rows, 8)
+del values
+data = npy(path)
+held_now = int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) << 10
+most = held_now + (megabytes << 20) if by == "random" else megabytes << 20
+resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+kept, held = data.split(0.4, 0, by=by)
+assert len(kept) + len(held) == rows and len(kept) > 0 and len(held) > 0
+x0 = np.concatenate([kept.batch(np.array([0]))[0], held.batch(np.array([len(held) - 1]))[0]])
+if by == "block":
+    assert np.allclose(x0.mean((1, 2, 3)), [1 / 127.5 - 1, 7 / 127.5 - 1]), x0.mean((1, 2, 3))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory on Linux alone")
+@pytest.mark.parametrize(("rows", "megabytes", "by"), [(320_000, 2000, "block"), (2_400, 50, "random")])
+def test_a_split_leaves_a_large_file_on_the_disk(tmp_path, rows, megabytes, by):
+    """A sparse file of 20 GB under a limit of 2 GB; one of 150 MB with 50 MB to spare, where each row has to be read."""
+    code = [sys.executable, "-c", LAZY, str(tmp_path / "a.npy"), str(rows), str(megabytes), by]
+    done = subprocess.run(code, capture_output=True, text=True, check=False)
+    (tmp_path / "a.npy").unlink()
+    assert done.returncode == 0, done.stderr

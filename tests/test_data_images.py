@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from sfumato.data import folder
+from sfumato.data.writing import write_png
 
 
 def save(path, array):
@@ -24,13 +25,60 @@ def png_of_16_bits(levels):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_16_bits_become_8_whatever_the_channels(tmp_path, channels):
+def test_16_bits_are_kept_whatever_the_channels(tmp_path, channels):
     levels = np.random.default_rng(0).integers(0, 65536, (6, 5, channels))
     if channels in (2, 4):
         levels[..., -1] = 65535
     (tmp_path / "a.png").write_bytes(png_of_16_bits(levels))
     colours = levels[..., : 3 if channels > 2 else 1]
-    np.testing.assert_allclose(folder(tmp_path, channels=3).values[0].astype(int), np.broadcast_to(colours / 257, (6, 5, 3)), atol=1)
+    data = folder(tmp_path, channels=3)
+    assert data.scaling.dtype == data.values.dtype == np.uint16
+    np.testing.assert_array_equal(data.values[0], np.broadcast_to(colours, (6, 5, 3)))
+    np.testing.assert_array_equal(folder(tmp_path).values[0], colours)
+    np.testing.assert_array_equal(folder(tmp_path, channels=4).values[0, ..., 3], 65535)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_transparent_16_bits_lie_on_white(tmp_path, channels):
+    levels = np.random.default_rng(0).integers(0, 65536, (6, 5, channels))
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(levels))
+    alpha = levels[..., -1:] / 65535
+    np.testing.assert_allclose(folder(tmp_path).values[0], alpha * levels[..., :-1] + (1 - alpha) * 65535, atol=0.5)
+    np.testing.assert_array_equal(folder(tmp_path, channels=4).values[0, ..., 3], levels[..., -1])
+
+
+def test_16_bits_come_to_a_size_as_8_do(tmp_path):
+    bytes_ = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    save(tmp_path / "8.png", bytes_)
+    (tmp_path / "16").mkdir()
+    (tmp_path / "16" / "a.png").write_bytes(png_of_16_bits(bytes_.astype(int) * 257))
+    for fit in ("crop", "pad", "stretch"):
+        deep = folder(tmp_path / "16", size=(4, 5), fit=fit).values[0]
+        (tmp_path / fit).mkdir()
+        save(tmp_path / fit / "8.png", bytes_)
+        np.testing.assert_allclose(deep / 257, folder(tmp_path / fit, size=(4, 5), fit=fit).values[0], atol=1)
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_bytes_beside_16_bits_are_spread_over_them(tmp_path, names):
+    grey = np.random.default_rng(0).integers(0, 256, (6, 5), dtype=np.uint8)
+    levels = np.random.default_rng(1).integers(0, 65536, (6, 5, 3))
+    for name in "0123":
+        save(tmp_path / f"{names[0]}{name}.png", grey)
+    (tmp_path / f"{names[1]}.png").write_bytes(png_of_16_bits(levels))
+    values = folder(tmp_path, cache=tmp_path / "cache").values
+    first = names[0] == "a"
+    np.testing.assert_array_equal(values[-1 if first else 0], levels)
+    for image in values[:-1] if first else values[1:]:
+        np.testing.assert_array_equal(image, np.repeat(grey[..., None].astype(int) * 257, 3, axis=2))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_images_are_written_with_all_their_bits(tmp_path, channels, dtype):
+    value = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (6, 5, channels), endpoint=True).astype(dtype)
+    write_png(tmp_path / "a.png", value)
+    np.testing.assert_array_equal(folder(tmp_path, channels=channels).values[0], value)
 
 
 @pytest.fixture

@@ -59,3 +59,28 @@ def test_arrays_with_labels(tmp_path):
 def test_options_refused(change, message):
     with pytest.raises(ValueError, match=message):
         load_recipe("folder", ["data.path=x", change])
+
+
+@pytest.mark.parametrize("size", ["48x80", "48×80", "[48, 80]"])
+def test_a_size_is_height_by_width(size):
+    assert load_recipe("folder", ["data.path=x", f"data.size={size}"]).data.size == (48, 80)
+    assert load_recipe("folder", ["data.path=x", "data.size=48"]).data.size == 48
+
+
+@pytest.mark.parametrize("size", ["48x", "x3", "large", "1x2x3"])
+def test_other_sizes_are_refused(size):
+    with pytest.raises(ValueError, match=r"folder: data.size.* got '?(48x|x3|large|1x2x3)'?, but "):
+        load_recipe("folder", ["data.path=x", f"data.size={size}"])
+
+
+def test_missing_cells_channels_and_scaling_are_options(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n,4\n5,7\n")
+    assert len(load("table", f"data.path={tmp_path / 'a.csv'}", "data.missing=drop")) == 2
+    values = np.random.default_rng(0).normal(size=(9, 4, 5, 3))
+    values[3] = np.nan
+    for save, name in ((np.save, "a.npy"), (np.savez, "a.npz")):
+        save(tmp_path / name, values)
+        here = f"data={{kind: array, path: {tmp_path / name}}}"
+        data = load("toy", here, "data.missing=drop", "data.channels=last", "data.scaling=all")
+        assert (data.shape, len(data)) == ((3, 4, 5), 8)
+        assert data.scaling.scale == pytest.approx(np.nanstd(values))

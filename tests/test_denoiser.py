@@ -43,7 +43,11 @@ def test_the_network_sees_the_log_snr_of_each_row():
 def test_the_network_sees_the_condition():
     net, cond = Spy(), {"labels": torch.arange(3)}
     sf.Denoiser(net)(torch.randn(3, 2), sf.Cosine().level(0.5), cond)
-    assert net.calls[0][2] is cond
+    seen = net.calls[0][2]["labels"]
+    assert torch.equal(seen.value, cond["labels"])
+    assert seen.given.all()
+    sf.Denoiser(net)(torch.randn(3, 2), sf.Cosine().level(0.5), {"labels": seen})
+    assert net.calls[1][2]["labels"] is seen
 
 
 @every_target
@@ -75,15 +79,6 @@ def test_a_learned_variance_reaches_the_step():
             for kind in ("learned", variance)
         )
         torch.testing.assert_close(one, two)
-
-
-def test_dropped_rows_are_marked_and_the_others_kept():
-    cond = {"labels": torch.tensor([4, 5, 6]), "map": torch.ones(3, 2, dtype=torch.long)}
-    some = sf.denoiser.drop(cond, torch.tensor([False, True, False]))
-    assert some["labels"].tolist() == [4, -1, 6]
-    assert some["map"].tolist() == [[1, 1], [-1, -1], [1, 1]]
-    assert (sf.denoiser.drop(cond)["labels"] == -1).all()
-    assert sf.denoiser.drop(None) is None
 
 
 def test_the_v_of_a_zero_network_has_unit_loss():

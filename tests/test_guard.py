@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.condition import class_labels
 from sfumato.data import digits
 from sfumato import storage as checkpoint
 from sfumato.training.engine import Engine
@@ -42,7 +43,7 @@ def course(out, faults, *, begun=False, should_stop=lambda: False, **changes):
     """A short training of digits, whose losses break on chosen calls; returns its state and what was said."""
     options = Training(**{"steps": 10, "batch": 16, "checkpoint_every": 4, "log_every": 1, "warmup": 2, **changes})
     torch.manual_seed(0)
-    net = sf.nets.DiT((1, 8, 8), patch=4, width=16, depth=1, heads=2, classes=10)
+    net = sf.nets.DiT((1, 8, 8), patch=4, width=16, depth=1, heads=2, conditions=class_labels(10))
     state = TrainState.begin(sf.Denoiser(net, sf.v_target), options, sf.loss.Stratified(SCHEDULE))
     said, objective = [], Faulty(faults)
     where = {"engine": Engine.begin(), "schedule": SCHEDULE, "papers": {} if begun else {"recipe.yaml": ""}}

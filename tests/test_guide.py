@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,11 +69,15 @@ def test_interval_keeps_each_rows_variance():
     torch.testing.assert_close(p.variance_fraction[:, 0], torch.tensor([-1.0, 1.0]))
 
 
-def test_float_conditions_cannot_be_dropped():
-    with pytest.raises(ValueError, match='"text" is torch.float64'):
-        sf.guide.classifier_free(mixture, 2.0)(
-            torch.zeros(1, 2), sf.Level(torch.tensor(1.0), torch.tensor(1.0)), {"text": torch.zeros(1, 4)}
-        )
+def test_conditions_of_any_dtype_are_dropped():
+    """A predictor of a number (x0 is the number, or 7 where there is none): 7 + 2 (number - 7)."""
+
+    def predict(x_t, level, cond=None):
+        number = sf.as_cond(cond)["number"]
+        return sf.Prediction.from_x0(number.value.where(number.given[:, None], 7.0), x_t, level)
+
+    p = sf.guide.classifier_free(predict, 2.0)(torch.zeros(3, 1), LEVEL, {"number": torch.tensor([[1.0], [2.0], [3.0]])})
+    torch.testing.assert_close(p.x0, torch.tensor([[-5.0], [-3.0], [-1.0]]))
 
 
 LEVEL = sf.Level(torch.tensor(0.6), torch.tensor(0.8))
@@ -79,7 +85,8 @@ LEVEL = sf.Level(torch.tensor(0.6), torch.tensor(0.8))
 
 def with_variance(x_t, level, cond=None):
     """A predictor whose place of the variance names its condition."""
-    labels = torch.full((len(x_t),), -1) if cond is None else cond["labels"]
+    one = None if cond is None else sf.as_cond(cond)["labels"]
+    labels = torch.full((len(x_t),), -1) if one is None else one.value.where(one.given, -1)
     return sf.Prediction.from_x0(x_t.sin(), x_t, level, labels[:, None].to(x_t).expand_as(x_t))
 
 
@@ -103,7 +110,14 @@ def test_guidance_of_one_is_one_evaluation_and_needs_no_mark():
 
     sf.guide.classifier_free(predict, 1.0)(torch.randn(3, 2), LEVEL, {"text": torch.randn(3, 4)})
     sf.guide.classifier_free(predict, 2.0)(torch.randn(3, 2), LEVEL, {"labels": torch.arange(3)})
-    assert rows == [3, 6]
+    sf.guide.classifier_free(predict, 0.0)(torch.randn(3, 2), LEVEL, {"labels": torch.arange(3)})
+    assert rows == [3, 6, 3]
+
+
+def test_without_guidance_towards_it_no_label_is_seen():
+    """At scale 0 the variance too is the unconditional one."""
+    p = sf.guide.classifier_free(with_variance, 0.0)(torch.randn(3, 2), LEVEL, {"labels": torch.arange(3)})
+    assert (p.variance_fraction == -1).all()
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.2, 0.6), (-2.0, 0.1)])
@@ -295,3 +309,207 @@ def test_dynamic_thresholds_are_each_examples_own(quantile):
 def test_options_out_of_range_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.fixture
+def digits():
+    """The zoo's model of digits, whose recipe guides by 1.5 between -3.2 and 4.6 nats."""
+    torch.set_default_dtype(torch.float32)
+    return sf.load("zoo:digits")
+
+
+def by_hand(run, guided, label, steps=5):
+    """Six samples of one label, or of none (-1), under a predictor of our own choice."""
+    levels = run.walk(steps=steps).levels
+    generators = sf.row_generators(0, range(6))
+    noise = sf.normal_like(torch.empty(6, *run.form.shape), generators)
+    x = sf.sample(guided, levels[0].sigma * noise, levels, sf.steps.Adams(), {"labels": torch.full((6,), label)}, generator=generators)
+    return run.form.scaling.decode(x).astype(int)
+
+
+def drawn(run, **options):
+    return run.sample(6, steps=5, **options).values.astype(int)
+
+
+def test_guidance_of_zero_forgets_the_label_at_every_level(digits):
+    """Also where the recipe guides between two levels alone."""
+    three, five, none = (drawn(digits, guidance=0.0, labels=[label]) for label in (3, 5, -1))
+    assert np.array_equal(three, five)
+    assert np.array_equal(three, none)
+    assert np.abs(three - by_hand(digits, sf.guide.unconditional(digits.denoiser), 3)).max() <= 1
+
+
+def test_guidance_below_one_weakens_the_label_at_every_level(digits):
+    wanted = by_hand(digits, sf.guide.classifier_free(digits.denoiser, 0.25), 3)
+    assert np.abs(drawn(digits, guidance=0.25, labels=[3]) - wanted).max() <= 1
+
+
+def test_guidance_above_one_keeps_to_its_interval(digits):
+    strong = sf.guide.classifier_free(digits.denoiser, 3.0)
+    wanted = by_hand(digits, sf.guide.interval(strong, digits.denoiser, -3.2, 4.6), 3)
+    assert np.abs(drawn(digits, guidance=3.0, labels=[3]) - wanted).max() <= 1
+    assert np.abs(by_hand(digits, strong, 3) - wanted).max() > 1
+
+
+@pytest.mark.parametrize("none", ["none", -1, "-1", "None"])
+def test_no_label_is_drawn_without_one(digits, none):
+    """Guidance then has nothing to do, and the other samples in the cycle keep theirs."""
+    samples = digits.sample(6, steps=5, labels=[none, 4])
+    assert samples.labels.tolist() == [-1, 4, -1, 4, -1, 4]
+    free = by_hand(digits, sf.guide.unconditional(digits.denoiser), 4)
+    assert np.abs(samples.values[::2].astype(int) - free[::2]).max() <= 1
+    assert np.abs(samples.values[1::2].astype(int) - free[1::2]).max() > 1
+
+
+def with_drop(run, share):
+    """The run, had its labels been dropped in this share of its training; the recipe guides nowhere."""
+    training = run.recipe.training.model_copy(update={"label_drop": share})
+    sampling = run.recipe.sampling.model_copy(update={"guidance": 1.0})
+    return replace(run, recipe=run.recipe.model_copy(update={"training": training, "sampling": sampling}))
+
+
+def without_classes(run):
+    return replace(run, form=replace(run.form, classes=()))
+
+
+MEANINGLESS = {
+    r"was never trained without a label \(training\.label_drop=0\), so guidance": lambda run: with_drop(run, 0.0),
+    r"was trained without its labels \(training\.label_drop=1\), so only a classifier": lambda run: with_drop(run, 1.0),
+    r"has no classes, so guidance has nothing to guide by": without_classes,
+}
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+@pytest.mark.parametrize("sentence", MEANINGLESS)
+def test_guidance_that_means_nothing_is_refused(digits, sentence, scale):
+    run = MEANINGLESS[sentence](digits)
+    with pytest.raises(ValueError, match=sentence):
+        run.sample(2, steps=2, guidance=scale)
+    assert len(run.sample(2, steps=2, guidance=1.0).values) == 2
+
+
+def test_a_label_that_was_never_learned_is_refused(digits):
+    with pytest.raises(ValueError, match="cannot draw without one; name a class"):
+        with_drop(digits, 0.0).sample(2, steps=2, labels=["none"])
+    with pytest.raises(ValueError, match="so it cannot draw a class"):
+        with_drop(digits, 1.0).sample(2, steps=2, labels=[3])
+
+
+def test_a_model_trained_without_its_labels_is_drawn_without_them(digits):
+    """Its embeddings of classes are what they were drawn as; a classifier still takes the classes in turn."""
+    run = with_drop(digits, 1.0)
+    samples = run.sample(6, steps=5)
+    assert samples.labels.tolist() == [-1] * 6
+    assert np.abs(samples.values.astype(int) - by_hand(run, sf.guide.unconditional(run.denoiser), 3)).max() <= 1
+    lights = lambda x_t, level, cond: (cond["labels"] - 4.5) * x_t.flatten(1).mean(1)  # noqa: E731
+    assert run.sample(6, steps=5, classifier=lights, guidance=2.0).labels.tolist() == list(range(6))
+
+
+def test_the_recipes_guidance_is_off_where_it_means_nothing(digits):
+    """Its own guidance of 1.5, on data that came without classes."""
+    run = without_classes(digits)
+    assert run.recipe.sampling.guidance == 1.5
+    assert np.array_equal(drawn(run), drawn(run, guidance=1.0))
+
+
+@pytest.mark.parametrize("labels", [[7, 8], ["sneaker", "bag"], ["Sneaker", 8], ("7", "BAG"), np.array([7, 8]), torch.tensor([7, 8])])
+def test_classes_go_by_their_names(labels):
+    torch.set_default_dtype(torch.float32)
+    assert sf.load("zoo:fashion").labels(range(4), labels).tolist() == [7, 8, 7, 8]
+
+
+def test_text_is_a_name_before_it_is_a_number(digits):
+    run = replace(digits, form=replace(digits.form, classes=("3", "1", "cat", "Cat")))
+    assert run.labels(range(5), ["3", "1", "2", "cat", "Cat"]).tolist() == [0, 1, 2, 2, 3]
+    assert run.labels(range(2), [3, 1]).tolist() == [3, 1]
+    with pytest.raises(ValueError, match='there is no class "CAT"; the classes are 3, 1, cat, Cat'):
+        run.labels(range(1), ["CAT"])
+
+
+@pytest.mark.parametrize("count", [9, 64, 100])
+@pytest.mark.parametrize("classes", [1, 2, 3, 5, 10, 40])
+def test_a_sheet_is_about_square_with_a_class_a_column(digits, classes, count):
+    columns = replace(digits, form=replace(digits.form, classes=tuple(map(str, range(classes))))).columns(None, count)
+    assert columns % classes == 0
+    assert columns == classes or 1 / 2 <= columns / (count / columns) <= 2
+    assert digits.columns(list(range(classes)), count) == columns
+
+
+MEANS = torch.tensor([[2.0, 0.0], [-1.0, 1.0], [0.0, -1.5], [1.0, 1.5], [-2.0, -1.0], [0.5, 0.5]])
+SHARES = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.05, 0.25])
+COLORS, SIZES = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def log_joint(x_t, level, color, size):
+    """log p(x_t, component) of six round Gaussians of variance 0.25, each of one color and one size; -inf for others than are given."""
+    variance = (0.25 * level.alpha**2 + level.sigma**2).reshape(-1, 1)
+    squares = (x_t[:, None] - level.alpha.reshape(-1, 1, 1) * MEANS).square().sum(2)
+    joint = SHARES.log() - squares / (2 * variance) - variance.log()
+    for mine, wanted in ((COLORS, color), (SIZES, size)):
+        joint = joint.masked_fill((wanted[:, None] >= 0) & (wanted[:, None] != mine), -torch.inf)
+    return joint
+
+
+def colored(x_t, level, cond=None):
+    """The exact predictor: E[x0 | x_t] by the responsibilities of the components."""
+    cond = sf.as_cond(cond)
+    color, size = (cond[name].value.where(cond[name].given, -1) for name in ("color", "size"))
+    variance = 0.25 * level.alpha**2 + level.sigma**2
+    each = MEANS + (0.25 * level.alpha / variance)[..., None] * (x_t[:, None] - level.alpha[..., None] * MEANS)
+    x0 = (log_joint(x_t, level, color, size).softmax(1)[..., None] * each).sum(1)
+    return sf.Prediction.from_x0(x0, x_t, level)
+
+
+NESTED = [{"color": 3.0, "size": 1.5}, {"size": 1.5, "color": 3.0}, {"color": 0.0, "size": 2.0}, {"color": 2.5}, {"size": -1.0}]
+
+
+@pytest.mark.parametrize("scales", NESTED, ids=str)
+def test_a_scale_for_each_condition_tilts_the_density_one_condition_after_the_other(scales):
+    """The score of p_0 Π (p_i / p_{i-1})^s_i by autograd of the log-densities, where p_i knows the first i conditions that are named."""
+    x, color, size = torch.randn(60, 2, requires_grad=True), torch.arange(60) % 2, torch.arange(60) % 3
+    level = sf.Cosine(log_snr_max=5.0, log_snr_min=-5.0).level(torch.rand(60), like=x)
+    shown = {"color": color, "size": size} | {name: torch.full((60,), -1) for name in scales}
+
+    def log_density():
+        return (log_joint(x, level, **shown).logsumexp(1)).sum()
+
+    before = tilted = log_density()
+    for name, scale in scales.items():
+        shown[name] = {"color": color, "size": size}[name]
+        now = log_density()
+        tilted, before = tilted + scale * (now - before), now
+    (score,) = torch.autograd.grad(tilted, x)
+    p = sf.guide.classifier_free(colored, scales)(x.detach(), level, {"color": color, "size": size})
+    torch.testing.assert_close(p.score(level), score, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(level.alpha * p.x0 + level.sigma * p.eps, x.detach())
+
+
+def test_all_branches_go_in_one_call_and_scales_of_one_are_no_guidance():
+    rows, x, cond = [], torch.randn(6, 2), {"color": torch.arange(6) % 2, "size": torch.arange(6) % 3}
+
+    def counted(x_t, level, cond=None):
+        rows.append(len(x_t))
+        return colored(x_t, level, cond)
+
+    plain = sf.guide.classifier_free(counted, {"color": 1.0, "size": 1.0})(x, LEVEL, cond)
+    assert torch.equal(plain.x0, colored(x, LEVEL, cond).x0)
+    sf.guide.classifier_free(counted, {"color": 2.0, "size": 1.0})(x, LEVEL, cond)
+    assert rows == [6, 18]
+
+
+def test_one_name_is_the_plain_formula():
+    x, level, cond = torch.randn(9, 2), sf.Cosine().level(torch.rand(9), like=torch.zeros(9, 2)), {"labels": torch.arange(9) % 3}
+    one, all_ = (sf.guide.classifier_free(mixture, scale)(x, level, cond) for scale in ({"labels": 2.5}, 2.5))
+    assert torch.equal(one.eps, all_.eps)
+
+
+def test_a_scale_for_a_condition_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match='no condition "colour"; it has color, size'):
+        sf.guide.classifier_free(colored, {"colour": 2.0})(
+            torch.zeros(1, 2), LEVEL, {"color": torch.zeros(1).long(), "size": torch.zeros(1).long()}
+        )
+
+
+def test_the_oracles_know_no_condition_but_labels():
+    with pytest.raises(ValueError, match='a mixture has no condition "color"; it has labels'):
+        mixture(torch.zeros(1, 2), LEVEL, {"color": torch.zeros(1).long()})

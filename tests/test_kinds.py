@@ -114,12 +114,16 @@ def test_a_loss_of_the_wrong_shape_is_refused(tmp_path):
 
     task = Whole(net=sf.nets.options.MLPNet(width=8, depth=1))
     with pytest.raises(ValueError, match=r"the loss of Whole\w* must be one number an example, \[16\], got shape \(\)"):
-        sf.train(task, np.random.default_rng(0).normal(size=(50, 2)), tmp_path / "run", training=sf.Training(steps=2, batch=16, trackers=()))
+        sf.train(
+            task, np.random.default_rng(0).normal(size=(50, 2)), tmp_path / "run", training=sf.Training(steps=2, batch=16, trackers=())
+        )
 
 
 def test_an_unknown_kind_says_how_to_bring_it(tmp_path):
     path = recipe_file(tmp_path, "bernoulli-tokens")
     path.write_text(path.read_text().replace("bernoulli-tokens", "bernoulli-tokns"))
-    done = subprocess.run([sys.executable, "-m", "sfumato", "train", str(path)], capture_output=True, text=True, check=False, env={**os.environ})
+    done = subprocess.run(
+        [sys.executable, "-m", "sfumato", "train", str(path)], capture_output=True, text=True, check=False, env={**os.environ}
+    )
     assert done.returncode == 2
     assert "--import FILE.py" in done.stderr

@@ -488,7 +488,7 @@ def test_the_commands_train_and_sample_every_kind(tmp_path, capsys, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name in ("vae", "ldm"):
         recipe_of(tmp_path, name)
-        code, out, _ = call("train", f"{name}.yaml", "--steps", "2", capsys=capsys)
+        code, out, _ = call("train", f"{name}.yaml", "--steps", "8", capsys=capsys)
         assert (code, "Done" in out) == (0, True)
         assert call("sample", f"runs/{name}", "--out", f"{name}.png", "--count", "4", capsys=capsys)[0] == 0
         assert Image.open(f"{name}.png").width > 8
@@ -508,3 +508,46 @@ def test_the_commands_train_and_sample_every_kind(tmp_path, capsys, monkeypatch)
 def test_a_plain_denoisers_recipe_is_asked_for_by_name():
     with pytest.raises(ValueError, match="vae-digits is for a model of kind vae; this is for recipes of plain denoisers"):
         load_plain("vae-digits")
+
+
+@pytest.mark.parametrize(("whole", "stages"), [(24, (16, 8)), (18, (12, 6)), (3, (2, 1)), (2, (1, 1)), (180, (120, 60))])
+def test_the_steps_of_two_stages_are_shared_as_their_own_are(tmp_path, whole, stages):
+    (tmp_path / "ldm.yaml").write_text(yaml.safe_dump(TREES["ldm"] | {"autoencoder_training": TRAINING | {"steps": 12}}))
+    recipe = kinds.load_recipe(tmp_path / "ldm.yaml", steps=whole)
+    assert tuple(stage.steps for stage in kinds.stages_of(recipe).values()) == stages
+    assert kinds.steps_of(recipe) == whole
+    with pytest.raises(ValueError, match="for both stages together, so it must be at least 2, got 1"):
+        kinds.load_recipe(tmp_path / "ldm.yaml", steps=1)
+    given = kinds.load_recipe(tmp_path / "ldm.yaml", ["model.path=somewhere"], steps=whole)
+    assert (kinds.steps_of(given), given.training.steps) == (whole, whole)
+
+
+def test_the_second_stage_of_a_latent_run_is_made_longer_and_the_first_is_not(tmp_path):
+    """The latents are those of the first stage as it was."""
+    run, said = train(recipe_of(tmp_path, "ldm"), tmp_path / "run"), list[str]()
+    latents, before = (run / "latents.npz").read_bytes(), weights(run)
+    with pytest.raises(ValueError, match=r"autoencoder_training\.steps: 6 → 8\); give the first stage its old steps"):
+        train(recipe_of(tmp_path, "ldm", ["autoencoder_training.steps=8", "training.steps=8"]), run, resume=True)
+    train(recipe_of(tmp_path, "ldm", ["training.steps=8"]), run, resume=True, say=said.append)
+    assert (run / "latents.npz").read_bytes() == latents
+    assert checkpoint.steps_in(run / "autoencoder" / "checkpoints")[-1] == 6
+    assert checkpoint.steps_in(run / "diffusion" / "checkpoints")[-1] == 8
+    assert all(torch.equal(before[name], value) for name, value in weights(run).items())
+    assert len([sentence for sentence in said if "goes on from step 6 to 8" in sentence]) == 1
+    assert kinds.load_recipe(run / "recipe.yaml").training.steps == 8
+    assert sf.load(run).sample(2, steps=2).values.shape == (2, 8, 8, 1)
+
+
+def test_an_autoencoder_made_longer_is_measured_anew(tmp_path):
+    tree = {"model": {"kind": "autoencoder", "latent": 2, "widths": [8]}, "data": {"kind": "digits"}, "training": TRAINING}
+    (tmp_path / "ae.yaml").write_text(yaml.safe_dump(tree))
+    short, long = (kinds.load_recipe(tmp_path / "ae.yaml", steps=steps) for steps in (4, 8))
+    run = train(short, tmp_path / "run")
+    first = (run / "latent.json").read_text()
+    train(short, run, resume=True)
+    assert (run / "latent.json").read_text() == first
+    train(long, run, resume=True)
+    found, examples = autoencoder.load(run), sf.data.digits()
+    again = autoencoder.measured(found.model, examples)
+    assert found.residual == pytest.approx(again.residual, rel=1e-6)
+    assert (run / "latent.json").read_text() != first

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sfumato as sf
-from sfumato import likelihood, process
+from sfumato import latent, likelihood, process
 
 GRID = torch.linspace(-1, 1, 256, dtype=torch.float64)
 
@@ -133,3 +133,23 @@ def test_standard_errors_are_those_of_means():
     torch.testing.assert_close(errors["steps"], torch.tensor([2.0, 0.0]))
     torch.testing.assert_close(errors["decoder"], torch.tensor(0.0))
     assert bound.standard_error == pytest.approx(3.0)
+
+
+ZERO = torch.zeros(2)
+BOUNDS = {
+    "chain": lambda total: likelihood.Bound(ZERO[: len(total)], total[:, None], ZERO[: len(total)], torch.ones(1)),
+    "flow": lambda total: likelihood.FlowBound(total, ZERO[: len(total)], ZERO[: len(total)]),
+    "latent": lambda total: latent.diffusion.LatentBound(total, ZERO[: len(total)]),
+}
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize(("total", "wanted"), [([3.0], math.inf), ([3.0, 5.0], 1.0)])
+@pytest.mark.filterwarnings("error")
+def test_the_standard_error_of_one_example_is_infinite(kind, total, wanted):
+    """And of two, half their distance."""
+    bound = BOUNDS[kind](torch.tensor(total, dtype=torch.float32))
+    assert bound.standard_error == pytest.approx(wanted)
+    if kind == "chain":
+        assert {name: value.shape for name, value in bound.standard_errors.items()} == {"prior": (), "steps": (1,), "decoder": ()}
+        assert float(bound.standard_errors["steps"]) == pytest.approx(wanted)

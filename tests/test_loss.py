@@ -1,6 +1,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from problems import every_scales, every_schedule, gaussian, label, mixture
@@ -212,3 +213,100 @@ def test_fitted_times_fall_into_stretches_in_their_shares():
     inside = log_snr[log_snr.abs() <= 2]
     assert abs(inside.mean().item()) < 0.02
     assert abs(inside.std().item() - 4 / math.sqrt(12)) < 0.02
+
+
+class Nothing(torch.nn.Module):
+    """A network that says 0."""
+
+    def forward(self, x, log_snr, cond):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("t", [0.0, 0.2, 0.8, 0.95, 1.0])
+def test_a_zero_networks_loss_is_one_in_every_precision(t, dtype):
+    """eps = 1 everywhere, and the network says 0, to -15 nats: in float16 the square of v alone is beyond its range from -11 nats on."""
+    x0, eps = torch.zeros(4, 3, dtype=dtype), torch.ones(4, 3, dtype=dtype)
+    level = sf.Cosine().level(torch.full((4,), t), like=x0)
+    loss = sf.loss.simple(sf.Denoiser(Nothing(), sf.eps_target), x0, eps, level)
+    torch.testing.assert_close(loss, torch.ones(4, dtype=torch.float32), rtol=1e-5, atol=0)
+
+
+CHAIN = sf.Discrete.linear(1000)
+LAST = sf.process.posterior_log_variance(CHAIN.level(2 / 1000), CHAIN.level(1 / 1000))
+WEIGHTS = {
+    "eps": (sf.loss.eps_weight, lambda a, s: a**2 / (a**2 + s**2)),
+    "x0": (sf.loss.x0_weight, lambda a, s: s**2 / (a**2 + s**2)),
+    "v": (sf.loss.v_weight, lambda a, s: 1 + 0 * a),
+    "min-snr": (sf.loss.min_snr_weight, lambda a, s: s**2 / (a**2 + s**2) * np.minimum((a / s) ** 2, 5)),
+    "truncated-snr": (sf.loss.truncated_snr_weight, lambda a, s: s**2 / (a**2 + s**2) * np.maximum((a / s) ** 2, 1)),
+    "edm": (sf.loss.edm_weight, lambda a, s: (a**2 + s**2 / 0.25) / (a**2 + s**2)),
+    "sigmoid": (sf.loss.sigmoid_weight, lambda a, s: a**2 / (a**2 + s**2) / (1 + (a / s) ** 2 / math.e)),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_hold_in_float16(name):
+    """Against their closed forms in numpy's float64 at the same, rounded, scales, from 15 nats to -15."""
+    weight, closed = WEIGHTS[name]
+    level = sf.Cosine().level(torch.linspace(0, 1, 31), like=torch.zeros(31, dtype=torch.float16))
+    wanted = closed(level.alpha.double().numpy(), level.sigma.double().numpy())
+    torch.testing.assert_close(weight(level).double(), torch.from_numpy(wanted), rtol=1e-5, atol=0)
+
+
+def test_the_weight_of_the_previous_mean_holds_in_float16():
+    level = CHAIN.level(torch.linspace(0.3, 1, 15), like=torch.zeros(15, dtype=torch.float16))
+    near = sf.Level(level.alpha.double(), level.sigma.double())
+    ours, wanted = (sf.loss.previous_weight(each, chain=CHAIN) for each in (level, near))
+    torch.testing.assert_close(ours.double(), wanted, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0])
+def test_the_truncated_weight_is_one_at_both_ends_of_a_chain(t):
+    """max(SNR, 1) sigma²/(alpha² + sigma²) tends to 1 as sigma vanishes, and as alpha does."""
+    for dtype in (torch.float32, torch.float64):
+        level = sf.Discrete.linear(1000).zero_terminal().level(t).to(torch.zeros((), dtype=dtype))
+        assert sf.loss.truncated_snr_weight(level).item() == 1
+
+
+def wide(level):
+    return sf.Level(level.alpha.double(), level.sigma.double())
+
+
+LOSSES = {
+    "simple": lambda x0, eps, t, s, last, vary: sf.loss.simple(vary, x0, eps, t),
+    "hybrid": lambda x0, eps, t, s, last, vary: sf.loss.hybrid(vary, x0, eps, t, s, steps=1000, last_log_variance=last),
+    "vlb": lambda x0, eps, t, s, last, vary: sf.loss.vlb(vary, x0, eps, t, s, steps=1000, last_log_variance=last),
+    "score": lambda x0, eps, t, s, last, vary: sf.loss.score_matching(vary, x0, eps, t),
+    "sliced": lambda x0, eps, t, s, last, vary: sf.loss.sliced_score_matching(vary, x0, t, probe=eps),
+    "vdm": lambda x0, eps, t, s, last, vary: sf.loss.vdm(vary, x0, eps, torch.linspace(0.1, 1, 8), sf.Cosine()),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_float16_data_are_those_of_float64(name):
+    """At the same, rounded, data and levels; -0.4 is what a linear predictor is off by, so that nothing but the precision differs."""
+
+    def linear(x_t, level, cond=None):
+        half = torch.full_like(x_t, 0.5)
+        return sf.Prediction.solve(0.6 * x_t - 0.4, x_t, level, sf.v_target, half)
+
+    x0 = (torch.randint(0, 256, (8, 40)) * 2 / 255 - 1).half()
+    eps, k = torch.randn(8, 40).half(), torch.linspace(400, 1000, 8).round()
+    t, s = CHAIN.level(k / 1000, like=x0), CHAIN.level((k - 100) / 1000, like=x0)
+    narrow = LOSSES[name](x0, eps, t, s, LAST.half(), linear)
+    exact = LOSSES[name](x0.double(), eps.double(), wide(t), wide(s), LAST.half().double(), linear)
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.double(), exact, rtol=1e-3, atol=1e-4)
+
+
+def test_a_condition_and_gradients_pass_the_widening():
+    """float16 data are only the data: the network's weights keep their type and get their gradients."""
+    net = sf.nets.MLP((3,), width=8, depth=1, classes=2).half()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x0, eps, cond = torch.randn(4, 3).half(), torch.randn(4, 3).half(), {"labels": torch.tensor([0, 1, -1, 0])}
+    sf.loss.simple(sf.Denoiser(net, sf.v_target), x0, eps, sf.Cosine().level(torch.rand(4), like=x0), cond).mean().backward()
+    for p in net.parameters():
+        assert p.grad.dtype == torch.float16
+        assert p.grad.isfinite().all()

@@ -1,6 +1,9 @@
 """Progress: each stage with a rate and an end of its own."""
 
+import re
 import time
+
+import pytest
 
 from sfumato.cli.progress import Stage, reporter
 
@@ -28,3 +31,28 @@ def test_a_run_that_goes_on_in_its_second_stage_counts_from_there(monkeypatch, c
             now += 8
             report(step)
     assert capsys.readouterr().out.splitlines() == ["diffusion 2/4", "diffusion 3/4, 8 images/s, 0:08 left"]
+
+
+@pytest.mark.parametrize("slow", range(2, 9))
+def test_one_slow_step_moves_the_guess_by_nothing(monkeypatch, capsys, slow):
+    """A machine that slept through one of the steps, whichever."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with reporter(Stage("training", 100, 16), unit="images") as report:
+        for step in range(1, 11):
+            now += 10 if step != slow else 3600
+            report(step)
+    assert capsys.readouterr().out.splitlines()[-1] == "training 10/100, 2 images/s, 15:00 left"
+
+
+def test_what_comes_regularly_counts(monkeypatch, capsys):
+    """A sheet of samples every tenth step, in more steps than are remembered."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with reporter(Stage("training", 5000), unit="steps") as report:
+        for step in range(1, 4002):
+            now += 1 if step % 10 else 11
+            report(step)
+    said = capsys.readouterr().out.splitlines()[-1]
+    minutes, seconds = map(int, re.findall(r"(\d+):(\d\d) left", said)[0])
+    assert 60 * minutes + seconds == pytest.approx(2 * 999, rel=0.01)

@@ -3,6 +3,8 @@
 import math
 from functools import cache
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 from problems import betas_of, every_scales, gaussian, gaussian_flow, label, mixture
@@ -446,3 +448,107 @@ def test_softened_levels_are_even_in_what_they_are_named_for(schedule, scale):
     torch.testing.assert_close(place, torch.linspace(float(place[0]), float(place[-1]), len(place)), rtol=0, atol=2e-3)
     ends = schedule.log_snr(torch.tensor([1.0, 1 / 1000 if isinstance(schedule, sf.Discrete) else 0.0]))
     torch.testing.assert_close(torch.stack([levels[0].log_snr, levels[-1].log_snr]), ends)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """As users call it: without the checks of types that only tests have, which speak before our own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def sampled(x=None, step=None, cond=None, predict=mixture):
+    return sf.sample(predict, torch.zeros(4, 2) if x is None else x, sf.grid(sf.Cosine(), 2), step or sf.steps.DDIM(), cond)
+
+
+def images(x, cond=None, net=None):
+    denoiser = sf.Denoiser(net or sf.nets.DiT((1, 4, 4), patch=2, width=8, depth=1, heads=2, classes=3), sf.v_target)
+    return denoiser(x, sf.Cosine().level(0.5), cond)
+
+
+def labelled(labels):
+    return {"labels": labels}
+
+
+UNET = sf.nets.UNetLayout(channels=(4,), blocks=1, attention=(False,), middle=(False,), groups=2)
+LEVELS = sf.grid(sf.Cosine(), 2)
+DIT = sf.Denoiser(sf.nets.DiT((1, 4, 4), patch=2, width=8, depth=1, heads=2), sf.v_target)
+MISUSES = {
+    "a step's class": (lambda: sampled(step=sf.steps.DDIM), r"got the class DDIM; write DDIM\(\)"),
+    "a run's sampler's class": (lambda: zoo().sample(2, sampler=sf.steps.Heun), r"got the class Heun; write Heun\(\)"),
+    "a step's name": (lambda: sampled(step="ddim"), "a step is a method such as"),
+    "upwards by a class": (lambda: sf.invert(mixture, torch.zeros(4, 2), LEVELS, step=sf.steps.Heun), r"write Heun\(\)"),
+    "numpy noise": (lambda: sampled(np.zeros((4, 2))), r"x must be a torch tensor, got ndarray; take torch\.as_tensor"),
+    "numpy noise in a flow": (
+        lambda: sf.flow(mixture, np.zeros((4, 2)), LEVELS[0], LEVELS[1]),
+        "x must be a torch tensor, got ndarray",
+    ),
+    "numpy into an oracle": (lambda: mixture(np.zeros((4, 2)), LEVELS[0]), "x must be a torch tensor, got ndarray"),
+    "numpy into a network": (lambda: images(np.zeros((2, 1, 4, 4))), "x must be a torch tensor, got ndarray"),
+    "whole numbers for noise": (lambda: sampled(torch.zeros(4, 2, dtype=torch.long)), "x must hold floating-point numbers"),
+    "noise of no row": (lambda: mixture(torch.zeros(()), LEVELS[0]), "one row an example"),
+    "labels too few": (lambda: sampled(cond=labelled(torch.zeros(3, dtype=torch.long))), "must have one row an example, 4"),
+    "one label for all": (lambda: images(torch.zeros(2, 1, 4, 4), labelled(torch.zeros(1, dtype=torch.long))), "one row an example, 2"),
+    "labels in a column": (lambda: images(torch.zeros(2, 1, 4, 4), labelled(torch.zeros(2, 1, dtype=torch.long))), r"of shape \[2\]"),
+    "labels of floats": (lambda: sampled(cond=labelled(torch.zeros(4))), r"labels must be integers of shape \[4\]"),
+    "labels in a list": (lambda: sampled(cond=labelled([0, 1, 2, 0])), r'cond\["labels"\] must be a torch tensor'),
+    "labels without a name": (lambda: sampled(cond=torch.zeros(4, dtype=torch.long)), "conditions are tensors by name"),
+    "labels too few to guide": (
+        lambda: sampled(cond=labelled(torch.zeros(3, dtype=torch.long)), predict=sf.guide.classifier_free(mixture, 2.0)),
+        "one row an example, 4",
+    ),
+    "labels too few for a guided call": (
+        lambda: sf.guide.classifier_free(mixture, 2.0)(torch.zeros(4, 2), LEVELS[0], labelled(torch.zeros(3, dtype=torch.long))),
+        "one row an example, 4",
+    ),
+    "labels too few for a classifier": (
+        lambda: sf.guide.label_log_prob(mixture.log_class)(torch.zeros(4, 2), LEVELS[0], labelled(torch.zeros(3, dtype=torch.long))),
+        "one row an example, 4",
+    ),
+    "labels too few for draws": (lambda: mixture.sample(4, labels=torch.zeros(3, dtype=torch.long)), "one row an example, 4"),
+    "labels too few for points": (
+        lambda: sf.Points(torch.zeros(2, 2), torch.tensor([0, 1]))(
+            torch.zeros(4, 2), LEVELS[0], labelled(torch.zeros(3, dtype=torch.long))
+        ),
+        "one row an example, 4",
+    ),
+    "a number for labels": (lambda: zoo().sample(2, labels=3), "labels are a list of classes, each a number or a name.*; got 3"),
+    "a word for labels": (lambda: zoo().sample(2, labels="3"), "labels are a list of classes"),
+    "a table of labels": (lambda: zoo().sample(2, labels=np.zeros((2, 2), dtype=int)), "labels are a list of classes"),
+    "lists in labels": (lambda: zoo().sample(2, labels=[[3], [4, 5]]), r"a label is the number or the name of a class, got \[3\]"),
+    "broken numbers for labels": (lambda: zoo().sample(2, labels=[2.5]), "a label is the number or the name of a class, got 2.5"),
+    "no name of a class": (lambda: zoo().sample(2, labels=["cat"]), 'there is no class "cat"; the classes are 0, 1, 2'),
+    "images without channels": (lambda: images(torch.zeros(2, 4, 4)), r"takes x of shape \[b, 1, 4, 4\].*got \(2, 4, 4\)"),
+    "images of other channels": (lambda: images(torch.zeros(2, 3, 4, 4)), r"got \(2, 3, 4, 4\)"),
+    "without channels into a U-Net": (lambda: images(torch.zeros(2, 4, 4), net=sf.nets.UNet((1, 4, 4), UNET)), r"got \(2, 4, 4\)"),
+    "without channels into patches": (
+        lambda: images(torch.zeros(2, 8, 8), net=sf.nets.PatchUNet((1, 8, 8), widths=(8, 8), depth=1, heads=2)),
+        r"got \(2, 8, 8\)",
+    ),
+    "points of another length": (lambda: images(torch.zeros(2, 3), net=sf.nets.MLP((2,), width=8, depth=1)), r"\[b, 2\].*got \(2, 3\)"),
+    "a training loss without channels": (
+        lambda: sf.loss.simple(DIT, torch.zeros(2, 4, 4), torch.zeros(2, 4, 4), LEVELS[0]),
+        r"got \(2, 4, 4\)",
+    ),
+}
+
+
+@cache
+def zoo():
+    return sf.load("zoo:digits")
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_a_misuse_gets_one_sentence(name, unchecked):
+    call, sentence = MISUSES[name]
+    torch.set_default_dtype(torch.float32)
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+@pytest.mark.parametrize("predict", [mixture, sf.Points(torch.zeros(3, 2), torch.tensor([0, 1, 2]))], ids=["mixture", "points"])
+def test_no_rows_have_no_answers(predict):
+    x, level, cond = torch.zeros(0, 2), sf.Cosine().level(0.5), {"labels": torch.zeros(0, dtype=torch.long)}
+    for p in (predict(x, level), predict(x, level, cond)):
+        assert p.x0.shape == p.eps.shape == (0, 2)
+    assert predict.log_prob(x, level).shape == (0,)
+    assert sf.sample(predict, x, sf.grid(sf.Cosine(), 3), sf.steps.Heun(), cond).shape == (0, 2)

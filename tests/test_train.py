@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 import sfumato as sf
@@ -311,3 +313,94 @@ def test_precision_by_name():
     assert precision("float32", cpu) == torch.float32
     assert precision("bfloat16", cpu) == torch.bfloat16
     assert precision("auto", cpu) in (torch.float32, torch.bfloat16)
+
+
+def test_a_sheet_that_cannot_be_drawn_is_a_warning_and_the_checkpoint_is_there(recipe_file, tmp_path, caplog):
+    """At such a rate one step throws the weights so far that no sample is finite; the steps after it are not applied."""
+    changes = ["training.rate=1e25", "training.clip=1e30", "training.warmup=0", "training.patience=100", "training.checkpoint_every=5"]
+    run = train(load_recipe(recipe_file, changes), tmp_path / "run")
+    assert checkpoint.steps_in(run / "checkpoints") == [5, 10, 12]
+    said = [record.getMessage() for record in caplog.records if "could not be drawn" in record.getMessage()]
+    assert [int(re.findall(r"samples/(\d+)\.png", sentence)[0]) for sentence in said] == [5, 10, 12]
+    assert all("the checkpoint is saved" in sentence and "finite" in sentence for sentence in said)
+    assert (run / "report.json").is_file()
+    assert not list((run / "samples").glob("*")) if (run / "samples").exists() else True
+
+
+def test_a_checkpoint_is_there_before_its_sheet_and_a_missing_sheet_is_drawn(recipe_file, tmp_path):
+    """As after a kill between the two."""
+    whole, cut = train(load_recipe(recipe_file), tmp_path / "whole"), tmp_path / "cut"
+    asked = iter([False] * 7 + [True])
+    with pytest.raises(Stopped):
+        train(load_recipe(recipe_file), cut, should_stop=lambda: next(asked))
+    sheets = {number: cut / "samples" / f"{number:08d}.png" for number in (4, 8)}
+    made = {number: (cut / "checkpoints" / f"{number:08d}").stat().st_mtime_ns for number in sheets}
+    assert all(made[number] <= sheet.stat().st_mtime_ns for number, sheet in sheets.items())
+    sheets[8].unlink()
+    train(load_recipe(recipe_file), cut, resume=True)
+    for sheet in (whole / "samples").glob("*.png"):
+        assert sheet.read_bytes() == (cut / "samples" / sheet.name).read_bytes()
+
+
+def test_a_run_of_constant_rate_made_longer_is_the_longer_run(recipe_file, tmp_path):
+    """To the bit, where the rate is that of the longer run all along; and it may be cut and gone on with."""
+    constant = ["training.decay=constant", "training.log_every=4"]
+    long, short = load_recipe(recipe_file, constant), load_recipe(recipe_file, [*constant, "training.steps=8"])
+    whole, grown = train(long, tmp_path / "whole"), train(short, tmp_path / "grown")
+    asked = iter([False, False, True])
+    with pytest.raises(Stopped, match="stopped after step 11 of 12"):
+        train(long, grown, resume=True, should_stop=lambda: next(asked))
+    train(long, grown, resume=True)
+    for stem in ("model", "ema-0.100", "optimizer"):
+        ours, theirs = weights(grown, stem=stem), weights(whole, stem=stem)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [(line["step"], line["loss"]) for line in lines(grown)] == [(line["step"], line["loss"]) for line in lines(whole)]
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_a_finished_run_is_made_longer_at_the_rate_of_the_longer_run(recipe_file, tmp_path, decay):
+    said: list[str] = []
+    changes = [f"training.decay={decay}", "training.log_every=1"]
+    long, short = load_recipe(recipe_file, changes), load_recipe(recipe_file, [*changes, "training.steps=8"])
+    run = train(short, tmp_path / "run")
+    assert json.loads((run / "report.json").read_text())["steps"] == 8
+    train(long, run, resume=True, say=said.append)
+    whole = {line["step"]: line["learning_rate"] for line in lines(train(long, tmp_path / "whole"))}
+    rates = {line["step"]: line["learning_rate"] for line in lines(run)}
+    assert rates[8] == 0
+    assert rates[12] == 0
+    assert {step: rates[step] for step in range(9, 13)} == {step: whole[step] for step in range(9, 13)}
+    told = next(sentence for sentence in said if "goes on from step 8 to 12, in place of 8" in sentence)
+    assert f"it goes from 0 to {rates[9]:.2g}, and to zero at step 12" in told
+    assert load_recipe(run / "recipe.yaml") == long  # the next --resume needs no --steps
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["extended"] == [{"after_step": 8, "from_steps": 8, "to_steps": 12}]
+    assert manifest["data"] == json.loads((tmp_path / "whole" / "manifest.json").read_text())["data"]
+    assert json.loads((run / "report.json").read_text())["steps"] == 12
+    assert (run / "samples" / "00000012.png").is_file()
+    said.clear()
+    train(long, run, resume=True, say=said.append)
+    assert said == [f"Resuming {run} after step 12 of 12."]
+
+
+def test_a_run_is_not_made_shorter_nor_another_while_it_is_made_longer(recipe_file, tmp_path):
+    run = train(load_recipe(recipe_file), tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"begun with training\.steps=12 and can be made longer, not shorter; got 8"):
+        train(load_recipe(recipe_file, steps=8), run, resume=True)
+    with pytest.raises(ValueError, match=r"another recipe \(training\.batch: 16 → 8\)"):
+        train(load_recipe(recipe_file, ["training.batch=8"], steps=20), run, resume=True)
+    assert before == {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
+
+
+def test_captions_that_are_not_used_are_said_to_be(recipe_file, tmp_path):
+    photos, rng = tmp_path / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(photos / f"{i}.png")
+    (photos / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,number {i}\n" for i in range(20)))
+    for captions in (True, False):
+        said: list[str] = []
+        changes = [f"data={{kind: folder, path: {photos}, size: 8, captions: {captions}}}"]
+        train(load_recipe(recipe_file, changes, steps=1), tmp_path / f"{captions}", say=said.append)
+        assert len([sentence for sentence in said if "captions" in sentence and "not used" in sentence]) == captions

@@ -3,7 +3,7 @@
 from sfumato import convert, data, doctor, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, tasks, verify
 from sfumato.classifier import Classifier
 from sfumato.classifiers import load_classifier, train_classifier
-from sfumato.condition import Classes, Cond, Condition, ConditionSpec, Map, Numbers, Sequence, Tokens
+from sfumato.condition import Classes, Cond, Condition, ConditionSpec, CondLike, Map, Numbers, Sequence, Tokens, as_cond
 from sfumato.data import Dataset, Scaling
 from sfumato.data.options import register_data
 from sfumato.data.source import Batch, DataSpec, Draw, Source, Stream
@@ -76,6 +76,7 @@ __all__ = [
     "Classes",
     "Classifier",
     "Cond",
+    "CondLike",
     "Condition",
     "ConditionSpec",
     "Continuous",
@@ -125,6 +126,7 @@ __all__ = [
     "Training",
     "Tuned",
     "Vocabulary",
+    "as_cond",
     "bound_costs",
     "convert",
     "data",

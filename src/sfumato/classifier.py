@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.denoiser import Cond
 from sfumato.data.source import DataSpec
+from sfumato.denoiser import CondLike
 from sfumato.guide import label_log_prob
 from sfumato.schedule import Level
 
@@ -51,7 +51,7 @@ class Classifier(nn.Module):
         share = (level.alpha * self.spec.std / r).to(x_t).reshape(-1, 1)
         return (self.log_prior.to(x_t) + share * says).log_softmax(1)
 
-    def forward(self, x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None) -> Float[Tensor, "b"]:
+    def forward(self, x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None) -> Float[Tensor, "b"]:
         """log p(cond["labels"] | x_t) in nats, 0 for a label of -1.
 
         Raises:

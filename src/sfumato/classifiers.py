@@ -23,7 +23,9 @@ def recipe_for(model: Model, changes: Sequence[str] = (), *, steps: int | None =
         raise ValueError(f"{model.name} has no classes, so there is nothing to classify; train a model of labelled data.")
     shared = model.recipe.model_dump(mode="json", include={"data", "schedule", "runtime"})
     if "schedule" not in shared or model.recipe.stages(Path()):
-        raise ValueError(f"{model.name} is {model.sampler.kind}, whose noise no classifier is trained under; name a run of a plain denoiser.")
+        raise ValueError(
+            f"{model.name} is {model.sampler.kind}, whose noise no classifier is trained under; name a run of a plain denoiser."
+        )
     sizes = model.spec.sizes
     patch = max(1, min(sizes[1:], default=1) // 14)
     net = {"kind": "patch-classifier", "patch": patch} if model.spec.is_image else {"kind": "mlp"}
@@ -75,8 +77,12 @@ def load_classifier(folder: str | Path) -> Classifier:
     found = next((each for each in (home, place) if _is_classifier(each)), None)
     if found is None:
         raise ValueError(f"{folder} holds no classifier; train one with sfumato train-classifier {folder}, or name its own folder.")
-    recipe, spec, manifest = resolve(read_tree(found / "recipe.yaml"), source=str(found), kind="classifier"), read_spec(found), read_manifest(found)
-    network = recipe.build(spec)
+    recipe, spec, manifest = (
+        resolve(read_tree(found / "recipe.yaml"), source=str(found), kind="classifier"),
+        read_spec(found),
+        read_manifest(found),
+    )
+    network = recipe.build(read_spec(found))
     if "prior" in manifest:  # as version 0.1 kept it
         network.log_prior.copy_(torch.tensor(manifest["prior"]).log())
     load_average(network.net, found, recipe.training.ema, None)

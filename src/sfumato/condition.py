@@ -9,9 +9,11 @@ A `ConditionSpec` says what a condition can be. Networks are built for a mapping
 
 import hashlib
 import json
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex, final
@@ -33,8 +35,8 @@ class Condition:
     """
 
     value: Shaped[Tensor, "b *rest"]
-    given: Bool[Tensor, "b"]
-    mask: Bool[Tensor, "b n"] | None = None
+    given: Bool[Tensor, "rows"]
+    mask: Bool[Tensor, "rows n"] | None = None
 
     def __len__(self) -> int:
         """How many examples."""
@@ -142,6 +144,28 @@ def refuse_unknown(names: Collection[str], known: Collection[str], what: str) ->
             raise ValueError(f'{what} has no condition "{name}"; {_listed(known, "it has")}.')
 
 
+def refuse_cond(cond: CondLike | None, rows: int) -> None:
+    """Refuses conditions that are not tensors or arrays with one row an example, by name, and labels that are not one integer an example.
+
+    Types and shapes alone: no value is read, so no device is waited for.
+
+    Raises:
+        ValueError: another type, shape or dtype.
+    """
+    if cond is None:
+        return
+    if not isinstance(cond, Mapping):
+        raise ValueError(f'conditions are tensors by name, as in {{"labels": torch.tensor([3, 5])}}, got {type(cond).__name__}.')
+    for name, given in cond.items():
+        value = given.value if isinstance(given, Condition) else given
+        if not isinstance(value, Tensor | np.ndarray):
+            raise ValueError(f'cond["{name}"] must be a torch tensor with one row an example, got {type(value).__name__}.')
+        if name == "labels" and (value.ndim != 1 or not _is_integer(torch.as_tensor(value))):
+            raise ValueError(f"labels must be integers of shape [{rows}], one an example, got {value.dtype} of shape {tuple(value.shape)}.")
+        if value.ndim == 0 or len(value) != rows:
+            raise ValueError(f'cond["{name}"] must have one row an example, {rows}, got shape {tuple(value.shape)}.')
+
+
 def _as_condition(name: str, value: Condition | Tensor | np.ndarray) -> Condition:
     if isinstance(value, Condition):
         if value.given.shape != value.value.shape[:1]:
@@ -197,6 +221,41 @@ class ConditionSpec(ABC):
             ValueError: another dtype or shape, values out of range, NaN or infinity.
         """
 
+    def tensor(self, value: Any, what: str) -> Tensor:
+        """One row or several, of what is given in Python.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        tensor = torch.as_tensor(value)
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        tensor = tensor if tensor.ndim == self.dims else tensor[None]
+        self.check(tensor, what)
+        return tensor
+
+    @property
+    def dims(self) -> int:
+        """Axes of the value, that of the rows among them."""
+        return 2
+
+    @abstractmethod
+    def nothing(self, count: int) -> Condition:
+        """So many rows that are not given."""
+
+    @final
+    def rows(self, value: Any, numbers: Collection[int], what: str) -> Condition:
+        """The condition of samples with these numbers: a value for all, or several taken in turn; None for not given.
+
+        Raises:
+            ValueError: it is not one, in one sentence that begins with `what`.
+        """
+        if value is None:
+            return self.nothing(len(numbers))
+        every = self.tensor(value, what)
+        if not len(every):
+            raise ValueError(f"{what} must have a value at least; leave it out, or give None.")
+        return _as_condition(what, every[torch.tensor([number % len(every) for number in numbers], dtype=torch.long)])
+
     @final
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -232,17 +291,31 @@ class ConditionSpec(ABC):
 class Classes(ConditionSpec):
     """One of these classes: int64 [b], 0 … len(names) - 1.
 
+    Args:
+        names: of the classes.
+        counts: how many examples there are of each, where that is known.
+
     Raises:
         ValueError: no names, or a name twice.
     """
 
     names: tuple[str, ...]
+    counts: tuple[int, ...] = field(default=(), compare=False)
     kind: ClassVar[str] = "classes"
 
     def __post_init__(self) -> None:
         """Refuses what names nothing."""
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"classes need names that differ, one at least, got {list(self.names)}.")
+
+    @property
+    def dims(self) -> int:
+        """One: a class a row."""
+        return 1
+
+    def nothing(self, count: int) -> Condition:
+        """So many rows without a class."""
+        return Condition(torch.full((count,), -1), torch.zeros(count, dtype=torch.bool))
 
     def __len__(self) -> int:
         """How many classes."""
@@ -254,13 +327,38 @@ class Classes(ConditionSpec):
         return torch.tensor([self._read(part) for part in parts])
 
     def _read(self, part: str) -> int:
-        if part in self.names:
-            return self.names.index(part)
-        if part in ("none", "-1"):
+        for same in (str, str.casefold):
+            found = [i for i, name in enumerate(self.names) if same(name) == same(part)]
+            if len(found) == 1:
+                return found[0]
+        if part.casefold() in ("none", "-1"):
             return -1
         if part.isascii() and part.isdecimal() and int(part) < len(self):
             return int(part)
-        raise ValueError(f'"{part}" is no class; {_listed(self.names, "there are")}, or their numbers 0 … {len(self) - 1}, or none.')
+        near = get_close_matches(part, self.names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"{_listed(self.names, 'there are')}, or their numbers 0 … {len(self) - 1}, or none."
+        raise ValueError(f'there is no class "{part}"; {hint}')
+
+    def tensor(self, value: Any, what: str) -> Tensor:
+        """int64 [k] of classes by number or name; -1 or "none" for none."""
+        if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
+            raise ValueError(f"{what} is a list of classes, each a number or a name, as in [0] or [{self.names[0]!r}]; got {value!r}.")
+        numbers = [self._number(label, what) for label in value]
+        if not numbers:
+            raise ValueError(f"{what} must name at least one class; leave it out for all.")
+        return torch.tensor(numbers)
+
+    def _number(self, label: Any, what: str) -> int:
+        if isinstance(label, str):
+            return self._read(label)
+        try:
+            number = operator.index(label)
+        except TypeError:
+            raise ValueError(f"{what}: a class is a number or a name, got {label!r}.") from None
+        if not -1 <= number < len(self):
+            names = ", ".join(f"{i} {name}" for i, name in enumerate(self.names[:20])) + (", …" if len(self) > 20 else "")
+            raise ValueError(f"{what}: {number} is out of range; the classes are {names} (or -1 for none).")
+        return number
 
     def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
         """Holds them to integers [b] in 0 … len(names) - 1, -1 for none."""
@@ -299,6 +397,10 @@ class Numbers(ConditionSpec):
                 raise ValueError(f"{what} must have one entry for each of {self.size} numbers, got {len(getattr(self, what))}.")
         if not all(isfinite(number) for number in self.shift) or not all(isfinite(number) and number > 0 for number in self.scale):
             raise ValueError(f"shifts must be finite and scales positive, got {list(self.shift)} and {list(self.scale)}.")
+
+    def nothing(self, count: int) -> Condition:
+        """So many rows without numbers."""
+        return Condition(torch.zeros(count, self.size), torch.zeros(count, dtype=torch.bool))
 
     def read(self, text: str) -> Tensor:
         """Numbers joined by commas, `size` for each row: float32 [count, size]."""
@@ -347,6 +449,26 @@ class Map(ConditionSpec):
         if not isfinite(self.shift) or not (isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"the shift of a map must be finite and its scale positive, got {self.shift} and {self.scale}.")
 
+    @property
+    def dims(self) -> int:
+        """Of a picture."""
+        return 4
+
+    def nothing(self, count: int) -> Condition:
+        """So many rows without a map."""
+        return Condition(torch.zeros(count, self.channels, 1, 1), torch.zeros(count, dtype=torch.bool))
+
+    def tensor(self, value: Any, what: str) -> Tensor:
+        """Maps of files of pictures, bytes [h, w, c] or [n, h, w, c], or floats [c, h, w] or [n, c, h, w]."""
+        if isinstance(value, str | Path):
+            return self.read(str(value))
+        if isinstance(value, list | tuple):
+            return torch.cat([self.tensor(each, what) for each in value])
+        if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+            value = value if value.ndim == 4 else value[None]
+            value = (np.moveaxis(value, -1, 1).astype(np.float32) - self.shift) / self.scale
+        return super().tensor(value, what)
+
     def read(self, text: str) -> Tensor:
         """A picture file: float32 [1, channels, height, width]."""
         from PIL import Image, UnidentifiedImageError
@@ -388,6 +510,15 @@ class Sequence(ConditionSpec):
         _positive(self.length, "the length of a sequence")
         _positive(self.size, "the size of a sequence")
 
+    @property
+    def dims(self) -> int:
+        """Rows, places, entries."""
+        return 3
+
+    def nothing(self, count: int) -> Condition:
+        """So many empty sequences."""
+        return Condition(torch.zeros(count, self.length, self.size), *_no_rows(count, self.length))
+
     def read(self, text: str) -> Tensor:
         """Not yet."""
         raise ValueError("sequences cannot be given as text yet; they come with models of text. Pass them from Python.")
@@ -419,6 +550,10 @@ class Tokens(ConditionSpec):
         _positive(self.length, "the length of tokens")
         _positive(self.vocabulary, "the vocabulary of tokens")
 
+    def nothing(self, count: int) -> Condition:
+        """So many empty sequences."""
+        return Condition(torch.zeros(count, self.length, dtype=torch.long), *_no_rows(count, self.length))
+
     def read(self, text: str) -> Tensor:
         """Not yet."""
         raise ValueError("tokens cannot be given as text yet; they come with models of text. Pass their numbers from Python.")
@@ -430,6 +565,10 @@ class Tokens(ConditionSpec):
             raise ValueError(f'"{name}" must be integers [b, n] with n up to {self.length}, got {shape_of(one.value)}.')
         _mask_fits(one, name)
         _in_range(_seen(one), self.vocabulary, name)
+
+
+def _no_rows(count: int, length: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(count, dtype=torch.bool), torch.zeros(count, length, dtype=torch.bool)
 
 
 KINDS: dict[str, type[ConditionSpec]] = {spec.kind: spec for spec in (Classes, Numbers, Map, Sequence, Tokens)}

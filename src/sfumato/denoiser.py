@@ -1,30 +1,33 @@
 """From a network to a `Predictor`: the one call signature that losses, steps, likelihoods and guidance speak.
 
 `predict(x_t, level, cond) -> Prediction`. `Denoiser` makes one of a network, `oracle` has exact ones, and `guide` wraps one in another.
-Conditions are a mapping from name to tensor with one row an example, or None. An integer condition of -1 says "not given": it is what
-label dropping trains on and what classifier-free guidance compares with.
+Conditions are a mapping from name to `Condition`, or to a plain tensor with one row an example, or None (`sfumato.condition`). What is not
+given, or dropped, is what label dropping trains on and what classifier-free guidance compares with. Networks get them as `Condition`s.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.condition import Cond as Cond  # for those who look for them here
+from sfumato.condition import CondLike, as_cond, refuse_cond
+from sfumato.condition import drop as drop
 from sfumato.prediction import Prediction, Target, edm_target, eps_target
 from sfumato.schedule import Level
-
-Cond = Mapping[str, Tensor]
 
 
 @runtime_checkable
 class Predictor(Protocol):
     """Anything that tells x0 from eps in x_t."""
 
-    def __call__(self, x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
-        """Splits x_t [b, *x] = alpha x0 + sigma eps; the level holds one value a row or one for all."""
+    def __call__(self, x_t: Tensor, level: Level, cond: CondLike | None = None) -> Prediction:
+        """Splits x_t [b, *x] = alpha x0 + sigma eps; the level holds one value a row or one for all.
+
+        Guidance, and whatever else drops or picks rows, calls it with `Condition`s; `as_cond` makes the same of plain tensors.
+        """
         ...
 
 
@@ -58,12 +61,15 @@ class Denoiser(nn.Module):
         self.data_std = data_std
         self.learns_variance = variance == "learned"
 
-    def forward(self, x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def forward(self, x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         """The prediction at x_t; solved in the precision of x_t whatever the network computes in.
 
         Raises:
-            ValueError: a level, or an output of the network, of a shape that does not fit x_t.
+            ValueError: a level, a condition, or an output of the network, that does not fit x_t; an x_t that is no tensor of floats.
         """
+        if not torch.compiler.is_compiling():
+            refuse_array(x_t)
+            refuse_cond(cond, len(x_t))
         if level.alpha.ndim not in (0, x_t.ndim):
             raise ValueError(
                 f"a level of shape {tuple(level.alpha.shape)} does not fit x_t of shape {tuple(x_t.shape)}; "
@@ -72,7 +78,7 @@ class Denoiser(nn.Module):
         unit = x_t / torch.hypot(level.alpha * self.data_std, level.sigma)
         log_snr = level.log_snr.to(x_t).reshape(-1).expand(len(x_t))
         weight = next(self.net.parameters(), x_t)
-        y = self.net(unit.to(weight.dtype), log_snr, cond).to(x_t.dtype)
+        y = self.net(unit.to(weight.dtype), log_snr, as_cond(cond)).to(x_t.dtype)
         fraction = None
         if self.learns_variance and y.ndim > 1 and y.shape[1] == 2 * x_t.shape[1]:
             y, fraction = y.chunk(2, dim=1)
@@ -83,20 +89,13 @@ class Denoiser(nn.Module):
         return Prediction.solve(y, x_t, level, self.target, fraction)
 
 
-def drop(cond: Cond | None, rows: Bool[Tensor, "b"] | bool = True) -> Cond | None:
-    """The condition with the chosen rows (or all) marked as not given: -1.
+def refuse_array(x: Tensor) -> None:
+    """Refuses data that are not a floating-point tensor with one row an example.
 
     Raises:
-        ValueError: a condition that is not integer, for which "not given" has no mark.
+        ValueError: another type, another dtype, or no axis of examples.
     """
-    if cond is None:
-        return None
-    for name, value in cond.items():
-        if value.is_floating_point() or value.is_complex():
-            raise ValueError(f'only integer conditions can be dropped, "{name}" is {value.dtype}.')
-    return {name: value.masked_fill(_rows_like(rows, value), -1) for name, value in cond.items()}
-
-
-def _rows_like(rows: Tensor | bool, value: Tensor) -> Tensor:
-    rows = torch.as_tensor(rows, device=value.device)
-    return rows if rows.ndim == 0 else rows.reshape(-1, *(1,) * (value.ndim - 1))
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x must be a torch tensor, got {type(x).__name__}; take torch.as_tensor(x).")
+    if not x.is_floating_point() or x.ndim == 0:
+        raise ValueError(f"x must hold floating-point numbers, one row an example, got {x.dtype} of shape {tuple(x.shape)}.")

@@ -9,14 +9,15 @@ same prediction at every γ. γ = 0 forgets the condition, γ = 1 is p(x | y), m
 and x0 by sigma²/alpha d.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor, drop
+from sfumato.condition import CondLike, as_cond, cat, drop, refuse_cond, spread
+from sfumato.denoiser import Predictor
 from sfumato.prediction import Prediction, v_target
 from sfumato.schedule import Level
 
@@ -25,27 +26,40 @@ from sfumato.schedule import Level
 class LogProb(Protocol):
     """Any differentiable log p(condition | x_t), one number a row, up to a constant of x_t."""
 
-    def __call__(self, x_t: Tensor, level: Level, cond: Cond | None) -> Tensor:
+    def __call__(self, x_t: Tensor, level: Level, cond: CondLike | None) -> Tensor:
         """In nats."""
         ...
 
 
-def classifier_free(predict: Predictor, scale: float) -> Predictor:
-    """uncond + scale · (cond - uncond), both branches in one call of the network; scale 1 is no guidance.
+def classifier_free(predict: Predictor, scale: float | Mapping[str, float]) -> Predictor:
+    """uncond + scale · (cond - uncond), both branches in one call of the network; scale 1 is `predict`, 0 the unconditional branch alone.
 
-    The predictor must know the unconditional case (label dropping in training). Ho & Salimans (2022), eq. 6 with scale = 1 + w,
-    arXiv:2207.12598.
+    With a scale for each of some conditions c_1 … c_k: e_0 + Σ_i s_i (e_i - e_{i-1}), where e_i is given c_1 … c_i of them, in the order of
+    the mapping, and whatever it does not name is always given; k + 1 branches in one call, and scales that are all 1 are no guidance.
+
+    The predictor must know the cases without (dropping in training). Ho & Salimans (2022), eq. 6 with scale = 1 + w, arXiv:2207.12598;
+    Brooks et al. (2023), eq. 3, arXiv:2211.09800.
+
+    Raises:
+        ValueError: when called, a scale for a condition that there is not.
     """
+    is_plain = all(s == 1 for s in scale.values()) if isinstance(scale, Mapping) else scale == 1
 
-    def guided(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
-        if cond is None or scale == 1:
+    def guided(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
+        if cond is None or is_plain:
             return predict(x_t, level, cond)
-        nothing = drop(cond)
-        assert nothing is not None
-        both = predict(_twice(x_t), _twice_level(level), {name: torch.cat([cond[name], nothing[name]]) for name in cond})
-        (x0, x0_free), (eps, eps_free) = both.x0.chunk(2), both.eps.chunk(2)
-        fraction = None if both.variance_fraction is None else both.variance_fraction.chunk(2)[0]
-        return Prediction(torch.lerp(x0_free, x0, scale), torch.lerp(eps_free, eps, scale), fraction)
+        refuse_cond(cond, len(x_t))
+        if scale == 0:
+            return predict(x_t, level, drop(cond))
+        groups = [((name,), s) for name, s in scale.items()] if isinstance(scale, Mapping) else [(tuple(cond), scale)]
+        branches = [as_cond(cond) or {}]  # from all that is given down to none of the groups
+        for names, _ in reversed(groups):
+            branches.append(drop(branches[-1], names=names) or {})
+        count = len(branches)
+        every = predict(torch.cat([x_t] * count), _repeated(level, count), cat(*branches))
+        scales = [s for _, s in groups]
+        fraction = None if every.variance_fraction is None else every.variance_fraction.chunk(count)[0]
+        return Prediction(_nested(every.x0.chunk(count), scales), _nested(every.eps.chunk(count), scales), fraction)
 
     return guided
 
@@ -67,7 +81,7 @@ def classifier(predict: Predictor, log_prob: LogProb, scale: float) -> Predictor
     Reference: Dhariwal & Nichol (2021), alg. 2, arXiv:2105.05233; Song et al. (2021), section 5, arXiv:2011.13456.
     """
 
-    def guided(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def guided(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         p = predict(x_t, level, cond)
         if scale == 0:
             return p
@@ -81,10 +95,11 @@ def classifier(predict: Predictor, log_prob: LogProb, scale: float) -> Predictor
 def label_log_prob(log_class: Callable[[Tensor, Level], Tensor]) -> LogProb:
     """log p(cond["labels"] | x_t) of a classifier with log-probabilities [b, k], as `GaussianMixture.log_class`; 0 for a label of -1."""
 
-    def log_prob(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None) -> Float[Tensor, "b"]:
-        if cond is None or "labels" not in cond:
+    def log_prob(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None) -> Float[Tensor, "b"]:
+        if (one := (as_cond(cond) or {}).get("labels")) is None:
             raise ValueError('a classifier needs to know which class to guide to; pass cond={"labels": …}, -1 for none.')
-        every, labels = log_class(x_t, level), cond["labels"]
+        refuse_cond(cond, len(x_t))
+        every, labels = log_class(x_t, level), one.value.where(one.given, -1)
         if bool((labels >= every.shape[1]).any()):
             raise ValueError(f"labels must be below {every.shape[1]}, the number of classes (or -1 for none), got {labels.max()}.")
         return every.gather(1, labels.clamp(min=0)[:, None])[:, 0] * (labels >= 0)
@@ -95,18 +110,17 @@ def label_log_prob(log_class: Callable[[Tensor, Level], Tensor]) -> LogProb:
 def unconditional(predict: Predictor) -> Predictor:
     """The predictor with every condition marked as not given."""
 
-    def free(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def free(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         return predict(x_t, level, drop(cond))
 
     return free
 
 
-def given(predict: Predictor, own: Cond) -> Predictor:
+def given(predict: Predictor, own: CondLike) -> Predictor:
     """The predictor under a condition of its own, one row for all or one an example, whatever else it is called with."""
 
-    def fixed(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
-        rows = {name: value.expand(len(x_t), *value.shape[1:]) for name, value in own.items()}
-        return predict(x_t, level, {**(cond or {}), **rows})
+    def fixed(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
+        return predict(x_t, level, {**(as_cond(cond) or {}), **spread(own, len(x_t))})
 
     return fixed
 
@@ -118,7 +132,7 @@ def compose(base: Predictor, parts: Sequence[tuple[Predictor, float]]) -> Predic
     `compose(unconditional(p), [(given(p, {"labels": torch.tensor([3])}), 1.0), …])` joins labels of one model.
     """
 
-    def composed(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def composed(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         start = predicted = base(x_t, level, cond)
         for part, weight in parts:
             p = part(x_t, level, cond)
@@ -141,7 +155,7 @@ def rescale(guided: Predictor, conditional: Predictor, phi: float = 0.7) -> Pred
     if not 0 <= phi <= 1:
         raise ValueError(f"phi must lie in [0, 1] (0 = leave as it is, 1 = the conditional's deviation), got {phi}; the paper has 0.7.")
 
-    def rescaled(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def rescaled(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         if x_t[:1].numel() < 2:
             raise ValueError(f"guide.rescale compares deviations over the entries of an example, got x_t of shape {tuple(x_t.shape)}.")
         p = guided(x_t, level, cond)
@@ -156,28 +170,31 @@ def rescale(guided: Predictor, conditional: Predictor, phi: float = 0.7) -> Pred
 def clip(predict: Predictor, low: float = -1.0, high: float = 1.0) -> Predictor:
     """x0 in [low, high] and the eps it implies: static thresholding. Saharia et al. (2022), section 2.3, arXiv:2205.11487."""
 
-    def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         p = predict(x_t, level, cond)
         return _with_x0(p, p.x0.clamp(low, high), level)
 
     return clipped
 
 
-def dynamic_clip(predict: Predictor, quantile: float = 0.995) -> Predictor:
+def dynamic_clip(predict: Predictor, quantile: float = 0.995, *, maximum: float | None = None) -> Predictor:
     """x0 clamped to [-s, s] and divided by s, the given quantile of its |entries|, where s > 1; and the eps it implies.
 
-    Dynamic thresholding for data in [-1, 1]: Saharia et al. (2022), section 2.3, arXiv:2205.11487.
+    Dynamic thresholding for data in [-1, 1]: Saharia et al. (2022), section 2.3, arXiv:2205.11487. s is at most `maximum` where there is
+    one (diffusers' `sample_max_value`): 1 is `clip`, and a few wild entries darken the rest no further than that.
 
     Raises:
-        ValueError: a quantile outside (0, 1].
+        ValueError: a quantile outside (0, 1], or a maximum below 1.
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"the quantile must lie in (0, 1], got {quantile}; the paper has 0.995.")
+    if maximum is not None and not maximum >= 1:
+        raise ValueError(f"the maximum of the threshold must be at least 1, got {maximum}; None for no maximum.")
 
-    def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         p = predict(x_t, level, cond)
         sizes = torch.stack([row.abs().flatten().quantile(quantile) for row in p.x0])  # a batch at once has too many entries for torch
-        s = sizes.clamp(min=1).reshape(-1, *(1,) * (p.x0.ndim - 1))
+        s = sizes.clamp(min=1, max=maximum).reshape(-1, *(1,) * (p.x0.ndim - 1))
         return _with_x0(p, p.x0.clamp(-s, s) / s, level)
 
     return clipped
@@ -189,7 +206,7 @@ def interval(inside: Predictor, outside: Predictor, log_snr_min: float, log_snr_
     Rows may be at different levels: each has its own answer, and both predictors are called only where both are needed.
     """
 
-    def limited(x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def limited(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         is_inside = (level.log_snr >= log_snr_min) & (level.log_snr <= log_snr_max)
         if bool(is_inside.all()):
             return inside(x_t, level, cond)
@@ -204,7 +221,7 @@ def interval(inside: Predictor, outside: Predictor, log_snr_min: float, log_snr_
     return limited
 
 
-def _gradient(log_prob: LogProb, x_t: Tensor, level: Level, cond: Cond | None) -> Tensor:
+def _gradient(log_prob: LogProb, x_t: Tensor, level: Level, cond: CondLike | None) -> Tensor:
     """∇ log_prob with respect to x_t, also inside `no_grad`; itself differentiable where x_t is, as likelihoods need it."""
     is_part_of_graph = torch.is_grad_enabled() and x_t.requires_grad
     with torch.enable_grad():
@@ -226,11 +243,16 @@ def _with_x0(p: Prediction, x0: Tensor, level: Level) -> Prediction:
     return Prediction(x0, p.eps + ratio * (p.x0 - x0), p.variance_fraction)
 
 
-def _twice(x: Tensor) -> Tensor:
-    return torch.cat([x, x])
+def _nested(branches: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+    """e_0 + Σ_i s_i (e_i - e_{i-1}) of e_k … e_0."""
+    base, *steps = reversed(branches)
+    guided, before = torch.lerp(base, steps[0], scales[0]), steps[0]
+    for e, s in zip(steps[1:], scales[1:], strict=True):
+        guided, before = guided + s * (e - before), e
+    return guided
 
 
-def _twice_level(level: Level) -> Level:
+def _repeated(level: Level, count: int) -> Level:
     if level.alpha.ndim == 0 or len(level.alpha) == 1:
         return level
-    return Level(_twice(level.alpha), _twice(level.sigma))
+    return Level(torch.cat([level.alpha] * count), torch.cat([level.sigma] * count))

@@ -7,6 +7,8 @@ At a given x_t the errors of x0, eps and v are one error seen through different 
 so every published loss is a weight on the squared error of v, which is the one that is finite at both ends of every schedule. A `Weight`
 is that factor as a function of the level; the weights here are named after the loss they give.
 
+Losses and weights are computed in float32 at least: in float16 the square of v and the inverse of a small weight leave its range.
+
 The times at which examples are noised come from a `TimeSampler`: (n, generator) -> t [n] in [0, 1].
 """
 
@@ -20,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import likelihood
-from sfumato.denoiser import Cond, Predictor
+from sfumato.denoiser import CondLike, Predictor
 from sfumato.prediction import Prediction
 from sfumato.schedule import Discrete, Level, Schedule
 
@@ -30,31 +32,37 @@ TimeSampler = Callable[[int, torch.Generator], Tensor]
 
 def eps_weight(level: Level) -> Tensor:
     """alpha²/(alpha² + sigma²): the mean square of eps_hat - eps. Ho et al. (2020), eq. 14, arXiv:2006.11239."""
-    return level.log_snr.sigmoid()
+    return _log_snr(level).sigmoid()
 
 
 def x0_weight(level: Level) -> Tensor:
     """sigma²/(alpha² + sigma²): the mean square of x0_hat - x0."""
-    return (-level.log_snr).sigmoid()
+    return (-_log_snr(level)).sigmoid()
 
 
 def v_weight(level: Level) -> Tensor:
     """1: the mean square of v_hat - v. Salimans & Ho (2022), section 4, arXiv:2202.00512."""
-    return torch.ones_like(level.alpha)
+    return torch.ones_like(_wide(level.alpha))
 
 
 def min_snr_weight(level: Level, *, gamma: float = 5.0) -> Tensor:
     """The mean square of x0_hat - x0 times min(SNR, gamma). Hang et al. (2023), eq. 4, arXiv:2303.09556."""
-    return (-level.log_snr).sigmoid() * level.log_snr.exp().clamp(max=gamma)
+    log_snr = _log_snr(level)
+    return (-log_snr).sigmoid() * log_snr.exp().clamp(max=gamma)
 
 
 def truncated_snr_weight(level: Level) -> Tensor:
-    """The mean square of x0_hat - x0 times max(SNR, 1). Salimans & Ho (2022), section 4, arXiv:2202.00512."""
-    return (-level.log_snr).sigmoid() * level.log_snr.exp().clamp(min=1)
+    """The mean square of x0_hat - x0 times max(SNR, 1). Salimans & Ho (2022), section 4, arXiv:2202.00512.
+
+    sigmoid(-λ) max(exp λ, 1) = max(sigmoid λ, sigmoid -λ) in the log-SNR λ, which is finite at both ends.
+    """
+    log_snr = _log_snr(level)
+    return torch.maximum(log_snr.sigmoid(), (-log_snr).sigmoid())
 
 
 def previous_weight(level: Level, *, chain: Discrete) -> Tensor:
     """The mean square of the error in μ̃, the mean of the step down the chain: c_0² on x0, c_0 that of Ho et al. (2020), eq. 7."""
+    level = _wide_level(level)
     before = chain.below(level)
     return x0_weight(level) * (before.alpha * torch.expm1(level.log_snr - before.log_snr)).square()
 
@@ -66,7 +74,8 @@ def edm_weight(level: Level, *, data_std: float = 0.5) -> Tensor:
 
 def sigmoid_weight(level: Level, *, bias: float = 1.0) -> Tensor:
     """sigmoid(bias - log_snr) on the square of eps_hat - eps. Hoogeboom et al. (2024), section 3.1, arXiv:2410.19324."""
-    return level.log_snr.sigmoid() * (bias - level.log_snr).sigmoid()
+    log_snr = _log_snr(level)
+    return log_snr.sigmoid() * (bias - log_snr).sigmoid()
 
 
 def simple(
@@ -74,7 +83,7 @@ def simple(
     x0: Float[Tensor, "b *x"],
     eps: Float[Tensor, "b *x"],
     level: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     weight: Weight = eps_weight,
 ) -> Float[Tensor, "b"]:
@@ -82,6 +91,7 @@ def simple(
 
     With the default weight this is L_simple, the mean square of eps_hat - eps. Ho et al. (2020), eq. 14, arXiv:2006.11239.
     """
+    x0, eps, level = _wide(x0), _wide(eps), _wide_level(level)
     truth = Prediction(x0, eps)
     error = predict(level.alpha * x0 + level.sigma * eps, level, cond).v(level) - truth.v(level)
     return (weight(level) * error.square()).flatten(1).mean(1)
@@ -93,7 +103,7 @@ def vlb(
     eps: Float[Tensor, "b *x"],
     t: Level,
     s: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     steps: int,
     variance: str = "small",
@@ -116,6 +126,7 @@ def vlb(
 
     Reference: Nichol & Dhariwal (2021), eqs. 4-7, arXiv:2102.09672.
     """
+    x0, eps, t, s, last_log_variance = _wide(x0), _wide(eps), _wide_level(t), _wide_level(s), _wide(last_log_variance)
     x_t = t.alpha * x0 + t.sigma * eps
     term = likelihood.term_bits(predict(x_t, t, cond), x0, x_t, t, s, variance=variance, last_log_variance=last_log_variance, width=width)
     return steps * term
@@ -127,7 +138,7 @@ def hybrid(
     eps: Float[Tensor, "b *x"],
     t: Level,
     s: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     steps: int,
     weight: Weight = eps_weight,
@@ -139,6 +150,7 @@ def hybrid(
 
     Arguments as for `vlb`. Reference: Nichol & Dhariwal (2021), eq. 16, arXiv:2102.09672.
     """
+    x0, eps, t, s, last_log_variance = _wide(x0), _wide(eps), _wide_level(t), _wide_level(s), _wide(last_log_variance)
     x_t, truth = t.alpha * x0 + t.sigma * eps, Prediction(x0, eps)
     prediction = predict(x_t, t, cond)
     error = prediction.v(t) - truth.v(t)
@@ -153,7 +165,7 @@ def vdm(
     eps: Float[Tensor, "b *x"],
     t: Float[Tensor, "b"],
     schedule: Schedule,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
 ) -> Float[Tensor, "b"]:
     """The bound's diffusion part in continuous time, ½ (-d log_snr/dt) |eps_hat - eps|², in bits/dim; t uniform in [0, 1].
 
@@ -161,6 +173,7 @@ def vdm(
 
     Reference: Kingma et al. (2021), eq. 17, arXiv:2107.00630.
     """
+    x0, eps = _wide(x0), _wide(eps)
     with torch.enable_grad():
         leaf = t.detach().double().requires_grad_()
         (fall,) = torch.autograd.grad(schedule.log_snr(leaf).sum(), leaf, create_graph=True)
@@ -174,7 +187,7 @@ def score_matching(
     x0: Float[Tensor, "b *x"],
     eps: Float[Tensor, "b *x"],
     level: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     weight: Callable[[Level], Tensor] | None = None,
 ) -> Float[Tensor, "b"]:
@@ -182,6 +195,7 @@ def score_matching(
 
     Reference: Vincent (2011); Song & Ermon (2019), eqs. 5 and 6, arXiv:1907.05600.
     """
+    x0, eps, level = _wide(x0), _wide(eps), _wide_level(level)
     score = predict(level.alpha * x0 + level.sigma * eps, level, cond).score(level)
     scale = level.sigma.square() if weight is None else weight(level)
     return (scale * (score + eps / level.sigma).square()).flatten(1).mean(1)
@@ -191,7 +205,7 @@ def sliced_score_matching(
     predict: Predictor,
     x_t: Float[Tensor, "b *x"],
     level: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     probe: Float[Tensor, "b *x"],
 ) -> Float[Tensor, "b"]:
@@ -199,6 +213,7 @@ def sliced_score_matching(
 
     Its expectation is ½ E|score_hat - score|² up to a constant of the data. Song et al. (2020), eq. 8 (reduced variance), arXiv:1905.07088.
     """
+    x_t, level = _wide(x_t), _wide_level(level)
     with torch.enable_grad():
         x = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
         score = predict(x, level, cond).score(level)
@@ -377,6 +392,21 @@ class Fitted:
     def _bins(self, t: Tensor) -> Tensor:
         width = self.edges[1] - self.edges[0]
         return ((self.schedule.log_snr(t.double()) - self.edges[0]) / width).floor().long().clamp(0, len(self.mean) - 1)
+
+
+def _wide(value: Tensor) -> Tensor:
+    """The tensor in float32 at least."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _wide_level(level: Level) -> Level:
+    """The level in float32 at least."""
+    return Level(_wide(level.alpha), _wide(level.sigma))
+
+
+def _log_snr(level: Level) -> Tensor:
+    """log(alpha²/sigma²) in nats, in float32 at least."""
+    return _wide_level(level).log_snr
 
 
 def _nearest_level(t: Tensor, schedule: Schedule) -> Tensor:

@@ -41,7 +41,8 @@ class Model:
             network: what the task builds, with trained weights.
             folder: of the run, with what lies there beside the weights.
         """
-        self.name, self.recipe, self.spec, self.network = name, recipe, spec, network
+        self.name, self.recipe, self.spec = name, recipe, spec
+        self.network: Any = network
         self.sampler: Sampler = recipe.sampler(network, spec, folder, name)
 
     def __repr__(self) -> str:
@@ -161,7 +162,11 @@ class Model:
         return noise[mine.start : mine.stop]
 
     def conditions(
-        self, rows: Sequence[int], labels: Labels | None = None, cond: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None
+        self,
+        rows: Sequence[int],
+        labels: Labels | None = None,
+        cond: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> dict[str, Condition]:
         """The conditions of samples with these numbers: what is asked for in turn, else the sampler's defaults.
 

@@ -5,6 +5,7 @@ of sample i depends on (seed, i) alone, however the samples are cut into batches
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,11 +22,17 @@ def seeded(*key: int) -> torch.Generator:
     (below 2³²) never share a stream.
     """
     *first, last = key
-    words = [len(key), *(word for part in first for word in (part & 0xFFFFFFFF, part >> 32))]
-    mixed = (int(np.random.SeedSequence(words).generate_state(1)[0]) + last) & 0xFFFFFFFF
+    mixed = (_hashed(*first) + last) & 0xFFFFFFFF
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # an invertible mix (Appleby's finaliser), so distinct stays distinct
         mixed = (mixed ^ (mixed >> shift)) * factor & 0xFFFFFFFF
     return torch.Generator().manual_seed(mixed ^ (mixed >> 16))
+
+
+@lru_cache(maxsize=4096)
+def _hashed(*first: int) -> int:
+    """32 bits of all of a key but its last entry."""
+    words = [len(first) + 1, *(word for part in first for word in (part & 0xFFFFFFFF, part >> 32))]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
 def row_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:

@@ -12,6 +12,7 @@ MAY_CHANGE = (
     "about",
     "data.path",
     "data.labels",
+    "data.scaling",  # what a run was begun with stands in its manifest
     "training.keep",
     "training.log_every",
     "training.checkpoint_every",
@@ -80,7 +81,8 @@ def known(name: str, names: Mapping[str, object], what: str) -> str:
 def unknown(name: str, names: Sequence[str], what: str) -> str:
     """A sentence on a name that is not one of the names."""
     near = get_close_matches(name, names, 1)
-    return f'there is no {what} "{name}"; ' + (f"did you mean {near[0]}?" if near else f"the {what}s are {', '.join(names)}.")
+    every = f"the {what}{'es' if what.endswith('s') else 's'} are {', '.join(names)}."
+    return f'there is no {what} "{name}"; ' + (f"did you mean {near[0]}?" if near else every)
 
 
 class Runtime(Options):

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 
 def sheet(values: Shaped[np.ndarray, "n h w c"], *, columns: int | None = None, scale: int | None = None) -> Image.Image:
-    """uint8 images in rows of `columns`, enlarged so that small ones can be seen; a thin light line between them."""
+    """Images in rows of `columns`, enlarged so that small ones can be seen; a thin light line between them.
+
+    Images of 16 bits are shown in 8, from the darkest to the brightest of their levels but for a thousandth at each end.
+    """
+    values = _in_bytes(values)
     n, h, w, c = values.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows, scale = -(-n // columns), scale or max(1, round(56 / max(h, w)))
@@ -21,6 +25,13 @@ def sheet(values: Shaped[np.ndarray, "n h w c"], *, columns: int | None = None, 
         canvas[top : top + h, left : left + w] = value
     image = Image.fromarray(canvas.squeeze(2) if c == 1 else canvas)
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def _in_bytes(values: Shaped[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
+    if values.dtype == np.uint8:
+        return values
+    low, high = np.quantile(values, [0.001, 0.999])
+    return ((values - low) / max(high - low, 1) * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def cloud(points: Shaped[np.ndarray, "n d"], *, limits: tuple[float, float, float, float] | None = None, title: str = "") -> Image.Image:
@@ -47,7 +58,7 @@ def picture(values: Shaped[np.ndarray, "n *value"], *, columns: int | None = Non
     Raises:
         ValueError: data of another shape, which has no picture.
     """
-    if values.ndim == 4 and values.dtype == np.uint8:
+    if values.ndim == 4 and np.issubdtype(values.dtype, np.integer):
         return sheet(values, columns=columns)
     if values.ndim == 2 and values.shape[1] == 2:
         return cloud(values, limits=limits_of(values), title=title)

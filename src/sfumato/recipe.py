@@ -13,11 +13,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-import sfumato.tasks  # the kinds enter themselves
 from sfumato import data
 from sfumato.options import Options, unknown
-from sfumato.tasks.options import CurveSchedule
 from sfumato.task import KINDS, Recipe, Task, recipe_class
+from sfumato.tasks.options import CurveSchedule
+
 
 def recipe_names() -> list[str]:
     """The recipes that ship with sfumato: one file each, and one for each toy."""

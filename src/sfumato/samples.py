@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -69,9 +70,9 @@ class Samples:
                 name = f"{i:06d}.png" if self.labels is None or self.labels[i] < 0 else f"{i:06d}_{self.labels[i]}.png"
                 write_png(path / name, value)
 
-    def _arrays(self) -> dict[str, np.ndarray]:
+    def _arrays(self) -> dict[str, Any]:
         """As in an npz of the public guided-diffusion evaluator, with the other conditions under `cond_NAME`."""
-        arrays = {"arr_0": self.values} | ({} if self.labels is None else {"arr_1": self.labels})
+        arrays: dict[str, Any] = {"arr_0": self.values} | ({} if self.labels is None else {"arr_1": self.labels})
         arrays |= {f"cond_{name}": value for name, value in self.cond.items() if name != "labels"}
         return arrays | ({"columns": np.array(self.spec.columns)} if self.spec is not None and self.spec.columns else {})
 

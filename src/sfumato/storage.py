@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from sfumato.data.source import DataSpec
 
-
 CHECKSUMS = "checksums.b2"
 T = TypeVar("T")
 log = logging.getLogger(__name__)

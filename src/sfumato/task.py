@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sfumato.condition import Classes, Cond, ConditionSpec
 from sfumato.data.options import DATA_KINDS, data_union
-from sfumato.data.source import Batch, Block, DataSpec, Draw, Group, Random, Source
+from sfumato.data.source import Batch, Block, DataSpec, Draw, Group, Random, Source, Split
 from sfumato.options import Options, Runtime, Training
 
 if TYPE_CHECKING:
@@ -99,10 +99,7 @@ class Sampler:
     kind: ClassVar[str] = "this kind of model"
     takes: ClassVar[frozenset[str]] = frozenset()
 
-    @property
-    def use(self) -> str:
-        """What to do with a model that cannot be sampled, in a sentence; empty for one that can."""
-        return ""
+    use: str = ""  # what to do with a model that cannot be sampled, in a sentence; empty for one that can
 
     def reconstruct(self, values: np.ndarray) -> np.ndarray:
         """Values through the model's latents and back.
@@ -187,17 +184,19 @@ class Sampler:
 class Task(Options):
     """A kind of model: options, and functions of them.
 
-    `is_exact` marks a kind whose loss must be computed in float32, as a likelihood bound.
+    `is_exact` marks a kind whose loss must be computed in float32, as a likelihood bound; `has_levels` one that is trained at the noise
+    levels of a fixed schedule, with options `schedule`, `objective` and `sampling`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
     is_exact: ClassVar[bool] = False
+    has_levels: ClassVar[bool] = False
 
     @property
     def what(self) -> str:
         """What is trained, in a word: its kind, or the network of a plain denoiser."""
-        model = getattr(self, "model", None)
-        return getattr(model, "kind", model) or self.net.kind
+        model, net = getattr(self, "model", None), getattr(self, "net", None)
+        return str(getattr(model, "kind", model) or getattr(net, "kind", type(self).__name__))
 
     @property
     def has_metrics(self) -> bool:
@@ -280,7 +279,7 @@ class Task(Options):
 
 
 class Recipe(Options):
-    """A task with its data and how it is trained and computed: everything that makes a run. `recipe_class` joins it with a kind's options."""
+    """A task with its data and how it is trained and computed: everything that makes a run. `recipe_class` makes one of a kind."""
 
     about: str = ""
     data: Any
@@ -301,12 +300,15 @@ class Recipe(Options):
         Raises:
             ValueError: data that cannot be divided so.
         """
+        return (source, None) if (how := self.how_divided) is None else source.split(how)
+
+    @property
+    def how_divided(self) -> Split | None:
+        """How rows are held out; None where none are."""
         share, by, seed = self.training.held_out, self.training.held_out_by, self.training.seed
         if not share:
-            return source, None
-        if by == "random":
-            return source.split(Random(share, seed))
-        return source.split(Block(share) if by == "block" else Group(by, share, seed))
+            return None
+        return Random(share, seed) if by == "random" else Block(share) if by == "block" else Group(by, share, seed)
 
     def with_steps(self, steps: int) -> "Recipe":
         """The same recipe with so many steps, of all its trainings together."""

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor
+from sfumato.condition import take
+from sfumato.denoiser import CondLike, Predictor
 from sfumato.likelihood import prior_bits, term_bits
 from sfumato.noise import Generator, normal_like
 from sfumato.process import posterior_log_variance
@@ -111,7 +112,7 @@ def tune(
     predict: Predictor,
     schedule: Schedule,
     noise: Float[Tensor, "n *x"],
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     steps: int = 10,
     levels: Sequence[Level] | None = None,
@@ -148,7 +149,7 @@ def tune(
     x = default[0].sigma.to(noise) * noise
     wanted = course.fine(predict, x, cond, reference)
     seen = torch.arange(len(x), device=x.device) % 3 != 2
-    rows = lambda mask: (x[mask], wanted[mask], None if cond is None else {name: value[mask] for name, value in cond.items()})  # noqa: E731
+    rows = lambda mask: (x[mask], wanted[mask], take(cond, mask))  # noqa: E731
     fitting, judging = _Trial(predict, *rows(seen)), _Trial(predict, *rows(~seen))
 
     before = judging.error(default, step or Multistep())
@@ -198,7 +199,7 @@ class _Course:
         lengths = torch.stack([level.log_snr for level in self.default]).double().cpu().diff()
         return torch.where(lengths.isfinite(), lengths, 0.0)[1:] / (2 * lengths[:-1])
 
-    def fine(self, predict: Predictor, x: Tensor, cond: Cond | None, steps: int) -> Tensor:
+    def fine(self, predict: Predictor, x: Tensor, cond: CondLike | None, steps: int) -> Tensor:
         """The endpoints of a walk of many steps, uniform in log-SNR."""
         inner = self._at(torch.linspace(self.low, self.high, steps + 1, dtype=torch.float64)[1:-1])
         last = self._at(torch.tensor([self.high], dtype=torch.float64)) if bool(self.default[-1].sigma == 0) else ()
@@ -216,7 +217,7 @@ class _Trial:
     predict: Predictor
     x: Tensor
     wanted: Tensor
-    cond: Cond | None
+    cond: CondLike | None
 
     def residuals(self, levels: Sequence[Level], step: Step) -> Float[Tensor, "n d"]:
         """Endpoint minus truth, scaled so that a row's norm is the root mean square over its entries."""
@@ -301,7 +302,7 @@ def bound_costs(
     predict: Predictor,
     chain: Discrete,
     x0: Float[Tensor, "b *x"],
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     variance: str = "small",
     width: float = 2 / 255,
@@ -355,7 +356,7 @@ def tune_bound(
     predict: Predictor,
     chain: Discrete,
     x0: Float[Tensor, "b *x"],
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     steps: int = 10,
     variance: str = "small",

@@ -171,11 +171,6 @@ def colours(count: int = 120, height: int = 16, width: int = 16) -> list[Image.I
     return [Image.fromarray(each).resize((width, height), Image.Resampling.BICUBIC) for each in coarse]
 
 
-def deep(picture: Image.Image) -> Image.Image:
-    """A 16-bit grey picture."""
-    return Image.fromarray((np.asarray(picture.convert("L")).astype(np.uint16) * 257).astype(np.uint16))
-
-
 def clear(picture: Image.Image) -> Image.Image:
     """With a transparent corner."""
     picture = picture.convert("RGBA")
@@ -282,12 +277,12 @@ RECIPE_FAULTS: dict[str, Callable[[Shelf], Plan]] = {
     "sliver-of-range": lambda s: s.digits(*s.arrays((digits()[0] // 16).astype(np.uint8), digits()[1])),
     "constant-features": lambda s: s.toy(*s.arrays(np.concatenate([sf.data.moons(500, 0), np.ones((500, 1), np.float32)], 1))),
     "outliers": lambda s: s.toy(*s.arrays(np.concatenate([sf.data.moons(500, 0), np.full((3, 2), -9999, np.float32)]))),
-    "unlike-scales": lambda s: s.toy(*s.arrays(series() * np.array([[1.0], [200.0]], np.float32))),
+    "unlike-scales": lambda s: s.toy(*s.arrays(series() * np.array([[1.0], [200.0]], np.float32)), "data.scaling=all"),
+    "near-precision": lambda s: s.toy(*s.arrays(sf.data.moons(500, 0) * np.float32([1, 800]) + np.float32([0, 1.7e9]))),
     "floats-for-images": lambda s: s.toy(*s.arrays(np.stack([np.asarray(p) / 255 for p in colours()]).astype(np.float32))),
     "grey-as-rgb": lambda s: s.folder([p.convert("L").convert("RGB") for p in colours()]),
     "alpha-channel": lambda s: s.digits(*s.arrays(np.stack([np.asarray(p.convert("RGBA")) for p in colours()]))),
     "alpha-on-white": lambda s: s.folder([clear(p) for p in colours()]),
-    "sixteen-bit": lambda s: s.folder([deep(p) for p in colours()]),
     "cropped-away": lambda s: s.folder(colours(height=16, width=40)),
     "enlarged": lambda s: s.folder(colours(height=8, width=8)),
     "copies": lambda s: s.digits(*s.arrays(twice(digits()[0], 0.1))),
@@ -390,6 +385,9 @@ HEALTHY: dict[str, Callable[[Shelf], Subject]] = {
         trial=1.0,
     ),
     "an array of series": lambda s: s.toy(*s.arrays(series(4000)), trial=1.0),
+    "series far from zero, of unlike scales": lambda s: s.toy(
+        *s.arrays(series(4000).astype(np.float64) * [[30.0], [1e5]] + [[1.7e9], [0.0]]), trial=1.0
+    ),
     "run of digits": lambda s: Outcome(s.digits_run, samples=192),
     "run of moons": lambda s: Outcome(s.toy_run, samples=192),
     "zoo:digits": lambda s: Outcome("zoo:digits", samples=128),

@@ -18,7 +18,8 @@ from sfumato.recipe import load_recipe
 
 CURED = ["grey-as-rgb", "flip-changes", "clip-cuts-data", "signal-in-noise", "noise-at-the-end", "untrained-levels", "blind-target",
          "few-steps", "average-too-short", "average-too-wide", "warm-up-too-long", "no-checkpoint-on-the-way", "guidance-untaught",
-         "guidance-too-strong", "bound-of-floats", "rate-too-low", "batch-above-data", "cropped-away", "enlarged"]  # fmt: skip
+         "guidance-too-strong", "bound-of-floats", "rate-too-low", "batch-above-data", "cropped-away", "enlarged", "unlike-scales",
+         "floats-for-images"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPE_FAULTS)

@@ -15,6 +15,7 @@ MOST = 6  # points in a set
 @sf.register_data
 class SetsData(sf.Options):
     kind: Literal["point-sets"] = "point-sets"
+
     def load(self) -> "Sets":
         return Sets(500)
 

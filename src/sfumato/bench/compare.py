@@ -19,7 +19,7 @@ from torch import nn
 
 from sfumato.bench.libraries import CHAIN_STEPS, LIBRARIES, OVERHEAD_BATCH, OVERHEAD_STEPS, SHAPE
 from sfumato.convert import save_diffusers
-from sfumato.convert.imported import as_run, knots
+from sfumato.convert.imported import as_model, knots
 from sfumato.nets import UNet, UNetLayout
 from sfumato.nets.layers import Places
 from sfumato.prediction import eps_target
@@ -270,4 +270,4 @@ def _write_pipeline(folder: Path) -> None:
     for parameter in net.parameters():
         if parameter.ndim > 1:
             nn.init.kaiming_normal_(parameter, generator=generator)
-    save_diffusers(as_run("bench", net, SHAPE, chain, eps_target, Sampling(clip=False)), folder)
+    save_diffusers(as_model("bench", net, SHAPE, chain, eps_target, Sampling(clip=False)), folder)

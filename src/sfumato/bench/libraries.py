@@ -20,8 +20,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sfumato.convert import load_diffusers
 from sfumato.kernels import choice
-from sfumato.prediction import Prediction
 from sfumato.model import Model
+from sfumato.prediction import Prediction
 from sfumato.runtime import keep_memory, multiplies_bfloat16
 from sfumato.sampling import grid, sample, steps
 from sfumato.schedule import Discrete

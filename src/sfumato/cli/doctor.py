@@ -10,8 +10,8 @@ import typer
 
 from sfumato import doctor as doctors
 from sfumato.doctor.trial import Trial
-from sfumato.runtime import keep_memory
 from sfumato.recipe import load_recipe
+from sfumato.runtime import keep_memory
 
 
 def doctor(

@@ -17,7 +17,8 @@ def import_file(file: Path) -> None:
     if name in sys.modules:
         return
     spec = spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

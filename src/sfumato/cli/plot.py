@@ -19,7 +19,7 @@ def plot(
     Example: sfumato plot runs/first runs/second --out both.png
     """
     out = out or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
-    if out.suffix != ".png":
+    if out.suffix.lower() != ".png":
         raise ValueError(f"the picture is a .png, so --out must end in .png, got {out}.")
     image = draw(runs)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median_low
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+MARKS, BLOCKS = 500, 5  # reports that are remembered (at most twice as many), and stretches that they are divided into
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Stage:
 
 
 class Reporter:
-    """Shows how far a stage of some work is, how fast it goes, and when it will end, from the rate since the stage's first report."""
+    """Shows how far a stage of some work is, how fast it goes, and when it will end, from the rates since the stage's first report."""
 
     def __init__(self, stages: Sequence[Stage], unit: str, bar: Progress | None) -> None:
         """For stages that come one after the other."""
@@ -31,7 +35,7 @@ class Reporter:
     def _begin(self) -> None:
         stage = self.stages[0]
         self.task = None if self.bar is None else self.bar.add_task(stage.name, total=stage.total, note="")
-        self.first: tuple[int, float] | None = None
+        self.marks: list[tuple[int, float]] = []
 
     def __call__(self, done: int, note: str = "") -> None:
         """`done` parts of all stages together, with a few words on how it goes."""
@@ -39,18 +43,29 @@ class Reporter:
             self.before += self.stages.pop(0).total
             self._begin()
         now, stage, done = time.monotonic(), self.stages[0], done - self.before
-        if self.first is None:
-            self.first = done, now
+        self.marks.append((done, now))
+        if len(self.marks) > 2 * MARKS:
+            self.marks = self.marks[::2]
         if self.bar is None and now - self.spoken < 5 and done < stage.total:
             return
         self.spoken = now
-        rate = (done - self.first[0]) / max(now - self.first[1], 1e-9)
+        rate = steady_rate(self.marks)
         speed = [f"{rate * stage.per:.0f} {self.unit}/s", f"{_clock((stage.total - done) / rate)} left"] if rate > 0 else []
         words = ", ".join(part for part in (note, *speed) if part)
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, note=words)
         else:
             print(f"{stage.name} {done}/{stage.total}{', ' + words if words else ''}", flush=True)
+
+
+def steady_rate(marks: Sequence[tuple[int, float]]) -> float:
+    """Parts a second, from (parts done, seconds) in order: by the median time of a part over `BLOCKS` stretches of the work, so that what
+    happens once (a machine asleep, a slow step) moves it little, and what comes regularly (checkpoints, sheets) counts. 0 where unknown.
+    """
+    count = min(BLOCKS, len(marks) - 1)
+    edges = [marks[(len(marks) - 1) * i // count] for i in range(count + 1)] if count > 0 else []
+    times = [(late - early) / (after - before) for (before, early), (after, late) in pairwise(edges) if after > before]
+    return 1 / max(median_low(times), 1e-9) if times else 0.0
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,7 +21,9 @@ from sfumato.training.engine import Engine
 
 def sample(
     model: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME (`sfumato zoo` lists them).")],
-    out: Annotated[Path, typer.Option(help="s.npz, s.csv (tables), s.png or .jpg (a sheet), s.gif (the reverse process), or a folder for PNGs.")],
+    out: Annotated[
+        Path, typer.Option(help="s.npz, s.csv (tables), s.png or .jpg (a sheet), s.gif (the reverse process), or a folder for PNGs.")
+    ],
     count: Annotated[int | None, typer.Option(help="How many; 64 images or 2000 points by default.")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLERS)}; the recipe's by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler; the recipe's by default.")] = None,
@@ -29,7 +31,7 @@ def sample(
     labels: Annotated[str | None, typer.Option(help="Classes, taken in turn: 3,5 or sneaker,bag, or none; all in turn by default.")] = None,
     cond: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A condition: a class, numbers joined by commas, a picture file, or none; may be repeated."),
+        typer.Option(metavar="NAME=VALUE", help="A condition: a class, numbers joined by commas, a picture file, none; may be repeated."),
     ] = None,
     guidance: Annotated[
         str | None,
@@ -64,9 +66,9 @@ def sample(
     is_gif = out.suffix.lower() == ".gif"
     if forward and not is_gif:
         raise ValueError(f"--forward draws a moving picture, so --out must end in .gif, got {out}.")
-    asked = {"steps": steps, "guidance": _guidance(guidance), "sampler": sampler, "classifier": judge}
-    conditions = {"labels": chosen, "cond": _cond(run, cond or [])}
-    heat = {} if temperature is None else {"temperature": temperature}
+    asked: dict[str, Any] = {"steps": steps, "guidance": _guidance(guidance), "sampler": sampler, "classifier": judge}
+    conditions: dict[str, Any] = {"labels": chosen, "cond": _cond(run, cond or [])}
+    heat: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     given = {name: value for name, value in {**asked, **heat}.items() if value is not None}
     run.sampler.check(given, run.conditions(range(min(count, 1000)), options=given, **conditions))
     check_target(out, is_image=run.spec.is_image, has_picture=run.spec.has_picture, is_table=len(run.spec.shape) == 1)

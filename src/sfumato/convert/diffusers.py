@@ -16,13 +16,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sfumato.condition import class_labels
 from sfumato.convert.imported import as_model, knots
-from sfumato.convert.names import Names, give, read_weights, take
+from sfumato.convert.names import Names, give, label_rows, read_weights, take
+from sfumato.denoiser import Denoiser
+from sfumato.model import Model
 from sfumato.nets import UNet, UNetLayout
 from sfumato.nets.layers import Places, Rows
 from sfumato.nets.unet import SelfAttention
 from sfumato.prediction import Target, eps_target, v_target, x0_target
-from sfumato.model import Model
 from sfumato.sampling import grid, spacing
 from sfumato.schedule import Discrete, Schedule
 from sfumato.tasks.options import Sampling
@@ -175,7 +177,7 @@ def load_diffusers(folder: str | Path) -> Model:
     return as_model(str(folder), net, _shape(unet), chain, TARGETS[scheduler["prediction_type"]], sampling)
 
 
-def save_diffusers(run: Run, folder: str | Path, *, steps: int = 1000) -> None:
+def save_diffusers(run: Model, folder: str | Path, *, steps: int = 1000) -> None:
     """Writes a run whose network is a `UNet` as a DDPM pipeline, which diffusers and `load_diffusers` read.
 
     A network that sees the log-SNR itself is written with a learned embedding of the steps, one row each, which is its own at the chain's
@@ -189,8 +191,9 @@ def save_diffusers(run: Run, folder: str | Path, *, steps: int = 1000) -> None:
     Raises:
         ValueError: what a `UNet2DModel` and its schedulers cannot represent, by its name; a folder that holds something.
     """
-    folder, denoiser, net = Path(folder), run.denoiser, run.denoiser.net
-    if not isinstance(net, UNet) or net.stem.weight.ndim != 4 or not run.form.is_image:
+    folder, denoiser = Path(folder), run.network
+    net = getattr(denoiser, "net", None)
+    if not isinstance(denoiser, Denoiser) or not isinstance(net, UNet) or net.stem.weight.ndim != 4 or not run.spec.is_bytes:
         raise ValueError(f"{run.name} is no U-Net of images (nets.UNet), the one kind of network that a UNet2DModel can be.")
     if denoiser.data_std != 1:
         raise ValueError(
@@ -203,7 +206,7 @@ def save_diffusers(run: Run, folder: str | Path, *, steps: int = 1000) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not empty; name a new folder.")
     chain = _as_chain(run.schedule, steps)
-    config, weights = _config(net, run.form.shape[1:], chain), give(net, THEIRS)
+    config, weights = _config(net, run.spec.sizes[1:], chain), give(net, THEIRS)
     weights.pop("time_proj.weight", None)
     if config["time_embedding_type"] == "learned":
         table = net.condition.features(knots(chain).to(net.stem.weight.device))
@@ -338,7 +341,7 @@ def _build(config: Mapping[str, Any], chain: Discrete) -> UNet:
     return UNet(
         _shape(config),
         _layout(config),
-        classes=config["num_class_embeds"] or 0,
+        conditions=class_labels(config["num_class_embeds"] or 0),
         out_channels=config["out_channels"],
         features=features,
         given=True,
@@ -404,7 +407,7 @@ def _blocks(config: Mapping[str, Any], name: str) -> list[tuple[bool, str]]:
 
 def _config(net: UNet, size: tuple[int, ...], chain: Discrete) -> dict[str, Any]:
     """The configuration of a network; the inverse of `_build`."""
-    layout, features, label = net.layout, net.condition.features, net.condition.label
+    layout, features, labels = net.layout, net.condition.features, label_rows(net)
     is_placed = isinstance(features, Places) and features.stride == 1 and torch.equal(features.knots, knots(chain))
     norms = {name: part.num_groups for name, part in net.named_modules() if isinstance(part, nn.GroupNorm)}
     middle = {norms.pop(name) for name in list(norms) if re.fullmatch(r"middle\.\d+\.attention\.norm", name)}
@@ -453,7 +456,7 @@ def _config(net: UNet, size: tuple[int, ...], chain: Discrete) -> dict[str, Any]
         "norm_eps": layout.eps,
         "resnet_time_scale_shift": "scale_shift" if layout.scales else "default",
         "add_attention": any(layout.middle),
-        "num_class_embeds": None if label is None else label.num_embeddings,
+        "num_class_embeds": labels or None,
         "num_train_timesteps": None if is_placed else len(chain),
     }
 

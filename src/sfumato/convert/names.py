@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfumato.nets import UNet
+from sfumato.nets.conditioner import ClassEmbedding
 from sfumato.storage import CheckpointError
 
 
@@ -64,6 +65,20 @@ def give(net: UNet, names: Names) -> dict[str, Tensor]:
             value = value.reshape(*value.shape[:2], *(1,) * (names.axes - 2))
         theirs |= {part: chunk.clone() for part, chunk in zip(parts, value.chunk(len(parts)), strict=True)}
     return theirs
+
+
+def label_rows(net: UNet) -> int:
+    """How many rows the embedding of the labels has, the one condition that other libraries' U-Nets know; 0 without labels.
+
+    Raises:
+        ValueError: a network with another condition.
+    """
+    for name in net.condition.conditions:
+        part = net.condition.part(name)
+        if name != "labels" or not isinstance(part, ClassEmbedding):
+            raise ValueError(f'the condition "{name}" cannot be represented in another library, whose U-Nets know labels alone.')
+        return len(part.weight)
+    return 0
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfumato.condition import class_labels
 from sfumato.convert.imported import OBJECTIVES, as_model, knots
-from sfumato.convert.names import Names, give, read_weights, take
+from sfumato.convert.names import Names, give, label_rows, read_weights, take
+from sfumato.model import Model
 from sfumato.nets import UNet, UNetLayout
 from sfumato.nets.layers import Places
 from sfumato.prediction import Target, eps_target
-from sfumato.model import Model
 from sfumato.schedule import Discrete
 from sfumato.tasks.options import Sampling
 
@@ -83,7 +84,9 @@ def load_openai(
         )
     label = tensors.get("label_emb.weight")
     features = Places(size[1], knots(chain), stride=1000.0 / len(chain) if rescaled else 1.0)
-    net = UNet(shape, layout, classes=0 if label is None else len(label), out_channels=head[0], features=features, given=True)
+    net = UNet(
+        shape, layout, conditions=class_labels(0 if label is None else len(label)), out_channels=head[0], features=features, given=True
+    )
     take(net, tensors, _names(net, interleaved), str(path))
     sampler = "ancestral-large" if head[0] == shape[0] else "ancestral-learned"
     return as_model(str(path), net, shape, chain, target, Sampling(sampler=sampler, steps=len(chain), spacing="uniform", clip=True))
@@ -95,6 +98,7 @@ def openai_weights(net: UNet, *, interleaved: bool = True) -> dict[str, Tensor]:
     Raises:
         ValueError: what theirs cannot represent, by its name.
     """
+    label_rows(net)
     layout, features = net.layout, net.condition.features
     wanted = {"middle": (True, False), "middle_groups": None, "eps": 1e-5, "groups": 32, "pads_end": False}
     for name, value in wanted.items():

@@ -1,14 +1,15 @@
 """Data sets: one type, and a loader for each form in which data come."""
 
-from sfumato.data.arrays import from_arrays, npy, npz
+from sfumato.data.arrays import Missing, from_arrays, npy, npz
 from sfumato.data.bundled import digits, fashion_small
 from sfumato.data.cifar import CIFAR10_CLASSES, cifar10, cifar10_pngs, cifar100
-from sfumato.data.dataset import IMAGES, Dataset, Scaling
+from sfumato.data.dataset import Dataset, HeldOutBy
 from sfumato.data.fashion import FASHION_CLASSES, fashion
 from sfumato.data.folder import folder
 from sfumato.data.hugging_face import from_datasets
 from sfumato.data.idx import idx, read_idx
 from sfumato.data.images import Fit
+from sfumato.data.scaling import IMAGES, Channels, Scaling, Standard
 from sfumato.data.table import table
 from sfumato.data.toys import (
     TOYS,
@@ -30,9 +31,13 @@ __all__ = [
     "FASHION_CLASSES",
     "IMAGES",
     "TOYS",
+    "Channels",
     "Dataset",
     "Fit",
+    "HeldOutBy",
+    "Missing",
     "Scaling",
+    "Standard",
     "cache_folder",
     "checkerboard",
     "cifar10",

@@ -1,25 +1,44 @@
-"""Arrays in NumPy's own files. The dtype decides, nothing is guessed from the range: uint8 is images, floats are tensors.
+"""Arrays in NumPy's own files. The dtype decides, nothing is guessed from the range: uint8 and uint16 are images, floats are tensors.
 
 Floats in [0, 1] or [-1, 1] are tensors as any other: they are standardised and come back as floats, not as images.
 """
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from sfumato.data.cache import cached, stamp
-from sfumato.data.dataset import IMAGES, Dataset, Scaling
+from sfumato.data.dataset import Dataset, of_images
 from sfumato.data.files import NUMPY_DAMAGE, refuse_beyond_memory
+from sfumato.data.rows import Values, chunks
+from sfumato.data.scaling import Channels, Scaling, Standard
 
+Missing = Literal["refuse", "drop"]
 _MOST_CLASSES = 1_000_000
 
 
-def npy(path: str | Path, labels: str | Path | None = None, *, classes: tuple[str, ...] = (), cache: Path | None = None) -> Dataset:
-    """The data set of an .npy file, memory-mapped where its values can be used as they lie (uint8 or float32).
+def npy(
+    path: str | Path,
+    labels: str | Path | None = None,
+    *,
+    classes: tuple[str, ...] = (),
+    channels: Channels | None = None,
+    scaling: Standard = "channel",
+    dims: int | None = None,
+    missing: Missing = "refuse",
+    cache: Path | None = None,
+) -> Dataset:
+    """The data set of an .npy file, memory-mapped where its values can be used as they lie (uint8, uint16, float32 or float64).
 
     Args:
         labels: an .npy file of integers [n].
-        classes: names of the labels; "0", "1", ... if left out.
+        classes: as `from_arrays` takes them, like channels, scaling, dims and missing.
+        channels: as above.
+        scaling: as above.
+        dims: as above.
+        missing: as above; "drop" holds the rows that are left in memory, or in the cache.
         cache: where its scale and fingerprint are kept, or the values where they have to be converted, so that the second opening reads
             nothing; None measures them each time, and converts in memory.
 
@@ -30,11 +49,14 @@ def npy(path: str | Path, labels: str | Path | None = None, *, classes: tuple[st
     files = [Path(path)] if labels is None else [Path(path), Path(labels)]
     arrays = [_load_one(file) for file in files]
     numbers = None if labels is None else np.array(arrays[1])
-    key = ["npy", *([str(file.resolve()), stamp(file.stat())] for file in files), classes]
-    stays = arrays[0].dtype in (np.uint8, np.float32)
+    key = ["npy", *([str(file.resolve()), stamp(file.stat())] for file in files), classes, channels, scaling, dims, missing]
+    stays = arrays[0].dtype in (np.uint8, np.uint16, np.float32, np.float64) and missing != "drop"
 
     def build(into: Path | None) -> Dataset:
-        return from_arrays(arrays[0], numbers, classes=classes, name=files[0].stem)
+        name = files[0].stem
+        return from_arrays(
+            arrays[0], numbers, classes=classes, name=name, channels=channels, scaling=scaling, dims=dims, missing=missing
+        )  # fmt: skip
 
     return cached(build, cache, key, values=files[0] if stays else None)
 
@@ -46,11 +68,23 @@ def _load_one(path: Path) -> np.ndarray:
     return array
 
 
-def npz(path: str | Path, classes: tuple[str, ...] = ()) -> Dataset:
+def npz(
+    path: str | Path,
+    classes: tuple[str, ...] = (),
+    *,
+    channels: Channels | None = None,
+    scaling: Standard = "channel",
+    dims: int | None = None,
+    missing: Missing = "refuse",
+) -> Dataset:
     """The data set of an .npz file: values and labels under arr_0 and arr_1, or values and labels, or the only array.
 
     Args:
-        classes: names of the labels; "0", "1", ... if left out.
+        classes: as `from_arrays` takes them, like channels, scaling, dims and missing.
+        channels: as above.
+        scaling: as above.
+        dims: as above.
+        missing: as above.
 
     Raises:
         ValueError: as `npy`, and for other names, or labels that do not fit.
@@ -59,15 +93,17 @@ def npz(path: str | Path, classes: tuple[str, ...] = ()) -> Dataset:
     if isinstance(arrays, np.ndarray):
         raise ValueError(f"{path} holds a single array without a name, expected an .npz; load it with npy.")
     names = set(arrays)
-    for values, labels in (("arr_0", "arr_1"), ("values", "labels")):
+    pairs = [("arr_0", "arr_1"), ("values", "labels"), *([(next(iter(names)), "")] if len(names) == 1 else [])]
+    for values, labels in pairs:
         if values in names:
-            return from_arrays(arrays[values], arrays.get(labels), classes=classes, name=Path(path).stem)
-    if len(names) != 1:
-        raise ValueError(
-            f"{path} must hold arr_0 (and arr_1), values (and labels), or one array, got {', '.join(sorted(names)) or 'none'}; "
-            "save it with np.savez(path, values=..., labels=...)."
-        )
-    return from_arrays(arrays[names.pop()], classes=classes, name=Path(path).stem)
+            name, numbers = Path(path).stem, arrays.get(labels)
+            return from_arrays(
+                arrays[values], numbers, classes=classes, name=name, channels=channels, scaling=scaling, dims=dims, missing=missing
+            )  # fmt: skip
+    raise ValueError(
+        f"{path} must hold arr_0 (and arr_1), values (and labels), or one array, got {', '.join(sorted(names)) or 'none'}; "
+        "save it with np.savez(path, values=..., labels=...)."
+    )
 
 
 def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
@@ -86,41 +122,114 @@ def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         raise ValueError(f"cannot read {path} as NumPy data: {reason}; save it again with np.save or np.savez.") from None
 
 
-def from_arrays(values: np.ndarray, labels: np.ndarray | None = None, *, classes: tuple[str, ...] = (), name: str = "array") -> Dataset:
-    """The data set of arrays: uint8 [n, h, w] or [n, h, w, 1|3|4] is images, floats [n, ...] are standardised tensors.
+def from_arrays(
+    values: Any,
+    labels: Any = None,
+    *,
+    classes: tuple[str, ...] = (),
+    name: str = "array",
+    channels: Channels | None = None,
+    scaling: Standard = "channel",
+    dims: int | None = None,
+    missing: Missing = "refuse",
+) -> Dataset:
+    """The data set of NumPy arrays or torch tensors: uint8 or uint16 [n, h, w] or [n, h, w, 1|3|4] is images, floats [n, ...] are tensors.
+
+    Floats and 16-bit images are standardised, in float64 whatever their type; float16 becomes float32, which holds all of it.
 
     Args:
         labels: integers [n] of any width.
         classes: names of the labels; "0", "1", ... if left out.
+        channels: the axis of floats that holds the channels: "first", behind the rows, where not given, or "last".
+        scaling: one mean and deviation for each channel (or column, of floats [n, features]), or for "all" entries together.
+        dims: of the space that floats lie in: 1 for signals, 3 for volumes; where they have no axis of channels they gain one.
+        missing: "refuse" rows with NaN, or "drop" them.
 
     Raises:
         ValueError: for arrays of other kinds, and all that `Dataset` refuses.
     """
+    values, labels = _array(values, "values", name), None if labels is None else _array(labels, "labels", name)
     shape = list(values.shape)
-    if not (values.dtype == np.uint8 or np.issubdtype(values.dtype, np.floating)):
+    is_float = np.issubdtype(values.dtype, np.floating)
+    if not (is_float or values.dtype.newbyteorder("=") in (np.uint8, np.uint16)):
         raise ValueError(
-            f"{name}: values must be uint8 (images) or floats (tensors), got {values.dtype} {shape}; "
+            f"{name}: values must be uint8 or uint16 (images) or floats (tensors), got {values.dtype} {shape}; "
             "convert them with .astype(np.uint8) or .astype(np.float32)."
         )
     numbers = None if labels is None else _class_numbers(labels, name)
     if numbers is not None and not classes and len(numbers):
         classes = tuple(map(str, range(int(numbers.max()) + 1)))
-    if values.dtype == np.uint8:
-        if values.ndim == 3:
-            values = values[..., None]
-        if values.ndim != 4 or values.shape[3] not in (1, 3, 4):
-            raise ValueError(
-                f"{name}: uint8 values must be images [n, h, w] or [n, h, w, c] with 1, 3 or 4 channels, got {shape}; "
-                "move the channels last, or convert numbers with .astype(np.float32)."
-            )
-        return Dataset(values=values, labels=numbers, classes=classes, scaling=IMAGES, name=name)
+    if not is_float:
+        return _images(values, numbers, classes, name, scaling, fits=channels != "first" and dims in (None, 2))
     if values.ndim < 2:
         raise ValueError(f"{name}: float values must be [n, ...] with at least one feature axis, got {shape}; try values[:, None].")
     if values.size == 0:
         raise ValueError(f"{name}: there must be data, got the empty shape {shape}.")
-    with np.errstate(over="ignore"):
-        values = values.astype(np.float32, copy=False)
-    return Dataset(values=values, labels=numbers, classes=classes, scaling=Scaling.measure(values), name=name)
+    values = values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64, copy=False)  # in the machine's order of bytes
+    values = _with_channels(values, dims, channels, name)
+    notes = _notes(values, channels, name)
+    if missing == "drop" and (numbers is None or len(numbers) == len(values)):
+        is_missing = np.concatenate([np.isnan(chunk.reshape(len(chunk), -1)).any(axis=1) for chunk in chunks(values)])
+        if is_missing.all():
+            raise ValueError(f"{name}: all {len(values)} rows hold NaN, so none is left; fill them, or leave out the columns at fault.")
+        if is_missing.any():
+            values, numbers = values[~is_missing], None if numbers is None else numbers[~is_missing]
+            notes += (f"{name}: left out {is_missing.sum()} of {len(is_missing)} rows with NaN, as data.missing=drop says.",)
+    measured = Scaling.measure(values, by=scaling, channels=channels)
+    return Dataset(
+        values=values, labels=numbers, classes=classes, scaling=measured, name=name, measured=scaling, notes=notes
+    )  # fmt: skip
+
+
+def _images(
+    values: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...], name: str, scaling: Standard, *, fits: bool
+) -> Dataset:
+    """Of integers; `fits` says whether they are wanted as images."""
+    shape, values = list(values.shape), values[..., None] if values.ndim == 3 else values
+    if not fits or values.ndim != 4 or values.shape[3] not in (1, 3, 4):
+        raise ValueError(
+            f"{name}: {values.dtype} values must be images [n, h, w] or [n, h, w, c] with 1, 3 or 4 channels, got {shape}; "
+            "move the channels last, or convert numbers with .astype(np.float32)."
+        )
+    if values.size == 0:
+        raise ValueError(f"{name}: there must be data, got the empty shape {shape}.")
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return of_images(native, labels=labels, classes=classes, name=name, by=scaling)
+
+
+def seem_last(values: Values) -> bool:
+    """Whether an array has the shape of images or volumes with their channels on the last axis, and on no other."""
+    return values.ndim >= 4 and values.shape[-1] in (1, 3, 4) and values.shape[1] not in (1, 3, 4)
+
+
+def _notes(values: np.ndarray, channels: Channels | None, name: str) -> tuple[str, ...]:
+    if channels == "last" or not seem_last(values):
+        return ()
+    return (
+        f"{name}: floats {list(values.shape)} are read as {values.shape[1]} channels, on axis 1; if these are images with their channels "
+        "last, set data.channels=last.",
+    )
+
+
+def _with_channels(values: np.ndarray, dims: int | None, channels: Channels | None, name: str) -> np.ndarray:
+    """Floats with an axis of channels, where they have none."""
+    if dims is None or values.ndim == dims + 2:
+        return values
+    if values.ndim != dims + 1:
+        space = ", ".join(("depth", "height", "width")[-dims:] if dims > 1 else ("length",))
+        where = f"[n, {space}] or " + (f"[n, {space}, channels]" if channels == "last" else f"[n, channels, {space}]")
+        raise ValueError(f"{name}: with data.dims={dims} values must be {where}, got {list(values.shape)}; reshape them.")
+    return values[..., None] if channels == "last" else values[:, None]
+
+
+def _array(values: Any, what: str, name: str) -> np.ndarray:
+    """A NumPy array of an array or a tensor."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"{name}: {what} must be a NumPy array or a torch tensor, got {type(values).__name__}; take np.asarray of it.")
+    return values
 
 
 def _class_numbers(labels: np.ndarray, name: str) -> np.ndarray:

@@ -4,8 +4,9 @@ from importlib import resources
 
 import numpy as np
 
-from sfumato.data.dataset import IMAGES, Dataset
+from sfumato.data.dataset import Dataset
 from sfumato.data.fashion import FASHION_CLASSES
+from sfumato.data.scaling import IMAGES
 
 
 def fashion_small() -> Dataset:

@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.data.dataset import Dataset, Scaling
+from sfumato.data.dataset import Dataset
 from sfumato.data.files import NUMPY_DAMAGE
+from sfumato.data.rows import Values
+from sfumato.data.scaling import Scaling
 
-_VERSION = 1  # of the layout and of what decoding yields: raise it with either
+_VERSION = 2  # of the layout and of what decoding yields: raise it with either
 _FULL_OR_CLOSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EFBIG}
 
 Stamp = tuple[int, int, int]
@@ -78,7 +80,7 @@ def cached(build: Callable[[Path | None], Dataset], cache: Path | None, key: obj
 class Kept:
     """What the cache knows of an entry's data (`dataset.Known`)."""
 
-    of: tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]
+    of: tuple[Values, np.ndarray | None, tuple[str, ...] | None]
     fingerprint: str
     entry: Path
 
@@ -126,6 +128,8 @@ def _write(entry: Path, build: Callable[[Path | None], Dataset], values: Path | 
             "captions": dataset.captions,
             "skipped": dataset.skipped,
             "scaling": dataset.scaling.to_json(),
+            "measured": dataset.measured,
+            "notes": dataset.notes,
             "fingerprint": dataset.fingerprint(),
             "probe": _probe(dataset),
         }
@@ -155,6 +159,8 @@ def _read(entry: Path, values: Path | None) -> Dataset | None:
             name=record["name"],
             skipped=tuple(record["skipped"]),
             captions=captions,
+            measured=record["measured"],
+            notes=tuple(record["notes"]),
             known=Kept((array, labels, captions), record["fingerprint"], entry),
         )
         if _probe(dataset) != record["probe"]:

@@ -17,8 +17,9 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from sfumato.data.cifar_pickle import read_pickle
-from sfumato.data.dataset import IMAGES, Dataset
+from sfumato.data.dataset import Dataset
 from sfumato.data.files import read_whole, refuse_large
+from sfumato.data.scaling import IMAGES
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _ROWS = 10_000

@@ -17,7 +17,7 @@ from PIL import __version__ as pillow
 
 from sfumato.data.cache import Stamp, cached, stamp
 from sfumato.data.captions import METADATA, captions_of
-from sfumato.data.dataset import IMAGES, Dataset
+from sfumato.data.dataset import Dataset, of_images
 from sfumato.data.files import NUMPY_DAMAGE, read_whole, refuse_large
 from sfumato.data.images import SUFFIXES, Canvas, Fit, Gathered, Picture, broken_limit, gather
 
@@ -103,11 +103,10 @@ def _build(
     found = _gather([Picture(name, lambda name=name: source.read(name)) for name in names], canvas, limit, path, into)
     parents = [names[row].rpartition("/")[0].rpartition("/")[2] for row in found.kept] if has_labels else []
     classes = tuple(sorted(set(parents)))
-    return Dataset(
-        values=found.values,
+    return of_images(
+        found.values,
         labels=_class_numbers(parents, classes) if has_labels else None,
         classes=classes,
-        scaling=IMAGES,
         name=Path(path).resolve().stem,
         skipped=found.skipped,
         captions=None if texts is None else tuple(texts[row] for row in found.kept),

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import __version__ as pillow
 
 from sfumato.data.cache import cached, stamp
-from sfumato.data.dataset import IMAGES, Dataset
+from sfumato.data.dataset import Dataset, of_images
 from sfumato.data.files import read_whole
 from sfumato.data.images import Canvas, Fit, Picture, broken_limit, gather
 
@@ -127,11 +127,10 @@ def _build(
         with (into / "values.npy").open("w+b") as file:
             found = gather(pictures(), canvas, limit=limit, source=rows.name, into=file)
     classes = _classes(rows, label, labels)
-    return Dataset(
-        values=found.values,
+    return of_images(
+        found.values,
         labels=_class_numbers([labels[row] for row in found.kept], classes, rows.name) if label else None,
         classes=classes,
-        scaling=IMAGES,
         name=Path(rows.name).stem,
         skipped=found.skipped,
         captions=_texts([captions[row] for row in found.kept], found.kept, rows.name) if caption else None,

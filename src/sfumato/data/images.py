@@ -1,21 +1,23 @@
 """Image files to one array: decoding what nobody has checked, one shape for all, the broken ones named.
 
-Images are turned as their EXIF tag says; 16 bits a channel become 8; colour profiles are ignored. Of an animation the first frame counts.
+Images are turned as their EXIF tag says; colour profiles are ignored. Of an animation the first frame counts. Grey images and PNGs of
+16 bits a channel keep them, and the images beside them are then spread over 16 bits, too.
 Nothing but Pillow's decoders of the formats below sees the bytes, and they see no file of more than 256 MiB or 89 million pixels.
 """
 
+import math
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BufferedIOBase, BytesIO
-from typing import Literal
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Shaped, UInt16
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 # Named, as Pillow would otherwise try every format it knows, PostScript with its interpreter among them.
@@ -62,8 +64,8 @@ class Canvas:
     def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
         return (size, size) if isinstance(size, int) else size
 
-    def paint(self, data: bytes) -> UInt8[np.ndarray, "h w *c"]:
-        """The pixels of an image file: [h, w] where it is grey and no other channels are asked for, else [h, w, c].
+    def paint(self, data: bytes) -> Shaped[np.ndarray, "h w *c"]:
+        """The pixels of an image file, uint8 or uint16: [h, w] where it is grey and no other channels are asked for, else [h, w, c].
 
         Raises:
             BrokenImageError: for bytes that cannot be read as an image.
@@ -72,17 +74,39 @@ class Canvas:
             with warnings.catch_warnings():
                 # Pillow warns of images past its pixel limit and refuses them past twice that: both are refused here.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(BytesIO(data), formats=_FORMATS) as image:
+                with _opened(data) as image:
+                    deep = _deep_pixels(image, data)
+                    if deep is not None:
+                        return self._paint_deep(deep)
                     image.load()
                     picture = self._in_channels(ImageOps.exif_transpose(image))
         except _DAMAGE as error:
             raise BrokenImageError(_reason(error)) from None
         return np.array(picture if self.size is None else self._fitted(picture, *self._height_width(self.size)))
 
+    def _paint_deep(self, pixels: UInt16[np.ndarray, "h w c"]) -> UInt16[np.ndarray, "height width *d"]:
+        """As `paint`, in floats, as Pillow has no colours of 16 bits."""
+        colour, alpha = pixels.astype(np.float64), np.full((*pixels.shape[:2], 1), 65535.0)
+        if pixels.shape[2] in (2, 4):
+            colour, alpha = colour[..., :-1], colour[..., -1:]
+        if self.channels == 4:
+            colour = np.concatenate([np.broadcast_to(colour, (*colour.shape[:2], 3)), alpha], axis=2)
+        else:
+            colour = 65535 + (colour - 65535) * alpha / 65535
+        if self.channels == 1 and colour.shape[2] == 3:
+            colour = colour @ np.array([[0.299], [0.587], [0.114]])
+        if self.channels == 3:
+            colour = np.broadcast_to(colour, (*colour.shape[:2], 3))
+        if self.size is not None:
+            size = self._height_width(self.size)
+            blanks = [65535.0] * 3 + [0.0]
+            layers = [Image.fromarray(colour[..., i].astype(np.float32)) for i in range(colour.shape[2])]
+            colour = np.stack([np.asarray(self._fitted(layer, *size, blanks[i])) for i, layer in enumerate(layers)], axis=2)
+        levels = colour.round().clip(0, 65535).astype(np.uint16)
+        return levels[..., 0] if levels.shape[2] == 1 else levels
+
     def _in_channels(self, image: Image.Image) -> Image.Image:
         """Mode L, RGB or RGBA of any mode."""
-        if image.mode.startswith("I"):
-            image = _grey_of_16_bits(image)
         if image.mode == "F":
             raise ValueError("pixels of 32-bit floats have no agreed range")
         if self.channels == 4:
@@ -90,14 +114,15 @@ class Canvas:
         opaque = _on_white(image)
         return opaque if self.channels is None else opaque.convert("L" if self.channels == 1 else "RGB")
 
-    def _fitted(self, image: Image.Image, height: int, width: int) -> Image.Image:
-        """The image at this size."""
+    def _fitted(self, image: Image.Image, height: int, width: int, blank: Any = None) -> Image.Image:
+        """The image at this size; what it leaves free is white where not given."""
         if image.size == (width, height):
             return image
         if self.fit == "pad":
             scale = min(width / image.width, height / image.height)
             inner = max(1, round(scale * image.width)), max(1, round(scale * image.height))
-            canvas = Image.new(image.mode, (width, height), (255, 255, 255, 0) if image.mode == "RGBA" else "white")
+            blank = blank if blank is not None else (255, 255, 255, 0) if image.mode == "RGBA" else "white"
+            canvas = Image.new(image.mode, (width, height), blank)
             canvas.paste(image.resize(inner, Image.Resampling.BICUBIC), ((width - inner[0]) // 2, (height - inner[1]) // 2))
             return canvas
         box = (0.0, 0.0, float(image.width), float(image.height))
@@ -133,12 +158,36 @@ def _on_white(image: Image.Image) -> Image.Image:
     return opaque.convert("L") if is_grey else opaque
 
 
-def _grey_of_16_bits(image: Image.Image) -> Image.Image:
-    """0 ... 65535 scaled to 0 ... 255; Pillow's own conversion would clip."""
-    pixels = np.asarray(image).astype(np.int64)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(f"grey levels must be 0 to 65535, got {pixels.min()} to {pixels.max()}")
-    return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+def _opened(data: bytes) -> ImageFile.ImageFile:
+    image = Image.open(BytesIO(data), formats=_FORMATS)
+    assert isinstance(image, ImageFile.ImageFile)
+    return image
+
+
+def _deep_pixels(image: ImageFile.ImageFile, data: bytes) -> UInt16[np.ndarray, "h w c"] | None:
+    """The pixels of an image of 16 bits a channel, turned as its EXIF tag says; None of any other."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(f"grey levels must be 0 to 65535, got {grey.min()} to {grey.max()}")
+        return grey[..., None].astype(np.uint16)
+    layout = image.tile[0][3] if image.format == "PNG" and image.tile else None
+    if layout not in ("LA;16B", "RGB;16B", "RGBA;16B") or "transparency" in image.info:
+        return None
+    # Pillow keeps the high byte of each channel; read as if its order were the other one, what it keeps is the low one.
+    if layout == "LA;16B":  # four bytes a pixel
+        both = _bytes_as(data, "RGBA")
+        high, low = both[..., 0::2], both[..., 1::2]
+    else:
+        high, low = _bytes_as(data, layout), _bytes_as(data, layout.replace("16B", "16L"))
+    return high.astype(np.uint16) * 256 + low
+
+
+def _bytes_as(data: bytes, layout: str) -> np.ndarray:
+    """What Pillow makes of the pixels of a PNG whose bytes lie in this layout."""
+    with _opened(data) as image:
+        image.tile = [image.tile[0]._replace(args=layout)]
+        return np.asarray(ImageOps.exif_transpose(image))
 
 
 @dataclass(frozen=True)
@@ -159,7 +208,7 @@ class Gathered:
 
 
 def gather(pictures: Iterable[Picture], canvas: Canvas, *, limit: int, source: str, into: BufferedIOBase | None = None) -> Gathered:
-    """All images in one uint8 array [n, h, w, c], written to `into` as .npy while they are read, or held in memory.
+    """All images in one array [n, h, w, c], written to `into` as .npy while they are read, or held in memory; uint8, or uint16 if one is.
 
     Args:
         limit: how many broken images are left out before it is an error.
@@ -183,7 +232,7 @@ def gather(pictures: Iterable[Picture], canvas: Canvas, *, limit: int, source: s
         if kept and image.shape[:2] != rows.size:
             (h, w), (other_h, other_w) = rows.size, image.shape[:2]
             raise ValueError(
-                f"{source}: images must have one size, got {w}×{h} in {first} and {other_w}×{other_h} in {picture.name}; "
+                f"{source}: images must have one size, got {h}×{w} (height × width) in {first} and {other_h}×{other_w} in {picture.name}; "
                 "set size to fit them all to one."
             )
         first = first or picture.name
@@ -219,22 +268,20 @@ def _some(lines: list[str], most: int = 5) -> str:
 
 
 class _Rows:
-    """Images written one behind the other as .npy: with one channel until the first that has more, whose channels all then get."""
+    """Images written one behind the other as .npy: with one channel of 8 bits until the first that has more, which all then get."""
 
     def __init__(self, file: BufferedIOBase) -> None:
-        self.file, self.count, self.size, self.channels, self.start = file, 0, (0, 0), 0, 0
+        self.file, self.count, self.size, self.channels, self.dtype, self.start = file, 0, (0, 0), 0, np.dtype(np.uint8), 0
 
     def append(self, image: np.ndarray) -> None:
         """Writes a row; all have the size of the first."""
-        channels = 1 if image.ndim == 2 else image.shape[2]
+        image = image[..., None] if image.ndim == 2 else image
         if not self.count:
-            self.size, self.channels = image.shape[:2], channels
+            self.size, self.channels, self.dtype = image.shape[:2], image.shape[2], image.dtype
             self._write_header()
-        if channels > self.channels:
-            self._widen(channels)
-        elif channels < self.channels:
-            image = np.repeat(image[..., None], self.channels, axis=2)
-        self.file.write(image.tobytes())
+        if image.shape[2] > self.channels or image.dtype.itemsize > self.dtype.itemsize:
+            self._widen(max(self.channels, image.shape[2]), max(self.dtype, image.dtype, key=lambda dtype: dtype.itemsize))
+        self.file.write(_widened(image, self.channels, self.dtype).tobytes())
         self.count += 1
 
     def close(self) -> np.ndarray:
@@ -243,24 +290,30 @@ class _Rows:
         self.file.flush()
         shape = (self.count, *self.size, self.channels)
         if isinstance(self.file, BytesIO):
-            return np.frombuffer(self.file.getbuffer(), np.uint8, offset=self.start).reshape(shape)
-        return np.memmap(self.file, np.uint8, "r", self.start, shape)
+            return np.frombuffer(self.file.getbuffer(), self.dtype, offset=self.start).reshape(shape)
+        return np.memmap(self.file, self.dtype, "r", self.start, shape)
 
     def _write_header(self) -> None:
         """NumPy leaves room for the number of rows to grow, so the header keeps its length."""
         self.file.seek(0)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self.size, self.channels)}
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.count, *self.size, self.channels)}
         np.lib.format.write_array_header_1_0(self.file, header)
         assert self.start in (0, self.file.tell())
         self.start = self.file.tell()
 
-    def _widen(self, channels: int) -> None:
-        """Repeats the grey levels of all rows so far, from the last to the first, which are then read before they are written over."""
-        pixels = self.size[0] * self.size[1]
+    def _widen(self, channels: int, dtype: np.dtype[Any]) -> None:
+        """Rewrites all rows so far, from the last to the first, which are then read before they are written over."""
+        before, after = (math.prod(self.size) * c * of.itemsize for c, of in ((self.channels, self.dtype), (channels, dtype)))
         for row in reversed(range(self.count)):
-            self.file.seek(self.start + row * pixels)
-            grey = np.frombuffer(self.file.read(pixels), np.uint8)
-            self.file.seek(self.start + row * pixels * channels)
-            self.file.write(np.repeat(grey, channels).tobytes())
-        self.channels = channels
+            self.file.seek(self.start + row * before)
+            image = np.frombuffer(self.file.read(before), self.dtype).reshape(*self.size, self.channels)
+            self.file.seek(self.start + row * after)
+            self.file.write(_widened(image, channels, dtype).tobytes())
+        self.channels, self.dtype = channels, dtype
         self.file.seek(0, 2)
+
+
+def _widened(image: np.ndarray, channels: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """The image with its grey levels repeated in so many channels, and spread over so many bits: 255 becomes 65535."""
+    image = np.repeat(image, channels, axis=2) if image.shape[2] == 1 else image
+    return image if image.dtype == dtype else image.astype(dtype) * dtype.type(257)

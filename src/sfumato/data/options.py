@@ -3,9 +3,10 @@
 Decoded images are kept in the cache that `sfumato.data.cache` tells of, so that the second run opens them at once.
 """
 
+import re
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from sfumato import data
 from sfumato.options import DataPath, Options, Size, known
@@ -100,10 +101,21 @@ class Cifar100Data(Options):
         return data.cifar100(self.path, train=self.train, coarse=self.coarse)
 
 
-class _ImageOptions(Options):
-    """How images of any size and kind come to one shape."""
+def _to_size(value: Any) -> Any:
+    """[48, 80] of "48x80"."""
+    found = re.fullmatch(r"\s*(\d+)\s*[x×X]\s*(\d+)\s*", value) if isinstance(value, str) else None
+    if isinstance(value, str) and found is None:
+        raise ValueError("a size is a number of pixels, or height and width as in 48x80")
+    return [int(number) for number in found.groups()] if found else value
 
-    size: Size | tuple[Size, Size] | None = None
+
+ImageSize = Annotated[Size | tuple[Size, Size] | None, BeforeValidator(_to_size)]
+
+
+class _ImageOptions(Options):
+    """How images of any size and kind come to one shape. `size` is a side, or height and width: [48, 80] or 48x80."""
+
+    size: ImageSize = None
     channels: Literal[1, 3, 4] | None = None
     fit: data.Fit = "crop"
     limit_broken: int | None = Field(default=None, ge=0)
@@ -160,32 +172,42 @@ class DatasetsData(_ImageOptions):
 
 
 class TableData(Options):
-    """A CSV or TSV file: columns of numbers, and perhaps one of labels."""
+    """A CSV or TSV file: columns of numbers, and perhaps one of labels; rows with missing cells are refused or dropped."""
 
     kind: Literal["table"] = "table"
     path: DataPath
     columns: tuple[str, ...] | None = None
     label: str | None = None
+    missing: data.Missing = "refuse"
 
     def load(self) -> data.Dataset:
         """Reads the columns."""
-        return data.table(self.path, columns=self.columns, label=self.label)
+        return data.table(self.path, columns=self.columns, label=self.label, missing=self.missing)
 
 
 class ArrayData(Options):
-    """An npz file, or an npy file and perhaps one of labels: uint8 images [N, H, W, C] or floats [N, …]."""
+    """An npz file, or an npy file and perhaps one of labels: uint8 or uint16 images [N, H, W, C] or floats [N, …].
+
+    Floats have their `channels` first, behind the rows, or last; `dims` axes of space (1: signals, 3: volumes) gain an axis of channels
+    where there is none. `scaling` standardises each channel, or all entries together. `missing` refuses or drops rows with NaN.
+    """
 
     kind: Literal["array"] = "array"
     path: DataPath
     labels: DataPath | None = None
+    channels: data.Channels | None = None
+    dims: int | None = Field(default=None, ge=1, le=3)
+    scaling: data.Standard = "channel"
+    missing: data.Missing = "refuse"
 
     def load(self) -> data.Dataset:
         """Reads the arrays."""
+        how: dict[str, Any] = self.model_dump(include={"channels", "dims", "scaling", "missing"})
         if self.path.suffix == ".npy":
-            return data.npy(self.path, self.labels, cache=data.cache_folder())
+            return data.npy(self.path, self.labels, cache=data.cache_folder(), **how)
         if self.labels is not None:
             raise ValueError(f"data.labels goes with an .npy file, got {self.path}, which holds its own labels; leave it out.")
-        return data.npz(self.path)
+        return data.npz(self.path, **how)
 
 
 class IdxData(Options):

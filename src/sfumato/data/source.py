@@ -105,7 +105,10 @@ class Draw:
             first = block * BLOCK
             key = (stream, block, x.shape[1:], x.dtype)
             if key not in self.kept:
-                size, number = (min(BLOCK, self.count - first), *x.shape[1:]), (self.step, block) if stream == 0 else (self.step, block, stream)
+                size, number = (
+                    (min(BLOCK, self.count - first), *x.shape[1:]),
+                    (self.step, block) if stream == 0 else (self.step, block, stream),
+                )
                 self.kept[key] = torch.randn(size, generator=seeded(self.seed, NOISE, *number), dtype=x.dtype)
             drawn.append(self.kept[key][max(0, self.rows.start - first) : self.rows.stop - first])
         return torch.cat(drawn).to(x.device)
@@ -130,15 +133,15 @@ class Codec(Protocol):
         """Of the values."""
         ...
 
-    def encode(self, values: np.ndarray) -> Tensor:
+    def encode(self, values: Any, /) -> Tensor:
         """x of values."""
         ...
 
-    def decode(self, x: Tensor) -> np.ndarray:
+    def decode(self, x: Any, /) -> np.ndarray:
         """Values of x."""
         ...
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Mapping[str, Any]:
         """JSON types only, for a manifest."""
         ...
 
@@ -207,7 +210,7 @@ class DataSpec:
         """As JSON types."""
         return {
             "shape": list(self.shape),
-            "codec": self.codec.to_json(),
+            "codec": dict(self.codec.to_json()),
             "conditions": {name: spec.to_json() for name, spec in self.conditions.items()},
             "data_std": self.data_std,
             "columns": list(self.columns),
@@ -278,15 +281,8 @@ class Source:
         """The same for the same examples, whatever the machine."""
         raise NotImplementedError
 
-    @property
-    def name(self) -> str:
-        """For people."""
-        return type(self).__name__
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Sentences that whoever trains on this should read."""
-        return ()
+    name: str = ""  # for people
+    notes: Sequence[str] = ()  # sentences that whoever trains on this should read
 
     def scaled_like(self, spec: DataSpec) -> "Source":
         """The same examples under the codec that a run was begun with."""
@@ -334,22 +330,17 @@ class Source:
         return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-@dataclass(frozen=True, eq=False)
 class Subset(Source):
     """Some rows of a source."""
 
-    of: Source
-    rows: np.ndarray
+    def __init__(self, of: Source, rows: np.ndarray) -> None:
+        """Keeps both."""
+        self.of, self.rows, self.name = of, rows, of.name
 
     @property
     def spec(self) -> DataSpec:
         """That of the source."""
         return self.of.spec
-
-    @property
-    def name(self) -> str:
-        """That of the source."""
-        return self.of.name
 
     def __len__(self) -> int:
         """How many rows."""
@@ -388,12 +379,5 @@ class Stream:
         """The same for the same examples, as far as can be told without going through them."""
         raise NotImplementedError
 
-    @property
-    def name(self) -> str:
-        """For people."""
-        return type(self).__name__
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Sentences that whoever trains on this should read."""
-        return ()
+    name: str = ""  # for people
+    notes: Sequence[str] = ()  # sentences that whoever trains on this should read

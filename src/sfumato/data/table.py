@@ -1,6 +1,7 @@
 """Tables of numbers in CSV or TSV: each row an example, each column a feature, and perhaps one column of labels.
 
-The first line names the columns. Numbers are written with a point; an empty cell, NaN and infinity are refused, as no value would be right.
+The first line names the columns and says by what they are parted: commas, semicolons or tabs. Numbers are written with a point, in files
+with semicolons also with a comma. A cell that is empty, NaN or NA is missing: it is refused, or its row is dropped.
 """
 
 import csv
@@ -8,73 +9,147 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from sfumato.data.dataset import Dataset, Scaling
+from sfumato.data.arrays import Missing
+from sfumato.data.dataset import Dataset
+from sfumato.data.scaling import Scaling
 
 _LONGEST_LINE = 1 << 24
+_MISSING = {"", "nan", "na", "n/a", "null", "none"}
+_MOST_LINES, _MOST_COLUMNS = 8, 12  # that an error names
 
 
-def table(path: str | Path, *, columns: Sequence[str] | None = None, label: str | None = None) -> Dataset:
-    """float32 [n, columns] of a .csv (commas) or .tsv (tabs), standardised column by column.
+def table(path: str | Path, *, columns: Sequence[str] | None = None, label: str | None = None, missing: Missing = "refuse") -> Dataset:
+    """float64 [n, columns] of a .csv (commas, semicolons or tabs) or .tsv (tabs), standardised column by column.
 
     Args:
         columns: the features, in this order; every column but the label if left out.
         label: the column of the labels. Its distinct cells are the classes: in the order of numbers where all are integers, else of texts.
+        missing: "refuse" missing cells, or "drop" the rows that have some.
 
     Raises:
-        ValueError: for a file that cannot be read, columns that are not there or not different, and cells that are no finite number, each
-            with its line and column.
+        ValueError: for a file that cannot be read, columns that are not there or not different, and cells that are no finite number, all
+            of them with their lines and columns.
     """
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            names, numbers, labels = _read(file, path, columns, label)
+            found = _read(file, path, columns, label, drops=missing == "drop")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise ValueError(f"cannot read {path}: {reason}; give the path of a CSV or TSV file.") from None
-    if not numbers:
-        raise ValueError(f"{path} has a line of names but no rows below it; give a table with data.")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, which Dataset refuses
-        values = np.frombuffer(numbers, np.float64).reshape(-1, len(names)).astype(np.float32)
-    classes = _classes(labels)
+    if not found.numbers:
+        what = f"only rows with missing cells ({found.dropped})" if found.dropped else "no rows"
+        raise ValueError(f"{path} has a line of names but {what} below it; give a table with data.")
+    values = np.frombuffer(found.numbers, np.float64).reshape(-1, len(found.names))
+    classes = _classes(found.labels)
     places = {text: number for number, text in enumerate(classes)}
+    left_out = f"{path.name}: left out {found.dropped} of {len(values) + found.dropped} rows with missing cells, as data.missing=drop says."
+    notes = (left_out,) if found.dropped else ()
     return Dataset(
         values=values,
-        labels=None if label is None else np.array([places[text] for text in labels], dtype=np.int64),
+        labels=None if label is None else np.array([places[text] for text in found.labels], dtype=np.int64),
         classes=classes,
         scaling=Scaling.measure(values),
         name=path.stem,
+        columns=tuple(found.names),
+        label=label or "label",
+        measured="channel",
+        notes=notes,
     )
 
 
-def _read(file: IO[str], path: Path, columns: Sequence[str] | None, label: str | None) -> tuple[Sequence[str], "array[float]", list[str]]:
-    """Names of the features, their numbers row by row, and the labels' cells."""
-    rows = csv.reader(_lines(file, path), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    numbers, labels = array("d"), list[str]()
+@dataclass
+class _Found:
+    """Names of the features, their numbers row by row, the labels' cells, how many rows were dropped."""
+
+    names: Sequence[str]
+    numbers: "array[float]" = field(default_factory=lambda: array("d"))
+    labels: list[str] = field(default_factory=list)
+    dropped: int = 0
+
+
+def _read(file: IO[str], path: Path, columns: Sequence[str] | None, label: str | None, *, drops: bool) -> _Found:
+    """The whole table."""
+    lines = _lines(file, path)
+    first = next(lines, "")
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(first)
+    rows = csv.reader(chain([first], lines), delimiter=delimiter)
+    bad: dict[str, _Bad] = {}
     try:
         header = [name.strip() for name in next(rows, [])]
-        names = _features(header, path, columns, label)
+        found = _Found(_features(header, path, columns, label))
         where = {name: place for place, name in enumerate(header)}
-        places = [where[name] for name in names]
+        places = [where[name] for name in found.names]
         label_place = None if label is None else where[label]
         for row in rows:
             if not row:
                 continue
             if len(row) != len(header):
                 raise ValueError(f"{path}, line {rows.line_num}: expected {len(header)} cells as in the first line, got {len(row)}.")
-            numbers.extend(_numbers(row, places, header, f"{path}, line {rows.line_num}"))
-            if label_place is not None:
-                labels.append(row[label_place].strip())
-                if not labels[-1]:
-                    raise ValueError(f"{path}, line {rows.line_num}: column {label!r} has no label; fill it or remove the row.")
+            numbers = [_number(row[place], comma=delimiter == ";") for place in places]
+            text = None if label_place is None else row[label_place].strip()
+            wrong = [header[place] for place, number in zip(places, numbers, strict=True) if not math.isfinite(number)]
+            if drops and (text == "" or wrong) and all(row[where[name]].strip().lower() in _MISSING for name in wrong):
+                found.dropped += 1
+                continue
+            for name in [*wrong, *([label] if label is not None and text == "" else [])]:
+                bad.setdefault(name, _Bad()).add(rows.line_num, row[where[name]].strip())
+            found.numbers.extend(numbers)
+            if text is not None:
+                found.labels.append(text)
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.line_num} is no CSV: {error}; correct it.") from None
-    return names, numbers, labels
+    if bad:
+        raise ValueError(_refusal(path, bad, label))
+    return found
+
+
+@dataclass
+class _Bad:
+    """The cells of a column that hold no finite number (or no label): how many, the first of them, whether all are missing."""
+
+    count: int = 0
+    lines: list[int] = field(default_factory=list)
+    cells: list[str] = field(default_factory=list)
+    can_drop: bool = True
+
+    def add(self, line: int, cell: str) -> None:
+        """Counts one."""
+        self.count += 1
+        self.can_drop &= cell.lower() in _MISSING
+        if len(self.lines) < _MOST_LINES:
+            self.lines.append(line)
+            self.cells.append(repr(cell) if cell else "an empty cell")
+
+    def __str__(self) -> str:
+        """As in "an empty cell, 'nan' in lines 3, 7"."""
+        more = f" and {self.count - len(self.lines)} more" if self.count > len(self.lines) else ""
+        where = f"line{'s' * (self.count > 1)} {', '.join(map(str, self.lines))}{more}"
+        return f"{', '.join(dict.fromkeys(self.cells))} in {where}"
+
+
+def _refusal(path: Path, bad: dict[str, _Bad], label: str | None) -> str:
+    """One sentence on all cells at fault."""
+    named = [f"column {name!r} has {'no label: ' * (name == label)}{cells}" for name, cells in list(bad.items())[:_MOST_COLUMNS]]
+    others = f"; and {len(bad) - _MOST_COLUMNS} more columns" if len(bad) > _MOST_COLUMNS else ""
+    remedy = "correct them, choose other columns, or name a column of labels as the label"
+    if all(cells.can_drop for cells in bad.values()):
+        remedy = "fill them, or leave their rows out with --set data.missing=drop"
+    count = sum(cells.count for cells in bad.values())
+    return f"{path}: every cell must hold a finite number, got {count} that do not: {'; '.join(named)}{others}; {remedy}."
+
+
+def _delimiter(line: str) -> str:
+    """By what the first line parts most names: a comma, where it parts none."""
+    return max(",;\t", key=lambda mark: len(next(csv.reader([line[:100_000]], delimiter=mark), [])))
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[str]:
@@ -105,21 +180,15 @@ def _features(header: list[str], path: Path, columns: Sequence[str] | None, labe
     return names
 
 
-def _numbers(row: list[str], places: list[int], header: list[str], where: str) -> list[float]:
-    """The cells of the features."""
+def _number(cell: str, *, comma: bool) -> float:
+    """The number in a cell, NaN where there is none; Python would also read 1_000."""
+    text = cell.strip()
+    if comma and "," in text and "." not in text:
+        text = text.replace(",", ".")
     try:
-        numbers = [float(row[place]) for place in places]
+        return math.nan if "_" in text else float(text)
     except ValueError:
-        numbers = []
-    if not numbers or not math.isfinite(sum(numbers)) or any("_" in row[place] for place in places):
-        for place in places:
-            if not _is_number(row[place]) or not math.isfinite(float(row[place])):
-                got = repr(row[place]) if row[place].strip() else "an empty cell"
-                raise ValueError(
-                    f"{where}: column {header[place]!r} must hold finite numbers, got {got}; "
-                    "fill it, remove the row, or choose other columns."
-                )
-    return numbers
+        return math.nan
 
 
 def _is_number(cell: str) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from sfumato.data.dataset import Dataset, Scaling
+from sfumato.data.dataset import Dataset
+from sfumato.data.scaling import Scaling
 
 
 def _check(n: int, seed: int) -> None:

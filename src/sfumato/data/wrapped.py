@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.condition import Classes, Condition, ConditionSpec, Map, Numbers
 from sfumato.data.arrays import from_arrays
-from sfumato.data.dataset import Scaling
+from sfumato.data.scaling import Scaling
 from sfumato.data.source import Batch, DataSpec, Draw, Source, Stream
 from sfumato.noise import seeded
 
@@ -21,7 +21,7 @@ def as_source(given: Any) -> Source | Stream:
     """Any of the forms in which data can be given, as a source or a stream.
 
     Args:
-        given: a `Source` or `Stream`; an array or tensor [n, …]; a pair of arrays (values, labels); a map-style torch `Dataset`, whose items
+        given: a `Source` or `Stream`; an array or tensor [n, …]; a pair of arrays (values, labels); a map-style torch `Dataset`, whose
             are x, (x, label) or {"x": …, name: condition}; an iterable of batches of these forms.
 
     Raises:
@@ -37,7 +37,8 @@ def as_source(given: Any) -> Source | Stream:
         return TorchSource(given)
     if isinstance(given, Iterator):
         raise ValueError(
-            "an iterator can be gone through only once, so a run that goes on could not replay it; give an iterable, whose iter() begins anew."
+            "an iterator can be gone through only once, so a run that goes on could not replay it; give an iterable, whose iter() begins "
+            "anew."
         )
     if isinstance(given, Iterable):
         return IterableStream(given)
@@ -59,19 +60,16 @@ class TorchSource(Source):
         """
         if not len(items):
             raise ValueError("a torch Dataset must hold items, got an empty one.")
-        self.items = items
+        self.items, self.name = items, type(items).__name__
         some = [_fields(_item(items, row, 0, 0)) for row in np.unique(np.linspace(0, len(items) - 1, min(64, len(items))).astype(int))]
-        self._spec = spec or DataSpec(tuple(some[0]["x"].shape), PLAIN, _specs({name: [item[name] for item in some] for name in some[0]}, items))
+        self._spec = spec or DataSpec(
+            tuple(some[0]["x"].shape), PLAIN, _specs({name: [item[name] for item in some] for name in some[0]}, items)
+        )
 
     @property
     def spec(self) -> DataSpec:
         """What the items are."""
         return self._spec
-
-    @property
-    def name(self) -> str:
-        """The class of the items."""
-        return type(self.items).__name__
 
     def __len__(self) -> int:
         """How many items."""
@@ -102,23 +100,20 @@ class IterableStream(Stream):
         Raises:
             ValueError: no batches, or batches of another form.
         """
-        self.iterable = batches
+        self.iterable, self.name = batches, type(batches).__name__
         first = next(iter(batches), None)
         if first is None:
             raise ValueError("an iterable of batches must give one at least, got none.")
         fields = _fields(first)
         self._first = _digest(fields)
-        self._spec = spec or DataSpec(tuple(fields["x"].shape[1:]), PLAIN, _specs({name: list(value) for name, value in fields.items()}, None))
+        self._spec = spec or DataSpec(
+            tuple(fields["x"].shape[1:]), PLAIN, _specs({name: list(value) for name, value in fields.items()}, None)
+        )
 
     @property
     def spec(self) -> DataSpec:
         """What the examples are."""
         return self._spec
-
-    @property
-    def name(self) -> str:
-        """The class of the iterable."""
-        return type(self.iterable).__name__
 
     def fingerprint(self) -> str:
         """Of the first batch."""
@@ -236,4 +231,3 @@ def _digest(fields: Mapping[str, Tensor]) -> str:
     for name, value in sorted(fields.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-

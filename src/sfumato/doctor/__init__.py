@@ -6,7 +6,8 @@ from pathlib import Path
 from sfumato.doctor.check import Check, Finding, Limit, Reading, Severity, checks, examine
 from sfumato.doctor.outcome import Outcome
 from sfumato.doctor.plan import Plan
-from sfumato.recipe import Recipe, load_recipe
+from sfumato.recipe import load_recipe
+from sfumato.task import Recipe
 
 __all__ = ["Check", "Finding", "Limit", "Outcome", "Plan", "Reading", "Severity", "checks", "recipe", "run"]
 
@@ -39,6 +40,9 @@ def run(model: str | Path | Outcome, changes: Sequence[str] = (), *, samples: in
         ValueError: there is no such model, or a change does not fit.
     """
     outcome = model if isinstance(model, Outcome) else Outcome(model, changes, samples=samples)
+    if stages := outcome.recipe.stages(outcome.folder):
+        there = [outcome.folder / stage.name for stage in stages if (outcome.folder / stage.name / "recipe.yaml").is_file()]
+        return _worst_first(finding for folder in there for finding in run(folder, samples=samples))
     of_plan = [finding for finding in examine(outcome.plan) if finding.id != "data-refused"]  # `data-elsewhere` says it of a run
     return _worst_first([*examine(outcome), *of_plan])
 

@@ -77,12 +77,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Check:
-    """One idea: what is read, of which kind of subject, its limit, and how bad it is beyond."""
+    """One idea: what is read, of which kind of subject, its limit, and how bad it is beyond; `of_levels` where it reads noise levels."""
 
     id: str
     severity: Severity
     limit: Limit
     subject: type
+    of_levels: bool
     read: Callable[[Any], Reading | None]
 
     @property
@@ -101,14 +102,16 @@ class Check:
 _CHECKS: dict[str, Check] = {}
 
 
-def check(id: str, severity: Severity, limit: Limit) -> Callable[[Callable[[Any], Reading | None]], Callable[[Any], Reading | None]]:
+def check(
+    id: str, severity: Severity, limit: Limit, *, of_levels: bool = False
+) -> Callable[[Callable[[Any], Reading | None]], Callable[[Any], Reading | None]]:
     """Enters a function of one annotated argument, its subject, into the registry."""
 
     def enter(read: Callable[[Any], Reading | None]) -> Callable[[Any], Reading | None]:
         if id in _CHECKS:
             raise ValueError(f'there is a check "{id}" already; give this one a name of its own.')
         (subject,) = (kind for name, kind in read.__annotations__.items() if name != "return")
-        _CHECKS[id] = Check(id, severity, limit, subject, read)
+        _CHECKS[id] = Check(id, severity, limit, subject, of_levels, read)
         return read
 
     return enter
@@ -122,10 +125,12 @@ def checks() -> list[Check]:
     return list(_CHECKS.values())
 
 
-def examine(subject: object) -> Iterator[Finding]:
-    """The findings of every check that is for this kind of subject."""
+def examine(subject: Any) -> Iterator[Finding]:
+    """The findings of every check that is for this kind of subject, and of model."""
     for each in checks():
-        if each.subject is type(subject) and (finding := each(subject)) is not None:
+        if each.subject is not type(subject) or (each.of_levels and not subject.has_levels):
+            continue
+        if (finding := each(subject)) is not None:
             yield finding
 
 

@@ -1,4 +1,4 @@
-"""Image files as they lie on the disk, before a loader has made them alike: their sizes, their depth, their transparency."""
+"""Image files as they lie on the disk, before a loader has made them alike: their sizes, their transparency."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -23,14 +23,12 @@ class Picture:
 
     Args:
         is_transparent: whether some of its pixels are.
-        is_deep: whether it has more than 8 bits a channel.
     """
 
     name: str
     width: int
     height: int
     is_transparent: bool
-    is_deep: bool
 
 
 def pictures(path: Path) -> Sequence[Picture]:
@@ -58,8 +56,6 @@ def _look(name: str, content: bytes) -> Picture | None:
     try:
         with Image.open(BytesIO(content)) as image:
             transparent = image.has_transparency_data and bool((np.asarray(image.convert("RGBA"))[..., 3] < 255).any())
-            # Pillow opens a PNG of 16-bit colours as one of 8; the depth is the 25th byte of the file.
-            deep = image.mode.startswith("I") or (image.format == "PNG" and content[24] == 16)
-            return Picture(name, image.width, image.height, transparent, deep)
+            return Picture(name, image.width, image.height, transparent)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None

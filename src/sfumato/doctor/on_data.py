@@ -6,6 +6,7 @@ import math
 import numpy as np
 import torch
 
+from sfumato.data.arrays import seem_last
 from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check, share
 from sfumato.doctor.neighbours import features, nearest
 from sfumato.doctor.plan import Plan
@@ -68,10 +69,33 @@ def constant_features(plan: Plan) -> Reading | None:
     )
 
 
-@check("sliver-of-range", WARNING, below(0.3, "real image sets use all of 0 … 255; 12-bit data in 16-bit files use a sixteenth"))
+@check(
+    "near-precision",
+    WARNING,
+    above(0.01, "a hundredth of the deviation shows as stripes; float64 seconds since 1970 that spread over a minute have 1e-8"),
+)
+def near_precision(plan: Plan) -> Reading | None:
+    """Distance of neighbouring numbers of the data's type where a channel (or column) lies, over the channel's standard deviation."""
+    if plan.dataset is None or plan.dataset.is_image:
+        return None
+    scaling, dtype = plan.dataset.scaling, plan.dataset.values.dtype.type
+    deviation = plan.x0.transpose(0, 1).flatten(1).double().std(1, correction=0).numpy() * np.asarray(scaling.scale)
+    step = np.spacing(np.abs(np.asarray(scaling.shift)).astype(dtype)).astype(np.float64) + np.zeros_like(deviation)
+    steps = np.divide(step, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    worst = int(steps.argmax())
+    name = f'Column "{plan.dataset.columns[worst]}"' if plan.dataset.columns else f"Channel {worst}"
+    return Reading(
+        float(steps[worst]),
+        f"{name} varies by {deviation[worst]:.3g} where neighbouring {plan.dataset.values.dtype} are {step[worst]:.3g} apart.",
+        "Few different values are left of these data: what distinguished them was lost when they were saved.",
+        "Save them as float64, or less an offset that is taken off before they become " + f"{plan.dataset.values.dtype}.",
+    )
+
+
+@check("sliver-of-range", WARNING, below(0.3, "real image sets use all of 0 … 255; 12-bit data cut to bytes use a sixteenth"))
 def sliver_of_range(plan: Plan) -> Reading | None:
     """Share of 0 … 255 between the 0.1% and the 99.9% point of the pixels."""
-    if plan.dataset is None or not plan.dataset.is_image:
+    if plan.dataset is None or not plan.dataset.is_bytes:
         return None
     low, high = np.quantile(plan.dataset.scaling.decode(plan.x0), [0.001, 0.999])
     return Reading(
@@ -79,8 +103,8 @@ def sliver_of_range(plan: Plan) -> Reading | None:
         f"The pixels lie between {low:.0f} and {high:.0f} of 0 … 255.",
         "Bytes are scaled as if they used the whole range, so the data are a small cloud far from unit scale: the network sees almost "
         "nothing but noise, and samples come out black, white or grey.",
-        "Stretch the values to 0 … 255 before saving (images in [0, 1]: times 255; 12-bit: divided by 16), or save floats as .npy, which "
-        "are standardised.",
+        "Stretch the values to 0 … 255 before saving (images in [0, 1]: times 255), or save them as floats or 16 bits, which are "
+        "standardised.",
     )
 
 
@@ -104,7 +128,7 @@ def outliers(plan: Plan) -> Reading | None:
 @check(
     "unlike-scales",
     WARNING,
-    below(0.03, "one scale serves all channels of a series or an image; below 1:30 a channel is noise to the loss"),
+    below(0.03, "with data.scaling=all one scale serves all channels; below 1:30 a channel is noise to the loss"),
 )
 def unlike_scales(plan: Plan) -> Reading | None:
     """Standard deviation of the narrowest channel of float data over that of the widest."""
@@ -116,9 +140,8 @@ def unlike_scales(plan: Plan) -> Reading | None:
         ratio,
         f"Channel {int(spread.argmin())} has a standard deviation of {float(spread.min()):.2g} in x0, channel {int(spread.argmax())} "
         f"one of {float(spread.max()):.2g}.",
-        "Arrays of more than two axes are standardised by one number, so the narrow channels drown in the first noise and weigh nothing "
-        "in the loss.",
-        "Divide each channel by its own standard deviation before saving the array.",
+        "One number standardises all channels, so the narrow ones drown in the first noise and weigh nothing in the loss.",
+        "--set data.scaling=channel",
     )
 
 
@@ -131,19 +154,18 @@ def floats_for_images(plan: Plan) -> Reading | None:
         return None
     shape = list(plan.dataset.values.shape)
     return Reading(
-        float(shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)),
+        float(plan.dataset.scaling.channels == "first" and seem_last(plan.dataset.values)),
         f"The values are {plan.dataset.values.dtype} {shape}.",
-        "Float tensors have their channels on axis 1: these images would be read as images of "
-        f"{shape[1]} channels and {shape[3]} pixels across, and come back as floats.",
-        "Save bytes: np.save(path, (255 * values).round().astype(np.uint8)) for values in [0, 1], "
-        "or move the axis: values.transpose(0, 3, 1, 2).",
+        f"Float tensors have their channels on axis 1: these images would be read as images of {shape[1]} channels and {shape[3]} pixels "
+        "across.",
+        "--set data.channels=last, or save bytes: np.save(path, (255 * values).round().astype(np.uint8)) for values in [0, 1].",
     )
 
 
 @check("grey-as-rgb", WARNING, below(0.002, "JPEG leaves one pixel in thousands of a grey photo off grey by more than 4 levels"))
 def grey_as_rgb(plan: Plan) -> Reading | None:
     """Share of the pixels of RGB images whose channels differ by more than 4 of 255 levels."""
-    if plan.dataset is None or not plan.dataset.is_image or plan.x0.shape[1] < 3:
+    if plan.dataset is None or not plan.dataset.is_bytes or plan.x0.shape[1] < 3:
         return None
     rgb = plan.x0[:, :3]
     coloured = float(((rgb.amax(1) - rgb.amin(1)) > 4 / 127.5).float().mean())
@@ -329,6 +351,7 @@ def flip_changes(plan: Plan) -> Reading | None:
     "clip-cuts-data",
     WARNING,
     above(0.001, "images lie within [-1, 1] to the last pixel; standardised data leave it with every third entry"),
+    of_levels=True,
 )
 def clip_cuts_data(plan: Plan) -> Reading | None:
     """Share of the entries of x0 outside [-1, 1], where sampling clips to it."""

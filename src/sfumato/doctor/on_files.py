@@ -2,10 +2,10 @@
 
 import math
 
+from sfumato.data.options import FolderData
 from sfumato.doctor.check import NOTE, WARNING, Reading, above, check, share
 from sfumato.doctor.files import Picture
 from sfumato.doctor.plan import Plan
-from sfumato.data.options import FolderData
 
 
 @check("alpha-on-white", NOTE, above(0, "any transparent pixel is painted over, which the owner should know"))
@@ -19,20 +19,6 @@ def alpha_on_white(plan: Plan) -> Reading | None:
         f"{clear} of {len(plan.pictures)} files have transparent pixels.",
         "They are laid on white, so white around things will be part of what is learnt.",
         "--set data.channels=4 learns the transparency, too; if another ground is wanted, lay the images on it yourself.",
-    )
-
-
-@check("sixteen-bit", NOTE, above(0, "any file of 16 bits is rounded to 8, which the owner should know"))
-def sixteen_bit(plan: Plan) -> Reading | None:
-    """Share of the image files with 16 bits a channel."""
-    if not plan.pictures:
-        return None
-    deep = sum(picture.is_deep for picture in plan.pictures)
-    return Reading(
-        deep / len(plan.pictures),
-        f"{deep} of {len(plan.pictures)} files have 16 bits a channel.",
-        "They are rounded to 8 bits: of 65,536 levels 256 stay, and data in a corner of the range (12-bit scans) keep a handful.",
-        "If the fine levels matter, save the images as a float32 array [n, 1, h, w] for --set data.kind=array.",
     )
 
 

@@ -10,7 +10,7 @@ def _at(errors: LevelErrors, ratios: np.ndarray, place: int) -> str:
     return f"{ratios[place]:.2f} at log-SNR {errors.log_snr[place]:.1f} nats"
 
 
-@check("learnt-nothing", ERROR, above(0.95, "trained networks have 0.1 to 0.7 of the untrained error at their best level"))
+@check("learnt-nothing", ERROR, above(0.95, "trained networks have 0.1 to 0.7 of the untrained error at their best level"), of_levels=True)
 def learnt_nothing(run: Outcome) -> Reading | None:
     """Error of x0 over that of an untrained network, at the level where this is least."""
     if (errors := run.errors) is None:
@@ -28,6 +28,7 @@ def learnt_nothing(run: Outcome) -> Reading | None:
     "worse-than-gaussian",
     WARNING,
     above(1.25, "a trained network is within 10% of the perfect Gaussian predictor where the data look Gaussian, below it elsewhere"),
+    of_levels=True,
 )
 def worse_than_gaussian(run: Outcome) -> Reading | None:
     """Error of x0 over that of the perfect predictor of Gaussian data of the same mean and covariance, at its largest level."""
@@ -45,7 +46,12 @@ def worse_than_gaussian(run: Outcome) -> Reading | None:
     )
 
 
-@check("only-gaussian", WARNING, above(0.97, "trained networks beat it at some level by 10% (two-dimensional points) to 90% (images)"))
+@check(
+    "only-gaussian",
+    WARNING,
+    above(0.97, "trained networks beat it at some level by 10% (two-dimensional points) to 90% (images)"),
+    of_levels=True,
+)
 def only_gaussian(run: Outcome) -> Reading | None:
     """The same ratio, at the level where it is least."""
     if (errors := run.errors) is None:
@@ -65,6 +71,7 @@ def only_gaussian(run: Outcome) -> Reading | None:
     "held-out-gap",
     WARNING,
     above(2, "healthy runs have 0.9 to 1.3; at 2 half of what is known of the training examples holds for them alone"),
+    of_levels=True,
 )
 def held_out_gap(run: Outcome) -> Reading | None:
     """Error of x0 on held-out examples over that on training examples, at the level where this is largest."""
@@ -79,7 +86,12 @@ def held_out_gap(run: Outcome) -> Reading | None:
     )
 
 
-@check("average-worse", WARNING, above(1.1, "an average is as good as the weights or better; at most it lags by 2% early in a run"))
+@check(
+    "average-worse",
+    WARNING,
+    above(1.1, "an average is as good as the weights or better; at most it lags by 2% early in a run"),
+    of_levels=True,
+)
 def average_worse(run: Outcome) -> Reading | None:
     """Error of x0 with averaged weights over that with the weights themselves, the geometric mean over levels."""
     if (errors := run.errors) is None or errors.raw is None:

@@ -8,7 +8,6 @@ from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check, s
 from sfumato.doctor.plan import Plan, log_snr
 from sfumato.runtime import multiplies_bfloat16
 from sfumato.schedule import finite_ends
-from sfumato.recipe import ChainSchedule, VESchedule
 
 
 @check("options-refused", ERROR, above(0, "what `train` refuses"))
@@ -21,6 +20,7 @@ def options_refused(plan: Plan) -> Reading | None:
     "signal-in-noise",
     WARNING,
     above(1, "at 1 the strongest direction of the data stands one deviation above the noise, which a network sees"),
+    of_levels=True,
 )
 def signal_in_noise(plan: Plan) -> Reading | None:
     """SNR of the strongest direction of the data (mostly the mean brightness) in x_t where sampling begins."""
@@ -51,19 +51,20 @@ def signal_in_noise(plan: Plan) -> Reading | None:
     "noise-at-the-end",
     WARNING,
     above(0.08, "a deviation of 0.08 of the data's is 7 grey levels; the schedules of the papers end at 0.003 to 0.02"),
+    of_levels=True,
 )
 def noise_at_the_end(plan: Plan) -> Reading | None:
     """Noise of the cleanest level, sigma/alpha, in standard deviations of the data."""
-    if plan.form is None:
+    if plan.spec is None:
         return None
     end = float(finite_ends(plan.sampling_schedule)[0])
-    left = math.exp(-end / 2) / plan.form.data_std
+    left = math.exp(-end / 2) / plan.spec.std
     is_sampling = plan.recipe.sampling.log_snr_max is not None
     change = {"discrete": "--set schedule.betas=linear --set schedule.steps=1000", "ve": "--set schedule.sigma_min=0.002"}
     return Reading(
         left,
         f"The cleanest level has log-SNR {end:.1f} nats: noise of {left:.2g} standard deviations of the data"
-        + (f", {127.5 * math.exp(-end / 2):.0f} grey levels." if plan.form.is_image else "."),
+        + (f", {127.5 * math.exp(-end / 2):.0f} grey levels." if plan.spec.is_bytes else "."),
         "What is finer than this noise is never learnt: the last step guesses it at once, and samples are blurred or grainy.",
         change.get(plan.recipe.schedule.kind, f"--set {'sampling' if is_sampling else 'schedule'}.log_snr_max=10"),
     )
@@ -73,6 +74,7 @@ def noise_at_the_end(plan: Plan) -> Reading | None:
     "untrained-levels",
     WARNING,
     above(4.5, "at the noisy end networks continue for some nats beyond what they saw; the recipes that ship leave under 1"),
+    of_levels=True,
 )
 def untrained_levels(plan: Plan) -> Reading | None:
     """Nats of log-SNR that sampling visits beyond the outermost level that the whole training draws."""
@@ -92,7 +94,7 @@ def untrained_levels(plan: Plan) -> Reading | None:
     )
 
 
-@check("blind-target", ERROR, above(0, "a division by zero"))
+@check("blind-target", ERROR, above(0, "a division by zero"), of_levels=True)
 def blind_target(plan: Plan) -> Reading | None:
     """Whether the target says nothing of x0 at a level without signal that training or sampling visits."""
     end = plan.recipe.schedule.build().log_snr(torch.ones((), dtype=torch.float64))
@@ -106,7 +108,10 @@ def blind_target(plan: Plan) -> Reading | None:
 
 
 @check(
-    "few-steps", WARNING, below(5, "second-order methods need about 8 steps for a picture, 5 for a likeness; fewer is for distilled models")
+    "few-steps",
+    WARNING,
+    below(5, "second-order methods need about 8 steps for a picture, 5 for a likeness; fewer is for distilled models"),
+    of_levels=True,
 )
 def few_steps(plan: Plan) -> Reading | None:
     """Sampling steps."""
@@ -178,6 +183,7 @@ def no_checkpoint_on_the_way(plan: Plan) -> Reading | None:
     "guidance-untaught",
     WARNING,
     below(0.02, "Ho & Salimans drop 10% to 20% of the labels; below 2% the unconditional model is an afterthought"),
+    of_levels=True,
 )
 def guidance_untaught(plan: Plan) -> Reading | None:
     """Share of the labels that training drops, or keeps if that is less, where sampling is guided by them."""
@@ -197,6 +203,7 @@ def guidance_untaught(plan: Plan) -> Reading | None:
     "guidance-too-strong",
     WARNING,
     above(8, "guidance of pixels is useful from 1 to 4; 7.5 is a habit of latent models; beyond 8 colours saturate"),
+    of_levels=True,
 )
 def guidance_too_strong(plan: Plan) -> Reading | None:
     """sampling.guidance."""
@@ -221,7 +228,7 @@ def bfloat16_emulated(plan: Plan) -> Reading | None:
     )
 
 
-@check("bound-of-floats", WARNING, above(0, "the decoder of the bound is a probability of evenly spaced values"))
+@check("bound-of-floats", WARNING, above(0, "the decoder of the bound is a probability of evenly spaced values"), of_levels=True)
 def bound_of_floats(plan: Plan) -> Reading | None:
     """Share of float data that lie outside [-1, 1], where the loss is the bound of values evenly spaced in it."""
     if plan.dataset is None or plan.recipe.objective.loss == "simple":

@@ -22,7 +22,10 @@ def samples_not_finite(run: Outcome) -> Reading | None:
 
 
 @check(
-    "saturated", WARNING, above(0.12, "healthy samples have the data's share within 5%; pixels at the ends come from too strong guidance")
+    "saturated",
+    WARNING,
+    above(0.12, "healthy samples have the data's share within 5%; pixels at the ends come from too strong guidance"),
+    of_levels=True,
 )
 def saturated(run: Outcome) -> Reading | None:
     """Share of the samples' pixels within two levels of black or white (of entries beyond the data's range), less the data's."""
@@ -30,13 +33,13 @@ def saturated(run: Outcome) -> Reading | None:
         return None
     assert run.samples is not None
     assert run.run is not None
-    if run.run.form.is_image:
+    if run.run.spec.is_bytes:
         at_end = lambda x: float((x.abs() > 1 - 2.5 / 127.5).double().mean())  # noqa: E731
     else:
         low, high = run.real.amin(0), run.real.amax(0)
         at_end = lambda x: float(((x < low - 0.1 * (high - low)) | (x > high + 0.1 * (high - low))).double().mean())  # noqa: E731
     ours, theirs = at_end(run.samples), at_end(run.real)
-    where = "black or white" if run.run.form.is_image else "beyond the data's range"
+    where = "black or white" if run.run.spec.is_bytes else "beyond the data's range"
     return Reading(
         ours - theirs,
         f"{share(ours)} of the samples' entries are {where}, {share(theirs)} of the data's.",
@@ -62,7 +65,7 @@ def colour_shift(run: Outcome) -> Reading | None:
     )
 
 
-@check("collapsed", WARNING, below(0.7, "healthy samples have 0.8 to 1.1 of the data's variance"))
+@check("collapsed", WARNING, below(0.7, "healthy samples have 0.8 to 1.1 of the data's variance"), of_levels=True)
 def collapsed(run: Outcome) -> Reading | None:
     """Variance between samples over that between examples, summed over entries."""
     if not run.is_comparable:
@@ -77,7 +80,7 @@ def collapsed(run: Outcome) -> Reading | None:
     )
 
 
-@check("samples-alike", WARNING, below(0.7, "healthy samples lie 0.8 to 1.3 times as far from each other as examples do"))
+@check("samples-alike", WARNING, below(0.7, "healthy samples lie 0.8 to 1.3 times as far from each other as examples do"), of_levels=True)
 def samples_alike(run: Outcome) -> Reading | None:
     """Median distance from a sample to the nearest other, over the same among as many examples."""
     if not run.is_comparable or run.run is None or len(run.real) < 2:

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sfumato import oracle
+from sfumato.data import Scaling
 from sfumato.denoiser import Predictor
 from sfumato.doctor.plan import Plan, log_snr
+from sfumato.loading import load
+from sfumato.model import Model
 from sfumato.noise import seeded
-from sfumato.model import Run, build_denoiser, folder_of, load, read_form
-from sfumato.schedule import Level
-from sfumato.storage import CheckpointError, read_state, read_tensors, steps_in
-from sfumato.training.ema import name_of
 from sfumato.recipe import load_recipe
+from sfumato.schedule import Level
+from sfumato.storage import CheckpointError, folder_of, name_of, read_spec, read_state, read_tensors, steps_in
 
 JUDGED = 96  # examples whose loss is compared level by level
 LEVELS = 6
@@ -62,7 +63,12 @@ class Outcome:
         """
         self.name, self.folder, self.count = str(model), folder_of(model), samples
         self.recipe = load_recipe(self.folder / "recipe.yaml", changes)
-        self.plan = Plan(self.recipe, trial_seconds=None)
+        self.plan = Plan(self.recipe, trial_seconds=None, scaling=_scaling(self.folder))
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether it is of a kind of model that is trained at the noise levels of a schedule."""
+        return self.recipe.has_levels
 
     @property
     def records(self) -> Sequence[Mapping[str, Any]]:
@@ -116,7 +122,7 @@ class Outcome:
                 found += _refusal(lambda path=path: read_tensors(path))
             if any(checkpoint.glob("[!e]*.safetensors")):  # the zoo keeps averages alone
                 found += _refusal(lambda checkpoint=checkpoint: read_state(checkpoint))
-        found += _refusal(lambda: read_form(self.folder))
+        found += _refusal(lambda: read_spec(self.folder))
         return found
 
     @cached_property
@@ -127,10 +133,11 @@ class Outcome:
         return begun is not None and begun != self.plan.dataset.fingerprint()
 
     @cached_property
-    def run(self) -> Run | None:
+    def run(self) -> Model | None:
         """The model with its averaged weights; None where there is none that can be read."""
         try:
-            return replace(load(self.folder), recipe=self.recipe) if self.steps else None
+            loaded = load(self.folder) if self.steps else None
+            return None if loaded is None else Model(loaded.name, self.recipe, loaded.spec, loaded.network, self.folder)
         except CheckpointError:
             return None
 
@@ -138,7 +145,7 @@ class Outcome:
     def has_data(self) -> bool:
         """Whether the data are there, and of the model's form."""
         dataset = self.plan.dataset
-        return dataset is not None and self.run is not None and dataset.shape == self.run.form.shape
+        return dataset is not None and self.run is not None and dataset.shape == self.run.spec.shape
 
     @cached_property
     def errors(self) -> LevelErrors | None:
@@ -155,7 +162,7 @@ class Outcome:
         model = _errors(self.run.predictor, *judged, levels)
         if not np.isfinite(model).all():
             return None
-        untrained = build_denoiser(self.recipe, self.run.form).eval()
+        untrained = self.recipe.build(self.run.spec).eval()
         gaussian, is_full = self._gaussian()
         raw = self._raw()
         return LevelErrors(
@@ -181,7 +188,7 @@ class Outcome:
         path = self.folder / "checkpoints" / f"{self.steps[-1]:08d}" / "model.safetensors"
         if not path.is_file():
             return None
-        denoiser = build_denoiser(self.recipe, self.run.form)
+        denoiser = self.recipe.build(self.run.spec)
         try:
             denoiser.net.load_state_dict(read_tensors(path))
         except (CheckpointError, RuntimeError):
@@ -194,14 +201,14 @@ class Outcome:
         if self.run is None:
             return None, ""
         labels = None
-        if self.plan.labels is not None and self.run.form.classes:
+        if self.plan.labels is not None and self.run.spec.classes:
             labels = self.plan.labels[np.random.default_rng(1).permutation(len(self.plan.labels))]
         parts, done, started = [], 0, time.perf_counter()
         try:
             while done < self.count and (not done or time.perf_counter() - started < SAMPLING_SECONDS):
                 some = min(64, self.count - done)
                 mine = None if labels is None else [int(labels[i % len(labels)]) for i in range(done, done + some)]
-                parts.append(self.run.form.scaling.encode(self.run.sample(some, labels=mine, seed=done).values))
+                parts.append(self.run.spec.codec.encode(self.run.sample(some, labels=mine, seed=done).values))
                 done += some
         except ValueError as error:
             return None, str(error)
@@ -251,3 +258,12 @@ def _errors(
         error = predict(level.alpha * x0 + level.sigma * eps, level, cond).x0 - x0
         found.append(float(error.double().square().mean()))
     return np.array(found)
+
+
+def _scaling(folder: Path) -> Scaling | None:
+    """With which the run was begun; None where its manifest cannot be read."""
+    try:
+        codec = read_spec(folder).codec
+        return codec if isinstance(codec, Scaling) else None
+    except CheckpointError:
+        return None

@@ -1,22 +1,24 @@
 """A recipe before its training: its options, its data, the levels it will visit. Everything is read once, when a check first asks."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.data import Dataset
+from sfumato.data import Dataset, Scaling
+from sfumato.data.options import DatasetsData, FolderData
+from sfumato.data.source import DataSpec
 from sfumato.doctor.files import Picture, pictures
 from sfumato.doctor.trial import Trial, try_out
-from sfumato.form import Form
 from sfumato.noise import seeded
-from sfumato.model import Run, build_denoiser
 from sfumato.schedule import Level, Schedule
-from sfumato.data.options import DatasetsData, FolderData
-from sfumato.recipe import Recipe
 
 SUBSET = 1500  # examples looked at where a check compares each with each
 FARTHEST = 30.0  # nats: stands for an infinite log-SNR
@@ -26,22 +28,24 @@ DRAWS = 1_000_000  # of training times at most
 class Plan:
     """What a recipe is going to do. `trial` is None where none is wanted: for a run that is trained already."""
 
-    def __init__(self, recipe: Recipe, *, trial_seconds: float | None = 10.0) -> None:
+    def __init__(self, recipe: Any, *, trial_seconds: float | None = 10.0, scaling: Scaling | None = None) -> None:
         """Reads nothing yet.
 
         Args:
             recipe: the recipe.
             trial_seconds: how long the short trial of its training may take; None for no trial.
+            scaling: with which a run was begun; measured on the training rows where not given.
         """
         self.recipe = recipe
         self.trial_seconds = trial_seconds
+        self.scaling = scaling
 
     @cached_property
     def _loaded(self) -> tuple[Dataset | None, str]:
         """The data, and why they cannot be had. A folder with too many broken images is read without them, so that all else is seen too."""
         options = self.recipe.data
         try:
-            return options.load(), ""
+            return self._scaled(options.load()), ""
         except ValueError as error:
             refusal = str(error)
         if isinstance(options, FolderData | DatasetsData):
@@ -50,6 +54,21 @@ class Plan:
             except ValueError:
                 pass  # the first refusal says what is wrong
         return None, refusal
+
+    def _scaled(self, dataset: Dataset) -> Dataset:
+        """The data under the scaling that training gives them."""
+        if self.scaling is not None:
+            with suppress(ValueError):  # data of another form than the run's, which other checks say
+                return dataset.scaled(self.scaling)
+        if dataset.measured is None:
+            return dataset
+        examples, _ = self.recipe.divided(dataset)
+        return dataset.scaled_like(examples.spec)
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether it is of a kind of model that is trained at the noise levels of a schedule."""
+        return self.recipe.has_levels
 
     @property
     def dataset(self) -> Dataset | None:
@@ -65,10 +84,8 @@ class Plan:
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows held out."""
         assert self.dataset is not None
-        training, everything = self.recipe.training, np.arange(len(self.dataset))
-        if not training.held_out:
-            return everything, everything[:0]
-        return self.dataset.split_indices(training.held_out, training.seed)
+        everything, how = np.arange(len(self.dataset)), self.recipe.how_divided
+        return (everything, everything[:0]) if how is None else self.dataset.split_rows(how)
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -80,7 +97,8 @@ class Plan:
         """x0 and labels of up to `count` training (or held-out) examples, the same ones every time."""
         assert self.dataset is not None
         rows = self.rows[1] if held_out else self.rows[0]
-        return self.dataset.batch(rows[np.random.default_rng(0).permutation(len(rows))[:count]])
+        batch = self.dataset.batch(rows[np.random.default_rng(0).permutation(len(rows))[:count]])
+        return batch.x, batch.cond["labels"].value if "labels" in batch.cond else None
 
     @cached_property
     def x0(self) -> Float[Tensor, "n *x"]:
@@ -93,26 +111,32 @@ class Plan:
         return pictures(self.recipe.data.path) if isinstance(self.recipe.data, FolderData) and self.dataset is not None else ()
 
     @cached_property
-    def form(self) -> Form | None:
-        """The form of the data; None where they cannot be read, or are one constant."""
+    def spec(self) -> DataSpec | None:
+        """What the data are; None where they cannot be read, or are one constant."""
         dataset = self.dataset
         if dataset is None or not float(self.x0.std()) > 0:
             return None
-        return Form(dataset.shape, dataset.classes, dataset.scaling, self.recipe.objective.data_std or float(self.x0.std()))
+        return replace(dataset.spec, data_std=float(self.x0.std()))
 
     @cached_property
     def _built(self) -> tuple[list[Level], int, str]:
         """The levels that sampling visits and the weights of the network, or why the options are refused."""
-        if self.form is None:
+        if self.spec is None:
             return [], 0, ""
+        assert self.dataset is not None
         try:
+            if self.recipe.stages(Path()):
+                self.recipe.examine([], self.spec, self.dataset)
+                return [], 0, ""
             with torch.random.fork_rng():
                 torch.manual_seed(self.recipe.training.seed)
-                denoiser = build_denoiser(self.recipe, self.form)
-                levels = Run("the recipe", self.recipe, self.form, denoiser).walk().levels
+                model = self.recipe.build(self.spec)
+                self.recipe.examine(model, self.spec, self.dataset)
+                sampler = self.recipe.sampler(model, self.spec, name="the recipe")
+                levels = sampler.plan().levels if self.has_levels else []
         except ValueError as error:
             return [], 0, str(error)
-        return levels, sum(p.numel() for p in denoiser.net.parameters()), ""
+        return levels, sum(p.numel() for p in self.recipe.trained(model).parameters()), ""
 
     @property
     def levels(self) -> list[Level]:
@@ -146,9 +170,9 @@ class Plan:
     @cached_property
     def trial(self) -> Trial | None:
         """A few steps on the real data; None where none is wanted or none can be made."""
-        if self.trial_seconds is None or self.dataset is None or self.form is None or self.build_refusal:
+        if self.trial_seconds is None or self.dataset is None or self.spec is None or self.build_refusal or self.recipe.stages(Path()):
             return None
-        return try_out(self.recipe, self.form, self.dataset, self.rows[0], seconds=self.trial_seconds)
+        return try_out(self.recipe, self.spec, self.dataset, self.rows[0], seconds=self.trial_seconds)
 
 
 def log_snr(level: Level) -> float:

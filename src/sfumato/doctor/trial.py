@@ -9,22 +9,19 @@ import copy
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfumato.data import Dataset
-from sfumato.denoiser import Cond, Denoiser, drop
-from sfumato.form import Form
+from sfumato.data.source import DataSpec, Draw, Source
 from sfumato.kernels import choice
 from sfumato.memory import available_memory, kept_for_gradient
 from sfumato.noise import seeded
-from sfumato.model import build_denoiser
 from sfumato.runtime import compute_device, peak_memory
-from sfumato.training.opening import wants_kernels
 from sfumato.training.optim import Optimizer
-from sfumato.recipe import Recipe
+from sfumato.training.prepare import wants_kernels
 
 STEPS, WARMUP = 40, 10
 LEAST = 16  # examples in a batch of the trial, where the recipe's has as many
@@ -60,28 +57,26 @@ class Trial:
     device: str
 
 
-def try_out(recipe: Recipe, form: Form, dataset: Dataset, rows: np.ndarray, *, seconds: float) -> Trial:
+def try_out(recipe: Any, spec: DataSpec, source: Source, rows: np.ndarray, *, seconds: float) -> Trial:
     """Trains a copy of what the recipe describes for at most `STEPS` steps and about so many seconds."""
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
-        return _Bench(recipe, form, dataset, rows).run(seconds)
+        return _Bench(recipe, spec, source, rows).run(seconds)
 
 
 class _Bench:
     """A network, its optimiser and its batches, for the time of a trial."""
 
-    def __init__(self, recipe: Recipe, form: Form, dataset: Dataset, rows: np.ndarray) -> None:
-        self.options = recipe.training.model_copy(update={"warmup": WARMUP, "decay": "constant"})
+    def __init__(self, recipe: Any, spec: DataSpec, source: Source, rows: np.ndarray) -> None:
+        self.recipe, self.options = recipe, recipe.training.model_copy(update={"warmup": WARMUP, "decay": "constant"})
         self.micro_batch = recipe.runtime.micro_batch
-        self.dataset, self.rows, self.device = dataset, rows, compute_device()
-        self.model = build_denoiser(recipe, form).to(self.device)
-        choice.use(self.model.net, wants_kernels(recipe.runtime, self.options, dataset.shape, self.device))
-        self.optimizer = Optimizer(self.model.net, self.options)
-        schedule = recipe.schedule.build()
-        self.times = recipe.objective.times.build(schedule)
-        self.objective = recipe.objective.build_loss(schedule, form.data_std)
+        self.source, self.rows, self.device = source, rows, compute_device()
+        self.model = recipe.build(spec).to(self.device)
+        self.net, self.state = recipe.trained(self.model), recipe.begin(self.model)
+        choice.use(self.net, wants_kernels(recipe.runtime, self.options, spec.shape, self.device))
+        self.optimizer = Optimizer(self.net, self.options)
         self.emas = len(recipe.training.ema)
-        self.parameters = sum(p.numel() for p in self.model.net.parameters())
+        self.parameters = sum(p.numel() for p in self.net.parameters())
 
     def run(self, seconds: float) -> Trial:
         """The trial itself."""
@@ -116,25 +111,18 @@ class _Bench:
             device=self.device.type,
         )
 
-    def _batch(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor, Cond | None]:
-        """x0, eps, times and labels of a step."""
-        generator = seeded(self.options.seed, step)
-        rows = self.rows[torch.randint(len(self.rows), (count,), generator=generator).numpy()]
-        x0, labels = self.dataset.batch(rows)
-        t, eps = self.times(count, generator), torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
-        dropped = torch.rand(count, generator=generator) < self.options.label_drop
-        cond = None if labels is None else drop({"labels": labels.to(self.device)}, dropped)
-        return x0.to(self.device), eps.to(self.device), t.to(self.device), cond
-
-    def _loss(self, model: Denoiser, step: int, count: int) -> Tensor:
-        x0, eps, t, cond = self._batch(step, count)
-        return self.objective(model, x0, eps, t, cond)
+    def _loss(self, model: nn.Module, step: int, count: int) -> Tensor:
+        """The loss of so many examples, with the draws of a step."""
+        options = self.options
+        rows = self.rows[torch.randint(len(self.rows), (count,), generator=seeded(options.seed, step)).numpy()]
+        draw = Draw(options.seed, step + 1, count, slice(0, count), drop=options.label_drop, drops=options.drop)
+        return self.recipe.loss(model, self.source.batch(rows).to(self.device), draw, self.state).per_example
 
     def _now(self) -> float:
         """Seconds: of a GPU by the clock, of processors by what they spent on this process, shared by its threads."""
         return time.perf_counter() if self.device.type == "cuda" else time.process_time() / torch.get_num_threads()
 
-    def _timed(self, model: Denoiser, count: int) -> float:
+    def _timed(self, model: nn.Module, count: int) -> float:
         """Seconds for the gradient of so many examples."""
         started = self._now()
         loss = self._loss(model, 0, count).mean()
@@ -164,7 +152,7 @@ class _Bench:
 
     def _memory(self, count: int) -> tuple[int, int]:
         """Bytes that do not grow with the batch, and bytes for each example in a slice of it: what autograd keeps for the way back."""
-        loss, kept = kept_for_gradient(lambda: self._loss(self.model, 0, count).mean(), self.model.net.parameters())
+        loss, kept = kept_for_gradient(lambda: self._loss(self.model, 0, count).mean(), self.net.parameters())
         loss.backward()
         copies = 2 + 2 + self.emas  # weights and gradients, AdamW's two moments, the averages
         base = self.parameters * FLOAT * copies

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor
+from sfumato.denoiser import CondLike, Predictor
 from sfumato.latent.bound import Trace, Visit
 from sfumato.noise import Generator
 from sfumato.process import Normal, marginal, posterior, posterior_log_variance, reverse
@@ -28,7 +28,7 @@ class DiffusionVAE:
 
     predict: Predictor
     levels: Sequence[Level]
-    cond: Cond | None
+    cond: CondLike | None
     variance: str
     width: float
     jumps: bool
@@ -64,7 +64,7 @@ class DiffusionVAE:
 def as_hierarchical_vae(
     predict: Predictor,
     schedule: Schedule,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     steps: int | None = None,
     variance: str = "small",

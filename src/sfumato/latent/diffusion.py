@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import loss
-from sfumato.denoiser import Cond, Predictor
+from sfumato.denoiser import CondLike, Predictor
 from sfumato.latent.autoencoder import Autoencoder, float_of
 from sfumato.latent.likelihood import DiscretisedLogistic
-from sfumato.likelihood.bound import prior_bits
+from sfumato.likelihood.bound import prior_bits, standard_error
 from sfumato.noise import Generator, normal_like
 from sfumato.process import Normal
 from sfumato.schedule import Schedule, finite_ends
@@ -41,8 +41,8 @@ class LatentBound:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean of `total` over the examples."""
-        return float(self.total.std() / math.sqrt(len(self.total)))
+        """Of the mean of `total` over the examples; inf for a single one."""
+        return float(standard_error(self.total))
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def bound(
     predict: Predictor,
     schedule: Schedule,
     x: Float[Tensor, "b c h w"],
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     residual: float,
     draws: int = 8,
@@ -94,7 +94,7 @@ def density_bits(
     predict: Predictor,
     z: Float[Tensor, "b *z"],
     schedule: Schedule,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     draws: int = 8,
     generator: Generator | None = None,

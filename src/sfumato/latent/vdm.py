@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato import loss as losses
-from sfumato.denoiser import Cond, Denoiser, Predictor
+from sfumato.denoiser import CondLike, Denoiser, Predictor
 from sfumato.latent.likelihood import refuse_outside
 from sfumato.likelihood.bound import Bound, prior_bits, term_bits
 from sfumato.noise import Generator, normal_like
@@ -39,7 +39,7 @@ class VDM(nn.Module):
         self.net = Learnt(denoiser.net, schedule)
 
     def loss(
-        self, x0: Float[Tensor, "b *x"], eps: Float[Tensor, "b *x"], t: Float[Tensor, "b"], cond: Cond | None = None
+        self, x0: Float[Tensor, "b *x"], eps: Float[Tensor, "b *x"], t: Float[Tensor, "b"], cond: CondLike | None = None
     ) -> Float[Tensor, "b"]:
         """The whole bound at one time an example, in bits/dim, with the schedule's two kinds of gradient; t uniform in [0, 1]."""
         clean, noisy = (self.schedule.level(end) for end in (0.0, 1.0))
@@ -67,7 +67,7 @@ def diffusion_bits(
     eps: Float[Tensor, "b *x"],
     t: Float[Tensor, "b"],
     schedule: LearnedSchedule,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
 ) -> Float[Tensor, "b"]:
     """`loss.vdm`, its value and its gradients but one: what reaches the schedule's curve is the gradient of the squared loss.
 
@@ -116,7 +116,7 @@ def bound(
     predict: Predictor,
     x0: Float[Tensor, "b *x"],
     schedule: Schedule,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     steps: int | None = None,
     draws: int = 8,
@@ -164,11 +164,11 @@ def bound(
     return Bound(prior_bits(x0, noisy.to(x0)), bits, decoder_bits(x0, z_0, clean, width=width), weights)
 
 
-def _continuous(predict: Predictor, x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule, cond: Cond | None) -> Tensor:
+def _continuous(predict: Predictor, x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule, cond: CondLike | None) -> Tensor:
     return losses.vdm(predict, x0, eps, t, schedule, cond).detach()
 
 
-def _discrete(predict: Predictor, x0: Tensor, eps: Tensor, t: Tensor, s: Tensor, schedule: Schedule, cond: Cond | None) -> Tensor:
+def _discrete(predict: Predictor, x0: Tensor, eps: Tensor, t: Tensor, s: Tensor, schedule: Schedule, cond: CondLike | None) -> Tensor:
     now, below = schedule.level(t.clamp(max=1), like=x0), schedule.level(s, like=x0)
     x_t = now.alpha * x0 + now.sigma * eps
     return term_bits(predict(x_t, now, cond), x0, x_t, now, below)

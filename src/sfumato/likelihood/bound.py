@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor
+from sfumato.denoiser import CondLike, Predictor
 from sfumato.noise import Generator, normal_like
 from sfumato.prediction import Prediction
 from sfumato.process import Normal, marginal, posterior, posterior_log_variance, reverse
@@ -39,13 +39,18 @@ class Bound:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean of `total` over the examples."""
-        return float(self.total.std() / math.sqrt(len(self.total)))
+        """Of the mean of `total` over the examples; inf for a single one, which tells no spread."""
+        return float(standard_error(self.total))
 
     @property
     def standard_errors(self) -> dict[str, Tensor]:
-        """Of the mean over the examples of each part: prior [], steps [t], decoder []."""
-        return {name: getattr(self, name).std(0) / math.sqrt(len(self.prior)) for name in ("prior", "steps", "decoder")}
+        """Of the mean over the examples of each part: prior [], steps [t], decoder []; inf for a single example."""
+        return {name: standard_error(getattr(self, name)) for name in ("prior", "steps", "decoder")}
+
+
+def standard_error(values: Float[Tensor, "b *x"]) -> Float[Tensor, "*x"]:
+    """Of the mean over the first axis; inf where that is of length one (or none), as nothing is known of the spread."""
+    return values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.full_like(values.sum(0), math.inf)
 
 
 def prior_bits(x0: Float[Tensor, "b *x"], level: Level) -> Float[Tensor, "b"]:
@@ -81,7 +86,7 @@ def vlb(
     predict: Predictor,
     x0: Float[Tensor, "b *x"],
     levels: Sequence[Level],
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     variance: str = "small",
     width: float = 2 / 255,

@@ -18,7 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor
+from sfumato.condition import take
+from sfumato.denoiser import CondLike, Predictor
+from sfumato.likelihood.bound import standard_error
 from sfumato.noise import Generator, normal_like
 from sfumato.ode import State, dormand_prince, per_row
 from sfumato.schedule import Level, Schedule, finite_ends, vp_scales
@@ -105,7 +107,7 @@ def flow_density(
     predict: Predictor,
     x: Float[Tensor, "b *x"],
     schedule: Schedule,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     divergence: Divergence | None = None,
     tolerance: float = 1e-5,
@@ -146,7 +148,7 @@ def flow_log_prob(
     predict: Predictor,
     x: Float[Tensor, "b *x"],
     schedule: Schedule,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     divergence: Divergence | None = None,
     tolerance: float = 1e-5,
@@ -161,17 +163,16 @@ class _Flow:
     """u and the products e·(∂u̇/∂u)e along the flow; every row has steps of its own."""
 
     predict: Predictor
-    cond: Cond | None
+    cond: CondLike | None
     probes: Float[Tensor, "p b *x"]
 
     def slope(self, rows: Tensor, half: Tensor, state: State) -> State:
         """du/dλ and the products [rows, p] at the half log-SNR of each row."""
-        cond = None if self.cond is None else {name: value[rows] for name, value in self.cond.items()}
         alpha, sigma = (per_row(scale, state[0]) for scale in vp_scales(2 * half))
         level = Level(alpha, sigma)
         with torch.enable_grad():
             u = state[0].detach().requires_grad_()
-            velocity = -(alpha * sigma) * self.predict(u, level, cond).v(level)
+            velocity = -(alpha * sigma) * self.predict(u, level, take(self.cond, rows)).v(level)
             if not velocity.requires_grad:
                 raise ValueError(
                     "the flow's likelihood differentiates the predictor, but its output carries no gradient; leave no_grad out."
@@ -280,15 +281,15 @@ class FlowBound:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean of `total` over the examples; it holds the draws of the bins and of the probes, too."""
-        return float(self.total.std() / math.sqrt(len(self.total)))
+        """Of the mean of `total` over the examples; it holds the draws of the bins and of the probes, too. inf for a single example."""
+        return float(standard_error(self.total))
 
 
 def bits_per_dim(
     predict: Predictor,
     x0: Float[Tensor, "b *x"],
     schedule: Schedule,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     width: float = 2 / 255,
     dequantise: Dequantisation = Uniform(),

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.condition import CondLike
 from sfumato.kernels.norm import GroupNorm
 from sfumato.kernels.winograd import Conv3x3
 from sfumato.nets.layers import attend, pad_to_multiple, zeroed
@@ -407,7 +408,7 @@ class Fourier(nn.Module):
         """Those of the network within."""
         return self.net.hidden()  # pyright: ignore[reportCallIssue] - Optimizer asks only networks that have it
 
-    def forward(self, x: Float[Tensor, "b *x"], log_snr: Float[Tensor, "b"], cond: dict[str, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "b *x"], log_snr: Float[Tensor, "b"], cond: CondLike | None = None) -> Tensor:
         """net([x, sin, cos])."""
         angles = [2.0**n * math.pi * x for n in self.powers]
         return self.net(torch.cat([x, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)], dim=1), log_snr, cond)

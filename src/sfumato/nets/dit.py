@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.nets.layers import Condition, attend, crop_like, pad_to_multiple, zeroed
+from sfumato.condition import Classes, ConditionSpec, CondLike, Map, Numbers
+from sfumato.nets.conditioner import Conditioner, accepted
+from sfumato.nets.layers import attend, crop_like, pad_to_multiple, refuse_misfit, zeroed
 
 
 class Block(nn.Module):
@@ -39,6 +41,8 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """A transformer over patches of a signal, an image or a volume; sizes that the patch does not divide are padded and cut back."""
 
+    consumes = (Classes, Numbers, Map)
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -47,7 +51,7 @@ class DiT(nn.Module):
         width: int = 192,
         depth: int = 8,
         heads: int = 6,
-        classes: int = 0,
+        conditions: Mapping[str, ConditionSpec] | None = None,
         out_channels: int | None = None,
     ) -> None:
         """Builds the network.
@@ -58,11 +62,11 @@ class DiT(nn.Module):
             width: of a token; a multiple of `heads`.
             depth: transformer blocks.
             heads: of the attention.
-            classes: 0 for no labels.
+            conditions: name to spec: classes, numbers and maps.
             out_channels: c where not given; 2c for a learned variance.
 
         Raises:
-            ValueError: a shape without spatial axes, or a width that the heads do not divide.
+            ValueError: a shape without spatial axes, a width that the heads do not divide, or a condition of another kind.
         """
         super().__init__()
         dims = len(shape) - 1
@@ -70,9 +74,10 @@ class DiT(nn.Module):
             raise ValueError(f"DiT takes (c, *size) with at least one spatial axis, got shape {shape}; for points use MLP.")
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}.")
-        self.patch = patch
+        self.shape, self.patch = shape, patch
         self.out_channels = out_channels or shape[0]
-        self.condition = Condition(width, classes)
+        map_stem = lambda channels: nn.Linear(channels * patch**dims, width, bias=False)  # noqa: E731
+        self.condition = Conditioner(width, accepted("DiT", self.consumes, conditions), stem=map_stem)
         self.inward = nn.Linear(shape[0] * patch**dims, width)
         self.places = nn.Linear(2 * dims * (width // (2 * dims)), width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
@@ -87,12 +92,15 @@ class DiT(nn.Module):
                 yield weight
 
     def forward(
-        self, x: Float[Tensor, "b c *size"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
+        self, x: Float[Tensor, "b c *size"], log_snr: Float[Tensor, "b"], cond: CondLike | None = None
     ) -> Float[Tensor, "b d *size"]:
         """Maps x to its size."""
+        refuse_misfit(x, self.shape)
         condition, padded = self.condition(log_snr, cond), pad_to_multiple(x, self.patch)
         counts = [n // self.patch for n in padded.shape[2:]]
         tokens = self.inward(_to_tokens(padded, counts, self.patch)) + self.places(self._waves(counts, x.device))
+        for stem, shown in self.condition.maps(x, cond):
+            tokens = tokens + stem(_to_tokens(pad_to_multiple(shown, self.patch), counts, self.patch))
         for block in self.blocks:
             tokens = block(tokens, condition)
         scale, shift = self.modulation(condition)[:, None].chunk(2, dim=2)

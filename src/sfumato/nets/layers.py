@@ -1,7 +1,6 @@
 """Parts that several networks share. Networks map (x of unit scale, log_snr, cond) to a tensor of x's size; they know no more than that."""
 
 import math
-from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -110,49 +109,16 @@ Features = Waves | Places | Rows
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
-class Condition(nn.Module):
-    """One vector a row from features of its log-SNR (through an MLP) and, where there are classes, its label.
+def refuse_misfit(x: Tensor, shape: tuple[int, ...], *, exactly: bool = False) -> None:
+    """Refuses x without the channels and axes of `shape`, that of one x that a network was built for; sizes may differ unless `exactly`.
 
-    A label of -1, or no label at all, has an embedding of its own, unless every label must be `given`.
+    Raises:
+        ValueError: another number of channels or axes, or another size.
     """
-
-    def __init__(self, width: int, classes: int = 0, features: Features | None = None, *, given: bool = False) -> None:
-        """Makes the embedding.
-
-        Args:
-            width: of the vector.
-            classes: 0 ignores labels.
-            features: `Waves`, `Places` or `Rows`; as many waves as the width where not given.
-            given: refuse examples without a label.
-        """
-        super().__init__()
-        self.classes, self.given = classes, given
-        self.features = features or Waves(width - width % 2)
-        self.level = nn.Sequential(nn.Linear(self.features.size, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(classes + (not given), width) if classes else None
-        if self.label is not None:
-            nn.init.normal_(self.label.weight, std=0.5)
-
-    def forward(self, log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None) -> Float[Tensor, "b width"]:
-        """The condition vectors, after a SiLU.
-
-        Raises:
-            ValueError: a label outside -1 … classes - 1, or none where one must be given.
-        """
-        vector = self.level(self.features(log_snr).to(next(self.level.parameters()).dtype))
-        if self.label is not None:
-            labels = torch.full_like(log_snr, -1, dtype=torch.long) if cond is None or "labels" not in cond else cond["labels"]
-            if not torch.compiler.is_compiling():
-                self._refuse(labels)
-            vector = vector + self.label(torch.where(labels < 0, self.classes, labels))
-        return nn.functional.silu(vector)
-
-    def _refuse(self, labels: Tensor) -> None:
-        last = self.classes - 1
-        if bool(((labels < -1) | (labels > last)).any()):
-            raise ValueError(f"labels must lie in 0 … {last} (or be -1 for none), got {labels.min()} to {labels.max()}.")
-        if self.given and bool((labels < 0).any()):
-            raise ValueError(f'this network was never trained without a label; pass cond={{"labels": …}}, one in 0 … {last} a row.')
+    if x.ndim != len(shape) + 1 or x.shape[1] != shape[0] or (exactly and x.shape[1:] != shape):
+        wanted = ", ".join(map(str, ("b", *shape)))
+        sizes = "" if exactly or len(shape) < 2 else " (or of another size)"
+        raise ValueError(f"this network takes x of shape [{wanted}]{sizes}, channels after the batch, got {tuple(x.shape)}.")
 
 
 def zeroed(layer: Layer) -> Layer:

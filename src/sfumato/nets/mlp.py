@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.nets.layers import Condition, zeroed
+from sfumato.condition import Classes, ConditionSpec, CondLike, Numbers
+from sfumato.nets.conditioner import Conditioner, accepted
+from sfumato.nets.layers import refuse_misfit, zeroed
 
 
 class MLP(nn.Module):
@@ -17,13 +19,15 @@ class MLP(nn.Module):
     The projections (Tancik et al. 2020, arXiv:2006.10739) let a small network draw the sharp edges that point sets have.
     """
 
+    consumes = (Classes, Numbers)
+
     def __init__(
         self,
         shape: tuple[int, ...],
         *,
         width: int = 256,
         depth: int = 4,
-        classes: int = 0,
+        conditions: Mapping[str, ConditionSpec] | None = None,
         waves: int = 64,
         out_channels: int | None = None,
     ) -> None:
@@ -33,14 +37,17 @@ class MLP(nn.Module):
             shape: of one x, without the batch.
             width: of the hidden layers.
             depth: residual layers.
-            classes: 0 for no labels.
+            conditions: name to spec: classes and numbers.
             waves: how many random projections; 0 for none.
             out_channels: shape[0] where not given; twice that for a learned variance.
+
+        Raises:
+            ValueError: a condition of another kind.
         """
         super().__init__()
-        size = math.prod(shape)
+        size, self.shape = math.prod(shape), shape
         self.out_shape = (out_channels or shape[0], *shape[1:])
-        self.condition = Condition(width, classes)
+        self.condition = Conditioner(width, accepted("MLP", self.consumes, conditions))
         self.projection = nn.Buffer(torch.randn(size, waves))
         self.inward = nn.Linear(size + 2 * waves, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(depth))
@@ -53,10 +60,9 @@ class MLP(nn.Module):
         """The matrices between the first layer and the last, for optimisers that treat them apart."""
         return (weight for layer in chain(self.first, self.second) for weight in layer.parameters() if weight.ndim == 2)
 
-    def forward(
-        self, x: Float[Tensor, "b *shape"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
-    ) -> Float[Tensor, "b *out"]:
+    def forward(self, x: Float[Tensor, "b *shape"], log_snr: Float[Tensor, "b"], cond: CondLike | None = None) -> Float[Tensor, "b *out"]:
         """Maps x to its size, or to out_channels of it."""
+        refuse_misfit(x, self.shape, exactly=True)
         condition, flat = self.condition(log_snr, cond), x.flatten(1)
         angles = flat.to(self.projection.dtype) @ self.projection
         h = self.inward(torch.cat([flat, angles.sin().to(flat.dtype), angles.cos().to(flat.dtype)], dim=1))

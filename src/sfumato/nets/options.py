@@ -13,6 +13,7 @@ from sfumato.options import Options, Size
 
 Conditions = Mapping[str, ConditionSpec]
 
+
 class MLPNet(Options):
     """`nets.MLP`."""
 
@@ -115,5 +116,3 @@ def _own(net: Any) -> Any:
 
 
 Net = Annotated[MLPNet | UNetNet | DiTNet | PatchUNetNet | OwnNet, BeforeValidator(_own), Field(discriminator="kind")]
-
-

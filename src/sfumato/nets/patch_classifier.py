@@ -1,13 +1,14 @@
 """The downward half of `PatchUNet` with a class at its end."""
 
-from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.nets.layers import Condition, pad_to_multiple
+from sfumato.condition import CondLike
+from sfumato.nets.conditioner import Conditioner
+from sfumato.nets.layers import pad_to_multiple
 from sfumato.nets.patch_unet import ChannelNorm, ConvBlock, through
 
 
@@ -36,7 +37,7 @@ class PatchClassifier(nn.Module):
         if len(shape) != 3:
             raise ValueError(f"PatchClassifier takes images (c, height, width), got shape {shape}; for points use MLP.")
         self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
-        self.condition = Condition(widths[-1])
+        self.condition = Conditioner(widths[-1])
         # One more input channel of ones: with zero padding, it tells a position how far the border is.
         self.stem = nn.Conv2d(shape[0] * patch**2 + 1, widths[0], 3, padding=1)
         self.stages = nn.ModuleList(nn.ModuleList(ConvBlock(width, widths[-1]) for _ in range(depth)) for width in widths)
@@ -44,9 +45,7 @@ class PatchClassifier(nn.Module):
         self.norm = ChannelNorm(widths[-1])
         self.head = nn.Linear(widths[-1], classes)
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
-    ) -> Float[Tensor, "b k"]:
+    def forward(self, x: Float[Tensor, "b c h w"], log_snr: Float[Tensor, "b"], cond: CondLike | None = None) -> Float[Tensor, "b k"]:
         """One number a class."""
         condition = self.condition(log_snr, cond)
         maps = nn.functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.patch)

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.condition import Classes, ConditionSpec, CondLike, Map, Numbers
 from sfumato.kernels.norm import ModulatedSiLU
 from sfumato.kernels.winograd import Conv3x3
-from sfumato.nets.layers import Condition, attend, crop_like, pad_to_multiple, zeroed
+from sfumato.nets.conditioner import Conditioner, accepted
+from sfumato.nets.layers import attend, crop_like, pad_to_multiple, refuse_misfit, zeroed
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -73,6 +75,8 @@ class AttentionBlock(nn.Module):
 class PatchUNet(nn.Module):
     """Folds pixels by `patch`, convolves and halves down to the coarsest resolution, works there, and comes back over skips."""
 
+    consumes = (Classes, Numbers, Map)
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -82,7 +86,7 @@ class PatchUNet(nn.Module):
         depth: int = 2,
         middle: str = "cac",
         heads: int = 6,
-        classes: int = 0,
+        conditions: Mapping[str, ConditionSpec] | None = None,
         out_channels: int | None = None,
     ) -> None:
         """Builds the network.
@@ -94,15 +98,18 @@ class PatchUNet(nn.Module):
             depth: convolution blocks at each resolution but the coarsest, on each side.
             middle: the blocks of the coarsest in order: "c" for convolutions, "a" for attention.
             heads: of the attention; must divide the coarsest width.
-            classes: 0 for no labels.
+            conditions: name to spec: classes, numbers and maps.
             out_channels: c where not given; 2c for a learned variance.
 
         Raises:
-            ValueError: a shape that is no image's, a single width, heads that do not divide, a middle with other letters.
+            ValueError: a shape that is no image's, a single width, heads that do not divide, a middle with other letters, or a condition of
+                another kind.
         """
         super().__init__()
         if len(shape) != 3:
-            raise ValueError(f"PatchUNet takes images (c, height, width), got shape {shape}; for points use MLP, for signals UNet.")
+            raise ValueError(
+                f"PatchUNet takes images (c, height, width), got shape {shape}; for points use MLP, for signals UNet, for volumes DiT."
+            )
         if not middle or set(middle) - {"c", "a"}:
             raise ValueError(f'middle is spelt with "c" (convolutions) and "a" (attention), got "{middle}".')
         if len(widths) < 2:
@@ -110,8 +117,9 @@ class PatchUNet(nn.Module):
         fine, coarse = widths[0], widths[-1]
         if coarse % heads:
             raise ValueError(f"{heads} heads do not divide the coarsest width {coarse}.")
-        self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
-        self.condition = Condition(coarse, classes)
+        self.shape, self.patch, self.multiple = shape, patch, patch * 2 ** (len(widths) - 1)
+        map_stem = lambda channels: nn.Conv2d(channels * patch**2, fine, 3, padding=1, bias=False)  # noqa: E731
+        self.condition = Conditioner(coarse, accepted("PatchUNet", self.consumes, conditions), stem=map_stem)
         # One more input channel of ones: with zero padding, it tells a position how far the border is.
         self.stem = nn.Conv2d(shape[0] * patch**2 + 1, fine, 3, padding=1)
         self.encoder = nn.ModuleList(nn.ModuleList(ConvBlock(c, coarse) for _ in range(depth)) for c in widths[:-1])
@@ -132,14 +140,15 @@ class PatchUNet(nn.Module):
                 if weight.ndim > 1 and "modulation" not in name:
                     yield weight
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
-    ) -> Float[Tensor, "b d h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], log_snr: Float[Tensor, "b"], cond: CondLike | None = None) -> Float[Tensor, "b d h w"]:
         """Maps x to its size."""
+        refuse_misfit(x, self.shape)
         condition = self.condition(log_snr, cond)
-        maps = nn.functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.patch)
+        maps = self._folded(x)
         maps = torch.cat([maps, torch.ones_like(maps[:, :1])], dim=1).contiguous(memory_format=torch.channels_last)
         maps, skips = self.stem(maps), []
+        for stem, shown in self.condition.maps(x, cond):
+            maps = maps + stem(self._folded(shown))
         for blocks, halve in zip(self.encoder, self.halve, strict=True):
             maps = through(blocks, maps, condition)
             skips.append(maps)
@@ -151,6 +160,9 @@ class PatchUNet(nn.Module):
         for skip, widen, join, blocks in reversed(list(zip(skips, self.widen, self.join, self.decoder, strict=True))):
             maps = through(blocks, join(torch.cat([_unfold(widen(maps)), skip], dim=1)), condition)
         return crop_like(nn.functional.pixel_shuffle(self.head(nn.functional.silu(self.norm(maps))), self.patch), x)
+
+    def _folded(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f fh fw"]:
+        return nn.functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.patch)
 
 
 def through(blocks: nn.Module, maps: Tensor, condition: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.condition import Classes, ConditionSpec, CondLike, Map, Numbers
 from sfumato.kernels.norm import GroupNorm
-from sfumato.nets.layers import Condition, Features, Waves, attend, conv3, zeroed
+from sfumato.nets.conditioner import Conditioner, accepted
+from sfumato.nets.layers import Features, Waves, attend, conv3, refuse_misfit, zeroed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +196,14 @@ class Grow(nn.Module):
 class UNet(nn.Module):
     """Residual blocks at each resolution going down and up, joined by skips, with self-attention where asked."""
 
+    consumes = (Classes, Numbers, Map)
+
     def __init__(
         self,
         shape: tuple[int, ...],
         layout: UNetLayout | None = None,
         *,
-        classes: int = 0,
+        conditions: Mapping[str, ConditionSpec] | None = None,
         out_channels: int | None = None,
         features: Features | None = None,
         given: bool = False,
@@ -209,25 +213,31 @@ class UNet(nn.Module):
         Args:
             shape: of one x: (c, length) or (c, height, width).
             layout: what it is made of.
-            classes: 0 for no labels.
+            conditions: name to spec: classes, numbers and maps.
             out_channels: c where not given; 2c for a learned variance.
             features: of the log-SNR; as many `Waves` as the first channels where not given.
-            given: every example must come with a label.
+            given: every example must come with its classes.
 
         Raises:
-            ValueError: a shape that is not 1-D or 2-D with channels.
+            ValueError: a shape that is not 1-D or 2-D with channels, a condition of another kind.
         """
         super().__init__()
         dims = len(shape) - 1
         if dims not in (1, 2):
-            raise ValueError(f"UNet takes (c, length) or (c, height, width), got shape {shape}; for points use MLP.")
-        self.layout = layout = layout or UNetLayout()
+            raise ValueError(f"UNet takes (c, length) or (c, height, width), got shape {shape}; for points use MLP, for volumes DiT.")
+        self.shape, self.layout = shape, (layout := layout or UNetLayout())
         channels, conv = layout.channels, (nn.Conv1d, nn.Conv2d)[dims - 1]
         width = layout.width or 4 * channels[0]
         res = lambda inward, outward: ResBlock(inward, outward, width, layout, dims=dims)  # noqa: E731
         attend_on = lambda c, here, groups=None: SelfAttention(c, layout, dims=dims, groups=groups) if here else nn.Identity()  # noqa: E731
 
-        self.condition = Condition(width, classes, features or Waves(channels[0]), given=given)
+        self.condition = Conditioner(
+            width,
+            accepted("UNet", self.consumes, conditions),
+            features or Waves(channels[0]),
+            given=given,
+            stem=lambda mapped: conv(mapped, channels[0], 3, padding=1, bias=False),
+        )
         self.stem = conv(shape[0], channels[0], 3, padding=1)
         self.down, self.shrink, self.up, self.grow = nn.ModuleList(), nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips, now = [channels[0]], channels[0]
@@ -260,10 +270,13 @@ class UNet(nn.Module):
                     yield weight
 
     def forward(
-        self, x: Float[Tensor, "b c *size"], log_snr: Float[Tensor, "b"], cond: Mapping[str, Tensor] | None = None
+        self, x: Float[Tensor, "b c *size"], log_snr: Float[Tensor, "b"], cond: CondLike | None = None
     ) -> Float[Tensor, "b d *size"]:
         """Maps x to its size."""
+        refuse_misfit(x, self.shape)
         condition, h = self.condition(log_snr, cond), self.stem(x)
+        for stem, shown in self.condition.maps(x, cond):
+            h = h + stem(shown)
         skips = [h]
         for i, stage in enumerate(self.down):
             for block in cast(nn.ModuleList, stage):

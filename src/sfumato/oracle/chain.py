@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond
+from sfumato.denoiser import CondLike
 from sfumato.noise import normal_like
 from sfumato.oracle.mixture import Gaussian, GaussianMixture
 from sfumato.prediction import Prediction
@@ -124,11 +124,11 @@ class LinearGaussianChain:
         covariance = self._covariance[n:, n:] - gain @ self._covariance[:n, n:]
         return Affine(gain, self._mean[n:] - gain @ self._mean[:n], (covariance + covariance.T) / 2)
 
-    def __call__(self, x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def __call__(self, x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         """The exact posterior means E[x | x_t] and E[eps | x_t]."""
         return self.evidence(x_t, level, cond)
 
-    def log_prob(self, x_t: Float[Tensor, "b *x"], level: Level | None = None, cond: Cond | None = None) -> Float[Tensor, "b"]:
+    def log_prob(self, x_t: Float[Tensor, "b *x"], level: Level | None = None, cond: CondLike | None = None) -> Float[Tensor, "b"]:
         """log p(x_t), in nats; without a level the evidence log p(x)."""
         return self.evidence.log_prob(x_t, level, cond)
 

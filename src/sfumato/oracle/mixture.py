@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.denoiser import Cond
+from sfumato.condition import CondLike, class_of, refuse_cond
+from sfumato.denoiser import refuse_array
 from sfumato.noise import normal_like
 from sfumato.prediction import Prediction
 from sfumato.schedule import Level
@@ -87,7 +88,7 @@ class GaussianMixture:
         apart = self.means - self.mean
         return torch.einsum("k,kij->ij", self.weights, self.covariances + apart[:, :, None] * apart[:, None])
 
-    def __call__(self, x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def __call__(self, x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         """The exact posterior means E[x0 | x_t] and E[eps | x_t]."""
         alpha, sigma, x = self._flat(x_t, level)
         along, variance, log_joint = self._components(alpha, sigma, x)
@@ -97,7 +98,7 @@ class GaussianMixture:
         mix = lambda parts: torch.einsum("bk,bkd->bd", share, parts).reshape(x_t.shape).to(x_t)  # noqa: E731
         return Prediction(mix(x0), mix(eps))
 
-    def log_prob(self, x_t: Float[Tensor, "b *x"], level: Level | None = None, cond: Cond | None = None) -> Float[Tensor, "b"]:
+    def log_prob(self, x_t: Float[Tensor, "b *x"], level: Level | None = None, cond: CondLike | None = None) -> Float[Tensor, "b"]:
         """log p(x_t) of the noised mixture (of the data themselves without a level; given the component that cond names), in nats."""
         alpha, sigma, x = self._flat(x_t, level or data_level())
         *_, log_joint = self._components(alpha, sigma, x)
@@ -116,6 +117,7 @@ class GaussianMixture:
         """n draws of x0 with the component each came from; of the given components where `labels` are passed."""
         if labels is None:
             labels = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        refuse_cond({"labels": labels}, n)
         noise = normal_like(torch.empty(n, self.means.shape[1], dtype=torch.float64), generator)
         spread = noise * self.variances[labels].sqrt()
         for j, axes in enumerate([] if self._axes is None else self._axes):
@@ -156,7 +158,8 @@ class GaussianMixture:
 
     def _flat(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """alpha [b or 1, 1], sigma [b or 1, 1] and x [b, d] in float64."""
-        x = x_t.reshape(len(x_t), -1).to(self.means)
+        refuse_array(x_t)
+        x = x_t.reshape(len(x_t), math.prod(x_t.shape[1:])).to(self.means)  # also where there are no rows
         if x.shape[1] != self.means.shape[1]:
             raise ValueError(f"the mixture has {self.means.shape[1]} dimensions, got x_t of shape {tuple(x_t.shape)}.")
         return level.alpha.to(self.means).reshape(-1, 1), level.sigma.to(self.means).reshape(-1, 1), x
@@ -172,10 +175,11 @@ class GaussianMixture:
     def _rotate(self, along: Tensor) -> Tensor:
         return along if self._axes is None else torch.einsum("kij,bkj->bki", self._axes, along)
 
-    def _restrict(self, log_joint: Tensor, cond: Cond | None) -> Tensor:
-        if cond is None:
+    def _restrict(self, log_joint: Tensor, cond: CondLike | None) -> Tensor:
+        if (labels := class_of(cond, "a mixture")) is None:
             return log_joint
-        labels = cond["labels"].to(log_joint.device)[:, None]
+        refuse_cond(cond, len(log_joint))
+        labels = labels.to(log_joint.device)[:, None]
         if bool((labels >= log_joint.shape[1]).any()):
             raise ValueError(f"labels must be below {log_joint.shape[1]}, the number of components (or -1 for none), got {labels.max()}.")
         others = (labels >= 0) & (labels != torch.arange(log_joint.shape[1], device=log_joint.device))

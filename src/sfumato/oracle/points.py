@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.denoiser import Cond
+from sfumato.condition import CondLike, class_of, refuse_cond
+from sfumato.denoiser import refuse_array
 from sfumato.oracle.mixture import LEAST_VARIANCE
 from sfumato.prediction import Prediction
 from sfumato.schedule import Level
@@ -51,7 +52,7 @@ class Points:
             )
         self.x, self.labels, self.log_weights = x, labels, weights.double().log()
 
-    def __call__(self, x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Prediction:
+    def __call__(self, x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         """The exact posterior means E[x0 | x_t] and E[eps | x_t]."""
         alpha, variance, x = self._flat(x_t, level)
         share = self._restrict(self._log_joint(alpha, variance, x), cond).softmax(1)
@@ -61,7 +62,7 @@ class Points:
         eps = (x - alpha * x0) / variance.sqrt()
         return Prediction(x0.reshape(x_t.shape).to(x_t), eps.reshape(x_t.shape).to(x_t))
 
-    def log_prob(self, x_t: Float[Tensor, "b *x"], level: Level, cond: Cond | None = None) -> Float[Tensor, "b"]:
+    def log_prob(self, x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Float[Tensor, "b"]:
         """log p(x_t) of the noised points (given the class that cond names), in nats."""
         log_joint = self._log_joint(*self._flat(x_t, level))
         log_share = self._restrict(self.log_weights.expand_as(log_joint), cond).logsumexp(1)
@@ -99,6 +100,7 @@ class Points:
 
     def _flat(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """alpha and sigma² [b or 1, 1] and x [b, d] in float64."""
+        refuse_array(x_t)
         if x_t.shape[1:] != self.x.shape[1:]:
             raise ValueError(f"the points have shape {tuple(self.x.shape[1:])}, got x_t of shape {tuple(x_t.shape)}.")
         like = self.log_weights
@@ -124,10 +126,11 @@ class Points:
             raise ValueError("these points have no classes; give Points their labels.")
         return self.labels
 
-    def _restrict(self, log_joint: Tensor, cond: Cond | None) -> Tensor:
-        if cond is None:
+    def _restrict(self, log_joint: Tensor, cond: CondLike | None) -> Tensor:
+        if (labels := class_of(cond, "a set of points")) is None:
             return log_joint
-        mine, labels = self._labels(), cond["labels"].to(self.x.device)
+        refuse_cond(cond, len(log_joint))
+        mine, labels = self._labels(), labels.to(self.x.device)
         if not bool(torch.isin(labels, mine).logical_or(labels < 0).all()):
             raise ValueError(f"every label must be that of some point (or -1 for none), got {labels.tolist()}.")
         return log_joint.masked_fill((labels[:, None] >= 0) & (labels[:, None] != mine), -math.inf)

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor
+from sfumato.condition import refuse_cond, take
+from sfumato.denoiser import CondLike, Predictor, refuse_array
 from sfumato.ode import State, dormand_prince, per_row
 from sfumato.schedule import Level
 
@@ -33,7 +34,7 @@ def flow(
     x: Float[Tensor, "b *x"],
     start: Level,
     end: Level,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -55,12 +56,15 @@ def flow(
         max_steps: of one row, taken and refused together.
 
     Raises:
-        ValueError: a level without signal or without noise, tolerances that are not positive, or more than max_steps.
+        ValueError: a level without signal or without noise, tolerances that are not positive, more than max_steps, an x that is no tensor
+            of floats, or conditions that do not have one row an example.
 
     Reference: Song et al. (2021), section 4.3, arXiv:2011.13456; Hairer, Nørsett & Wanner (1993), section II.4, for the choice of steps.
     """
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"tolerances must be positive, got rtol = {rtol} and atol = {atol}.")
+    refuse_array(x)
+    refuse_cond(cond, len(x))
     (here, scale), (there, scale_end) = _turn(start), _turn(end)
     out, nfe = torch.empty_like(x), torch.empty(len(x), dtype=torch.long)
     rows, phi, length = torch.arange(len(x)), here.expand(len(x)), ((there - here) / 20).expand(len(x))
@@ -88,10 +92,10 @@ def flow(
     return Flowed(out, nfe)
 
 
-def _slope(predict: Predictor, cond: Cond | None, rows: Tensor, phi: Tensor, u: State) -> State:
+def _slope(predict: Predictor, cond: CondLike | None, rows: Tensor, phi: Tensor, u: State) -> State:
     """v of these rows, each at its own level."""
     level = Level(per_row(phi.cos(), u[0]), per_row(phi.sin(), u[0]))
-    return (predict(u[0], level, None if cond is None else {name: value[rows] for name, value in cond.items()}).v(level),)
+    return (predict(u[0], level, take(cond, rows)).v(level),)
 
 
 def _where(good: Tensor, new: State, old: State) -> State:

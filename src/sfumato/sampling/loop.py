@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor
+from sfumato.condition import refuse_cond
+from sfumato.denoiser import CondLike, Predictor, refuse_array
 from sfumato.noise import Generator
 from sfumato.prediction import Prediction
 from sfumato.schedule import Level
@@ -42,7 +43,7 @@ def sample(
     x: Float[Tensor, "b *x"],
     levels: Sequence[Level],
     step: Step,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     generator: Generator | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
@@ -60,7 +61,7 @@ def sample(
 
     Raises:
         ValueError: fewer than two levels, levels that do not fall from noise to data, a predictor that returns another shape than x has,
-            or an x that is not finite.
+            an x that is not finite or no tensor of floats, conditions that do not have one row an example, or a step that is none.
     """
     refuse_levels(levels)
     x_s = x
@@ -76,7 +77,7 @@ def progressive(
     x: Float[Tensor, "b *x"],
     levels: Sequence[Level],
     step: Step,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     generator: Generator | None = None,
 ) -> Iterator[Moment]:
@@ -92,13 +93,16 @@ def progressive(
 
 
 def walk(
-    predict: Predictor, x: Tensor, levels: Sequence[Level], step: Step, cond: Cond | None, generator: Generator | None
+    predict: Predictor, x: Tensor, levels: Sequence[Level], step: Step, cond: CondLike | None, generator: Generator | None
 ) -> Iterator[tuple[Prediction, Tensor]]:
     """After each step: the first prediction that it asked for, and the x that it led to. Gradients are as the caller set them.
 
     Raises:
         ValueError: a predictor that returns another shape than x has, or an x that is not finite.
     """
+    _refuse_no_step(step)
+    refuse_array(x)
+    refuse_cond(cond, len(x))
     asked, memory = _Asked(predict, cond), None
     for i, (t, s) in enumerate(pairwise(levels)):
         asked.place, asked.first = (i, len(levels) - 1, t), None
@@ -127,16 +131,24 @@ def refuse_levels(levels: Sequence[Level]) -> None:
         )
 
 
+def _refuse_no_step(step: Step) -> None:
+    """Refuses a method's class, and what cannot be called."""
+    if isinstance(step, type):
+        raise ValueError(f"a step is an instance of a method, got the class {step.__name__}; write {step.__name__}().")
+    if not callable(step):
+        raise ValueError(f"a step is a method such as sf.steps.DDIM(), got {step!r}.")
+
+
 @dataclass(slots=True)
 class _Asked:
     """A predictor with its condition, for one walk: it knows where the walk is, and keeps what a step asked first."""
 
     predict: Predictor
-    cond: Cond | None
+    cond: CondLike | None
     place: tuple[int, int, Level] | None = None
     first: Prediction | None = None
 
-    def __call__(self, x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
+    def __call__(self, x_t: Tensor, level: Level, cond: CondLike | None = None) -> Prediction:
         prediction = self.predict(x_t, level, self.cond)
         if prediction.x0.shape != x_t.shape or prediction.eps.shape != x_t.shape:
             raise ValueError(

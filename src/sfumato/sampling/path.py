@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Predictor
+from sfumato.denoiser import CondLike, Predictor
 from sfumato.noise import Generator
 from sfumato.process import marginal
 from sfumato.sampling.loop import Step, refuse_levels, sample, walk
@@ -14,7 +14,7 @@ from sfumato.schedule import Level
 
 @torch.no_grad()
 def invert(
-    predict: Predictor, x: Float[Tensor, "b *x"], levels: list[Level], cond: Cond | None = None, *, step: Step | None = None
+    predict: Predictor, x: Float[Tensor, "b *x"], levels: list[Level], cond: CondLike | None = None, *, step: Step | None = None
 ) -> Float[Tensor, "b *x"]:
     """The noise from which `sample` comes back to x: carries x from levels[-1] (data) up to levels[0].
 
@@ -67,7 +67,7 @@ def interpolate(
     b: Float[Tensor, "b *x"],
     weight: float | Float[Tensor, "b"],
     levels: list[Level],
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     step: Step | None = None,
 ) -> Float[Tensor, "b *x"]:
@@ -81,7 +81,7 @@ def encode_decode(
     x0: Float[Tensor, "b *x"],
     levels: list[Level],
     step: Step,
-    cond: Cond | None = None,
+    cond: CondLike | None = None,
     *,
     generator: Generator | None = None,
 ) -> Float[Tensor, "b *x"]:

@@ -4,6 +4,7 @@ A spacing maps (schedule, steps) to the times of the steps + 1 levels, from nois
 (`leading`, `ddim_stride`, `openai_sections`) need a `Discrete`; its index i of the papers' code is the level k = i + 1 here.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ def grid(schedule: Schedule, steps: int, *, spacing: Spacing | None = None) -> l
 
     Args:
         schedule: the schedule whose levels are taken.
-        steps: how many steps join them; each step evaluates the model once (twice for Heun).
+        steps: how many steps join them; each step evaluates the model once, or as often as its method says (Heun twice).
         spacing: one of this module's; `log_snr` by default.
 
     Raises:
@@ -97,6 +98,27 @@ class karras:  # noqa: N801 - a spacing with an option, called like its sisters
         """The times of the levels."""
         first, last = ((-end / (2 * self.rho)).exp() for end in finite_ends(schedule))
         return _between(schedule, steps, lambda u: -2 * self.rho * (last + (first - last) * u).log())
+
+
+@dataclass(frozen=True)
+class shifted:  # noqa: N801 - a spacing with an option, called like its sisters
+    """u' = shift u / (1 + (shift - 1) u), with u = sigma / (alpha + sigma), a rectified flow's time, uniform between the ends.
+
+    It multiplies sigma/alpha by `shift`: more noise for larger images, 3 in SD3. Where that is beyond the schedule's ends (below the first
+    level's noise, above the last's) it is taken to them. Esser et al. (2024), eq. 23, arXiv:2403.03206.
+    """
+
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Refuses a shift that is not positive."""
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift must be positive, got {self.shift}; 1 leaves the flow's time uniform, SD3 has 3.")
+
+    def __call__(self, schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
+        """The times of the levels."""
+        first, last = ((-end / 2).sigmoid() for end in finite_ends(schedule))
+        return _between(schedule, steps, lambda u: -2 * (last + (first - last) * u).logit() - 2 * math.log(self.shift))
 
 
 @dataclass(frozen=True)

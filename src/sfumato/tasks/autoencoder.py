@@ -137,10 +137,9 @@ class AutoencoderSampler(Sampler):
     name: str = "this model"
     kind = "an autoencoder alone"
 
-    @property
-    def use(self) -> str:
-        """What can be done with it."""
-        return f"Diffuse its latents with: sfumato train ldm --set model.path={self.name} --set data=…"
+    def __post_init__(self) -> None:
+        """Says what it is for."""
+        object.__setattr__(self, "use", f"Diffuse its latents with: sfumato train ldm --set model.path={self.name} --set data=…")
 
     @torch.no_grad()
     def reconstruct(self, values: Shaped[np.ndarray, "n *value"]) -> Shaped[np.ndarray, "n *value"]:

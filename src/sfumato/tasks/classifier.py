@@ -93,7 +93,7 @@ class ClassifierTask(Task):
     def begin(self, model: Classifier) -> State | None:
         """Training times, where they learn from the losses seen."""
         times = self.times.build(self.noise)
-        return times if isinstance(times, AdaptiveTimes) else None
+        return times if isinstance(times, State) else None
 
     def loss(self, model: Classifier, batch: Batch, draw: Draw, state: State | None) -> LossTerms:
         """Cross-entropy of each noised example."""

@@ -9,20 +9,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sfumato import guide, loss, prediction, process, storage
 from sfumato.classifier import Classifier
 from sfumato.condition import Cond, ConditionSpec
-from sfumato.data.source import Batch, DataSpec, Draw, Source
+from sfumato.data.source import Batch, DataSpec, Draw
 from sfumato.denoiser import Denoiser, Predictor
 from sfumato.loss import AdaptiveTimes, Weight
 from sfumato.nets.options import Net
-from sfumato.noise import Generator, normal_like, row_generators
+from sfumato.noise import normal_like, row_generators
 from sfumato.options import Options, Training, known
 from sfumato.sampling import Step, grid, steps
 from sfumato.sampling.loop import walk
@@ -112,6 +112,7 @@ class Objective(Options):
 class Diffusion(Task):
     """A denoiser of a network, trained at the levels of a schedule. `net` and `schedule` may be the user's own module and schedule."""
 
+    has_levels: ClassVar[bool] = True
     net: Net
     schedule: ScheduleOptions = CurveSchedule()
     objective: Objective = Objective()
@@ -170,7 +171,7 @@ class Diffusion(Task):
     def begin(self, model: Denoiser) -> State | None:
         """Training times, where they learn from the losses seen."""
         times = self.objective.times.build(self.noise)
-        return times if isinstance(times, AdaptiveTimes) else None
+        return times if isinstance(times, State) else None
 
     def loss(self, model: Denoiser, batch: Batch, draw: Draw, state: State | None) -> LossTerms:
         """The objective of each example at a time of its own."""

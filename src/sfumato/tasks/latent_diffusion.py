@@ -9,7 +9,7 @@ RUN/diffusion/                    a run of its own: whatever samples, guides or 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class LatentDiffusionModel(Options):
 class LatentDiffusion(Diffusion):
     """Both stages: the options of a diffusion are those of the second, with the autoencoder's beside them."""
 
+    has_levels: ClassVar[bool] = False  # its levels are those of its second stage
     model: LatentDiffusionModel = LatentDiffusionModel()
     autoencoder: AutoencoderModel = AutoencoderModel()
     autoencoder_training: Training = Training()
@@ -121,7 +122,7 @@ class LatentDiffusion(Diffusion):
     def examine(self, model: Any, spec: DataSpec, source: Source) -> None:
         """Refuses data that the autoencoder is not for; `model` is those that the recipe needs."""
         if others := sorted(set(spec.conditions) - {"labels"}):
-            raise ValueError(f"latent diffusion takes labels and no other conditions yet, got {', '.join(others)}; leave them out of the data.")
+            raise ValueError(f"latent diffusion takes labels and no other conditions yet, got {', '.join(others)}; leave those out.")
         if self.model.path is None:
             self.autoencoder.build(spec)
         for first in model:
@@ -144,14 +145,14 @@ class LatentDiffusion(Diffusion):
                 for batch, z in encoded(model, examples, flipped=flipped):
                     values.append(z.cpu().numpy())
                     labels += [batch.cond["labels"].value.cpu().numpy()] if "labels" in batch.cond else []
-            arrays = {"arr_0": np.concatenate(values)} | ({"arr_1": np.concatenate(labels)} if labels else {})
+            arrays: dict[str, Any] = {"arr_0": np.concatenate(values)} | ({"arr_1": np.concatenate(labels)} if labels else {})
             storage.write_text(out / MEASURED, Measured(model.scaling, model.residual).to_json())
             with storage.writing(path), storage.aside(path) as partial, partial.open("wb") as file:
                 np.savez(file, **arrays)
             say(f"Encoded {len(arrays['arr_0'])} images to {path}, {' × '.join(map(str, arrays['arr_0'].shape[1:]))} each.")
         return data.npz(path, scaling="all")
 
-    def build(self, spec: DataSpec, earlier: "Sequence[Model]" = ()) -> nn.Module:
+    def build(self, spec: DataSpec, earlier: "Sequence[Model]" = ()) -> Any:
         """Both networks as one."""
         first, second = earlier
         return Composite(first.network, second.network, second.spec, first.name)
@@ -165,7 +166,7 @@ class LatentDiffusion(Diffusion):
         found = Measured.from_file(folder / MEASURED)
         model.autoencoder.scaling, model.autoencoder.residual = found.scaling, found.residual
 
-    def sampler(self, model: Any, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> Sampler:
+    def sampler(self, model: Any, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> Any:
         """Samples of the diffusion, decoded."""
         inner = super().sampler(model.denoiser, model.latents, None if folder is None else folder / "diffusion", name)
         return LatentSampler(inner, model.autoencoder, spec, self.model.tile, model.name, name)
@@ -260,7 +261,8 @@ class LatentSampler(Sampler):
     ) -> diffusion.LatentBound:
         """The bound on -log2 p(x) through both stages, in bits/dim of the images; x on a grid of so many values in [-1, 1]."""
         unit, model = self.inner.spec.codec, self.autoencoder
-        assert isinstance(unit, Scaling) and model.residual is not None
+        assert isinstance(unit, Scaling)
+        assert model.residual is not None
         shift, scale = float_of(model.scaling.shift), float_of(model.scaling.scale)
         seen = Scaling(shift=shift + scale * float_of(unit.shift), scale=scale * float_of(unit.scale), dtype="float32")
         return diffusion.bound(

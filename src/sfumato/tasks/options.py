@@ -123,16 +123,28 @@ Times = Annotated[UniformTimes | LogNormalTimes | ImportanceTimes | FittedTimes,
 SAMPLERS: Mapping[str, Step] = {
     "adams": steps.Adams(),
     "adams-bashforth": steps.AdamsBashforth(3),
+    "adaptive-sde": steps.AdaptiveSDE(),
     "ancestral": steps.Ancestral(),
     "ancestral-large": steps.Ancestral("large"),
     "ancestral-learned": steps.Ancestral("learned"),
     "ddim": steps.DDIM(),
+    "dpm2": steps.Singlestep(2),
+    "dpm2-ancestral": steps.Renoised(steps.Singlestep(2)),
+    "dpmpp-2m-sde": steps.MultistepSDE(),
+    "dpmpp-2s-ancestral": steps.Renoised(steps.Singlestep(2, "x0")),
+    "dpmpp-sde": steps.SinglestepSDE(),
+    "edm": steps.EDM(),
     "euler-maruyama": steps.EulerMaruyama(),
     "heun": steps.Heun(),
+    "ipndm": steps.PLMS(heun=False),
     "multistep": steps.Multistep(),
     "multistep-3": steps.Multistep(3),
     "multistep-sde": steps.Multistep(2, eta=1.0),
+    "plms": steps.PLMS(),
     "predictor-corrector": steps.PredictorCorrector(),
+    "restart": steps.Restart(),
+    "singlestep-2": steps.Singlestep(2),
+    "singlestep-3": steps.Singlestep(3),
     "unipc": steps.UniPC(),
 }
 
@@ -141,6 +153,7 @@ SPACINGS: Mapping[str, Spacing] = {
     "leading": spacing.leading,
     "log-snr": spacing.log_snr,
     "quadratic": spacing.quadratic,
+    "shifted": spacing.shifted(),
     "softened": spacing.softened(),
     "trailing": spacing.trailing,
     "uniform": spacing.uniform,
@@ -150,9 +163,9 @@ SPACINGS: Mapping[str, Spacing] = {
 class Sampling(Options):
     """How the run is sampled unless told otherwise.
 
-    Guidance acts between the two log-SNRs of `guidance_interval` (nats), everywhere without one. `log_snr_min` and `log_snr_max` bring the
-    ends of a continuous schedule closer for sampling: the last step goes from log_snr_max to the data. `clip` cuts x0 to [-1, 1], the range
-    of images.
+    Guidance above 1 acts between the two log-SNRs of `guidance_interval` (nats); without one, and below 1, everywhere. `log_snr_min` and
+    `log_snr_max` bring the ends of a continuous schedule closer for sampling: the last step goes from log_snr_max to the data. `clip` cuts
+    x0 to [-1, 1], the range of images.
     """
 
     sampler: str = "adams"
@@ -180,5 +193,3 @@ class Sampling(Options):
     @classmethod
     def _spacing_is_known(cls, name: str) -> str:
         return known(name, SPACINGS, "spacing")
-
-

@@ -76,7 +76,7 @@ class VDMTask(Task):
             ValueError: data that are no images of bytes: the bound's decoder is for values on a grid in [-1, 1].
         """
         if not spec.is_bytes:
-            raise ValueError(f"a vdm is for images of bytes, whose values lie on a grid; got {spec.codec.dtype} data of shape {spec.shape}.")
+            raise ValueError(f"a vdm is for images of bytes, whose values lie on a grid; got {spec.codec.dtype} of shape {spec.shape}.")
         channels, powers = spec.sizes[0], self.model.fourier
         net = self.net.build((channels * (1 + 2 * len(powers)), *spec.sizes[1:]), spec.conditions, channels)
         if powers:

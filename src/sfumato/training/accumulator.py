@@ -19,7 +19,7 @@ class Accumulator:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     rejected: int = 0
-    levels: dict[str, list[float]] = field(default_factory=dict)  # "loss@-4" to the sum and count of the examples near -4 nats; a name alone: of all
+    levels: dict[str, list[float]] = field(default_factory=dict)  # "loss@-4" to sum and count of examples near -4 nats
 
     def add(self, loss: float, norm: float, terms: LossTerms | None = None) -> None:
         """Takes in a step that was applied, with what its loss says of each example."""

@@ -13,8 +13,8 @@ from sfumato.storage import folder_of, name_of, read_tensors, take_up
 def begin_from(net: nn.Module, source: str) -> str:
     """Gives a network the weights of another training, as far as they fit; returns a sentence on what was taken and what was not.
 
-    A weight with more input or output channels than the old one keeps those in their place, and the new ones begin at zero. A condition that
-    the old network did not have adds nothing at first.
+    A weight with more input or output channels than the old one keeps those in their place, and the new ones begin at zero. A condition
+    that the old network did not have adds nothing at first.
 
     Args:
         net: what is trained.

@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from sfumato.options import Training
 from sfumato.runtime import multiplies_bfloat16
-from sfumato.recipe import Training
 
 
 @runtime_checkable
@@ -22,6 +22,14 @@ class HasHidden(Protocol):
     def hidden(self) -> Iterator[nn.Parameter]:
         """Those matrices and convolutions."""
         ...
+
+
+def rate_at(options: Training, step: int) -> float:
+    """The share of the peak rate at step 1 … steps: a linear warm-up, then the decay."""
+    warm = min(1.0, step / options.warmup) if options.warmup else 1.0
+    done = min(1.0, max(0.0, (step - options.warmup) / max(1, options.steps - options.warmup)))
+    fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[options.decay]
+    return warm * fall
 
 
 class Optimizer:
@@ -61,12 +69,8 @@ class Optimizer:
             self.peaks.append(options.muon_rate)
 
     def rate(self, step: int) -> float:
-        """The share of the peak rate at step 1 … steps: a linear warm-up, then the decay."""
-        o = self.options
-        warm = min(1.0, step / o.warmup) if o.warmup else 1.0
-        done = min(1.0, max(0.0, (step - o.warmup) / max(1, o.steps - o.warmup)))
-        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[o.decay]
-        return warm * fall
+        """The share of the peak rate at step 1 … steps."""
+        return rate_at(self.options, step)
 
     def clip(self) -> float:
         """Clips the gradients and returns their norm before that."""

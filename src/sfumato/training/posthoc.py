@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from sfumato import storage as checkpoint
-from sfumato.training.ema import coefficients, exponent
 from sfumato.recipe import load_recipe
+from sfumato.storage import name_of
+from sfumato.training.ema import coefficients, exponent
+from sfumato.training.folder import only_writer
 
 LARGEST_MISFIT = 0.1  # of a profile that is made of others, relative to its norm
 

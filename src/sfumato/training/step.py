@@ -158,9 +158,7 @@ class TrainStep:
         for step, batch in enumerate(examples.batches(self.state.step), start=self.state.step + 1):
             mine = self.engine.share(len(batch))
             yield None, len(batch), batch[mine], self._draw(step, len(batch), mine)
-        raise ValueError(
-            f"{examples.name} ended before step {self.options.steps}; give an iterable that goes on, or set training.steps."
-        )
+        raise ValueError(f"{examples.name} ended before step {self.options.steps}; give an iterable that goes on, or set training.steps.")
 
 
 def _compute_copy(state: TrainState, dtype: torch.dtype) -> Any:

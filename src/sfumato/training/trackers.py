@@ -9,7 +9,7 @@ import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, TensorBoardTracker, WandBTracker, get_available_trackers
 from PIL import Image
 
-from sfumato.recipe import Training
+from sfumato.options import Training
 
 
 class Trackers:

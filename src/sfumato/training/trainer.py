@@ -66,7 +66,7 @@ class Callbacks:
     def joined(cls, several: "Sequence[Callbacks]") -> "Callbacks":
         """One that calls all of them."""
 
-        def all_of(name: str) -> Callable[..., bool] | None:
+        def all_of(name: str) -> Any:
             calls = [call for each in several if (call := getattr(each, name)) is not None]
             return (lambda *values: any([bool(call(*values)) for call in calls])) if calls else None
 
@@ -105,7 +105,8 @@ def train(
     Args:
         task: a kind of model with its options, such as `sf.Diffusion(net=…)`, whose network may be your own module; or a recipe, its name
             or its file.
-        source: what to train on: a `Source` or `Stream`, arrays, a torch `Dataset`, an iterable of batches; a recipe's data where not given.
+        source: what to train on: a `Source` or `Stream`, arrays, a torch `Dataset`, an iterable of batches; a
+            recipe's data where not given.
         out: the run folder; made here.
         training: how long, how fast, how often; of a task. A recipe has its own.
         runtime: by what arithmetic; of a task. A recipe has its own.
@@ -114,31 +115,29 @@ def train(
         init_from: a run, `zoo:NAME` or a file of weights to begin with, in the place of `training.init_from`.
 
     Raises:
-        ValueError: `out` holds a run already, or a run of another recipe or of other data; data that cannot be trained on; a recipe together
-            with `training` or `runtime`; another process that trains into `out`.
+        ValueError: `out` holds a run already, or a run of another recipe or of other data; data that cannot be trained on; a recipe
+            together with `training` or `runtime`; another process that trains into `out`.
         CheckpointError: a checkpoint that is damaged or cannot be written.
         FloatingPointError: a loss or gradient that is not finite; the weights and checkpoints are those of before.
         Stopped: as a callback asked.
     """
-    if isinstance(task, str | Path):
-        task = load_recipe(task)
+    recipe: Any = load_recipe(task) if isinstance(task, str | Path) else task
     if out is None:
         raise ValueError("train needs a folder for the run: train(task, source, out).")
-    if isinstance(task, Recipe) and (training is not None or runtime is not None):
+    if isinstance(recipe, Recipe) and (training is not None or runtime is not None):
         raise ValueError("a recipe says how it is trained and computed; change its options in the place of training= or runtime=.")
-    recipe = task
-    if not isinstance(task, Recipe):
+    if not isinstance(recipe, Recipe):
         if source is None:
             raise ValueError("a task has no data of its own: give train a source, or a recipe.")
         source = as_source(source)
-        recipe = recipe_of(task, data=PythonData(name=source.name), training=training or Training(), runtime=runtime or Runtime())
+        recipe = recipe_of(recipe, data=PythonData(name=source.name), training=training or Training(), runtime=runtime or Runtime())
     if init_from is not None:
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"init_from": str(init_from)})})
     calls = Callbacks.joined([callbacks] if isinstance(callbacks, Callbacks) else callbacks)
     if not Engine.begin().is_main:  # one process speaks for all
         calls = Callbacks(should_stop=calls.should_stop)
     _train(recipe, recipe.data.load() if source is None else as_source(source), Path(out), calls=calls.once(), resume=resume, made_from={})
-    return load(Path(out), module=task)
+    return load(Path(out), module=recipe if isinstance(recipe, Task) else None)
 
 
 def _train(recipe: Any, source: Source | Stream, out: Path, *, calls: Callbacks, resume: bool, made_from: Mapping[str, str]) -> None:
@@ -172,7 +171,7 @@ def _train_stages(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) 
         data = stage.source(source, earlier, out, calls.say) if data is None else data
         stage_calls = calls
         if (on_step := calls.on_step) is not None and done:
-            stage_calls = replace(calls, on_step=lambda step, loss, done=done: on_step(done + step, loss))
+            stage_calls = replace(calls, on_step=_later(on_step, done))
         made_from = {model.name if path is None else path: weights_fingerprint(model.network) for model, path in _named(earlier, out)}
         _train(stage.recipe, data, out / stage.name, calls=stage_calls, resume=True, made_from=made_from)
         earlier.append(load(out / stage.name))
@@ -180,6 +179,11 @@ def _train_stages(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) 
     if engine.is_main:
         sheet = out / "samples" / f"{recipe.training.steps:08d}.png"
         _draw_or_warn(lambda: recipe.sheet(load(out), start.examples), sheet)
+
+
+def _later(on_step: Callable[[int, float], None], done: int) -> Callable[[int, float], None]:
+    """Counts on from the steps of earlier stages."""
+    return lambda step, loss: on_step(done + step, loss)
 
 
 def _named(models: Sequence[Model], out: Path) -> Iterator[tuple[Model, str | None]]:
@@ -371,10 +375,11 @@ class TrainingLoop:
             batch, terms = result.batch, result.terms
             arrays = {"x0": batch.x, "losses": terms.per_example} | ({} if terms.log_snr is None else {"log_snr": terms.log_snr})
             arrays |= {name: condition.value.where(*_rows(condition)) for name, condition in batch.cond.items()}
-            rows = {} if result.rows is None else {"rows": result.rows}
+            found: dict[str, Any] = {name: value.cpu().numpy() for name, value in arrays.items()}
+            found |= {} if result.rows is None else {"rows": result.rows}
             (self.out / REJECTED).mkdir(exist_ok=True)
             with storage.aside(self.out / REJECTED / f"{step:08d}.npz") as partial, partial.open("wb") as file:
-                np.savez(file, **rows, **{name: value.cpu().numpy() for name, value in arrays.items()})
+                np.savez(file, **found)
         self.state.guard.reject()
 
     def _record(self, accumulator: Accumulator, rate: float) -> dict[str, float | int]:

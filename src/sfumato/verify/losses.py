@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import likelihood, loss, process
-from sfumato.denoiser import Cond, Denoiser
+from sfumato.denoiser import CondLike, Denoiser
 from sfumato.oracle import GaussianMixture
 from sfumato.prediction import Prediction, edm_target
 from sfumato.schedule import Cosine, Discrete, Flow, Level, LinearVP
@@ -229,7 +229,7 @@ class _Half(nn.Module):
         super().__init__()
         self.mean, self.variance = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(-0.2))
 
-    def forward(self, x: Tensor, log_snr: Tensor, cond: Cond | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, cond: CondLike | None = None) -> Tensor:
         return torch.cat([self.mean * x, self.variance.expand_as(x)], dim=1)
 
 
@@ -371,7 +371,7 @@ def _() -> float:
     x = level.alpha * x0 + level.sigma * torch.randn(20_000, 2, generator=generator)
     probe = torch.randn(20_000, 2, generator=generator)
 
-    def predict(x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
+    def predict(x_t: Tensor, level: Level, cond: CondLike | None = None) -> Prediction:
         score = -0.7 * x_t
         return Prediction((x_t + level.sigma.square() * score) / level.alpha, -level.sigma * score)
 

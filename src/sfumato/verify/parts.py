@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import process
-from sfumato.denoiser import Cond, Predictor
+from sfumato.condition import take
+from sfumato.denoiser import CondLike, Predictor
 from sfumato.noise import normal_like
 from sfumato.prediction import Prediction
 from sfumato.schedule import Discrete, Level, Schedule
@@ -65,7 +66,7 @@ def schedule(part: Schedule) -> list[Result]:
 
 
 def predictor(
-    part: Predictor, x0: Float[Tensor, "b *x"], schedule: Schedule, cond: Cond | None = None, *, calibrated: bool = False
+    part: Predictor, x0: Float[Tensor, "b *x"], schedule: Schedule, cond: CondLike | None = None, *, calibrated: bool = False
 ) -> list[Result]:
     """Checks a predictor of your own on data x0 noised at many levels of a schedule.
 
@@ -94,7 +95,7 @@ def predictor(
         times = (times * len(schedule)).round().clamp(1, len(schedule)) / len(schedule)
     small = 1e-4 if x0.dtype == torch.float32 else 1e-9
     few = x0[: min(len(x0), 16)]
-    few_cond = None if cond is None else {key: value[: len(few)] for key, value in cond.items()}
+    few_cond = take(cond, slice(len(few)))
     each = partial(_over, part, few, schedule, times, few_cond)
     rows = [
         _row("predictor-explains", "α x̂_0 + σ ε̂ = x_t", name, partial(each, _explains), "x_t, relative to its size", small),
@@ -127,7 +128,7 @@ def predictor(
 def constant(prediction: Prediction) -> Predictor:
     """A predictor that has made up its mind."""
 
-    def predict(x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
+    def predict(x_t: Tensor, level: Level, cond: CondLike | None = None) -> Prediction:
         return prediction
 
     return predict
@@ -182,7 +183,7 @@ def _moments_error(part: Schedule) -> float:
     return max(worst(state[0], level.alpha[1]), worst(state[1], level.sigma[1].square()))
 
 
-def _over(part: Predictor, x0: Tensor, schedule: Schedule, times: Tensor, cond: Cond | None, measure) -> float:  # noqa: ANN001
+def _over(part: Predictor, x0: Tensor, schedule: Schedule, times: Tensor, cond: CondLike | None, measure) -> float:  # noqa: ANN001
     """The worst of a measure over the levels."""
     generator, errors = torch.Generator().manual_seed(0), []
     with torch.no_grad():
@@ -193,36 +194,36 @@ def _over(part: Predictor, x0: Tensor, schedule: Schedule, times: Tensor, cond: 
     return max(errors) if all(math.isfinite(error) for error in errors) else math.nan
 
 
-def _explains(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: Cond | None) -> float:
+def _explains(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: CondLike | None) -> float:
     p = part(x_t, level, cond)
     return worst(level.alpha * p.x0 + level.sigma * p.eps, x_t) if p.x0.shape == x_t.shape == p.eps.shape else math.inf
 
 
-def _rows(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: Cond | None) -> float:
+def _rows(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: CondLike | None) -> float:
     def of(i: int) -> Tensor:
-        mine = None if cond is None else {key: value[i : i + 1] for key, value in cond.items()}
+        mine = take(cond, slice(i, i + 1))
         return part(x_t[i : i + 1], Level(level.alpha[i : i + 1], level.sigma[i : i + 1]), mine).x0
 
     return worst(torch.cat([of(i) for i in range(len(x_t))]), part(x_t, level, cond).x0)
 
 
-def _levels(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: Cond | None) -> float:
+def _levels(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: CondLike | None) -> float:
     one = Level(level.alpha.flatten()[0], level.sigma.flatten()[0])
     return worst(part(x_t, one, cond).x0, part(x_t, level, cond).x0)
 
 
-def _repeats(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: Cond | None) -> float:
+def _repeats(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: CondLike | None) -> float:
     return worst(part(x_t, level, cond).x0, part(x_t, level, cond).x0)
 
 
-def _orthogonal(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: Cond | None) -> float:
+def _orthogonal(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: CondLike | None) -> float:
     said = part(x_t, level, cond).x0
     error = (x0 - said).flatten(1)
     sums = torch.stack([error.mean(1), (error * said.flatten(1)).mean(1)], 1)
     return ledger.standard_errors(sums.double(), 0.0)
 
 
-def _finite(part: Predictor, x0: Tensor, schedule: Schedule, cond: Cond | None) -> float:
+def _finite(part: Predictor, x0: Tensor, schedule: Schedule, cond: CondLike | None) -> float:
     first = 1 / len(schedule) if isinstance(schedule, Discrete) else 0.0
     count = 0
     with torch.no_grad():

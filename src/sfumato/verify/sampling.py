@@ -11,7 +11,7 @@ from sfumato.oracle import GaussianMixture
 from sfumato.process import marginal
 from sfumato.sampling import encode_decode, flow, invert, progressive, slerp, steps
 from sfumato.sampling.loop import Step, sample
-from sfumato.sampling.spacing import grid
+from sfumato.sampling.spacing import grid, shifted
 from sfumato.schedule import Cosine, Discrete, Level
 from sfumato.verify.ledger import order, row, standard_errors, worst
 from sfumato.verify.parts_step import SCALES, kolmogorov, line, quantile, quantile_order, strays
@@ -175,6 +175,10 @@ _order_row("unipc-3", steps.UniPC(3), 4, "UniPC-3 gains one, Zhao et al. (2023),
 _order_row("adams-bashforth-2", steps.AdamsBashforth(2), 2, "Zhang & Chen (2023), eq. 15", 48)
 _order_row("adams-bashforth-3", steps.AdamsBashforth(3), 3, "Zhang & Chen (2023), eq. 15", 64)
 _order_row("adams-bashforth-4", steps.AdamsBashforth(4), 4, "Zhang & Chen (2023), eq. 15", 32)
+_order_row("singlestep-2", steps.Singlestep(2), 2, "DPM-Solver-2, Lu et al. (2022), alg. 1, arXiv:2206.00927", 32)
+_order_row("singlestep-3", steps.Singlestep(3), 3, "DPM-Solver-3, Lu et al. (2022), alg. 2, arXiv:2206.00927", 48)
+_order_row("singlestep-x0", steps.Singlestep(2, "x0"), 2, "DPM-Solver++(2S), Lu et al. (2022), alg. 1", 32)
+_order_row("plms", steps.PLMS(), 2, "Liu et al. (2022), eqs. 9 and 12, arXiv:2202.09778, on unequal steps", 32)
 
 
 def _weak_row(name: str, step: Step, nominal: int, equation: str, notes: str) -> None:
@@ -229,6 +233,90 @@ _law_row(
     "predictor to s, Langevin at s: p(x_s). Song et al. (2021), alg. 1, arXiv:2011.13456",
     SGM_002,
 )
+
+
+_law_row("sde-singlestep", steps.SinglestepSDE(), 40, "DPM++ SDE on a Brownian path ends in p(x_0)", BEYOND)
+_law_row("sde-eta", steps.MultistepSDE(2.0), 50, "twice the Langevin dynamics of the reverse SDE end in p(x_0)", BEYOND)
+
+
+@row(
+    "renoised",
+    "down the flow to σ_s sqrt(1 - v), up to σ_s with fresh noise: q(x_s) is kept, whatever is added",
+    notes=f"{BEYOND}; Karras et al. (2022), alg. 2, Xu et al. (2023), alg. 1, k-diffusion's ancestral samplers",
+    function="sf.steps.Renoised, sf.steps.EDM, sf.steps.Restart",
+    tolerance=1e-8,
+)
+def _() -> float:
+    """mean and variance that are reached on data of one point, where every solver of the flow is exact, in units of σ."""
+    levels, errors = even(9, 6.0), []
+    for step, draws in (
+        (steps.Renoised(steps.Singlestep(2)), 1),
+        (steps.Renoised(steps.DDIM(), 3.0), 1),
+        (steps.EDM(churn=0.4, s_tmin=0.0, s_noise=1.0), 1),
+        (steps.Restart(low=0.5, high=3.0, times=4, steps=2), 4),
+    ):
+        mean, variance = moments(step, levels, draws=draws, variance=0.0)
+        errors += [worst(mean / levels[-1].sigma, levels[-1].alpha / levels[-1].sigma * MEAN)]
+        errors += [worst(variance / levels[-1].sigma ** 2, torch.ones(()))]
+    return max(errors)
+
+
+@row(
+    "brownian-path",
+    "N(λ) = ∫ exp(l - λ) sqrt(2) dW(l): Cov(N(λ), N(λ')) = exp(-|λ - λ'|)",
+    notes=BEYOND,
+    function="sf.steps.BrownianPath",
+    tolerance=4.0,
+)
+def _() -> float:
+    """the products of 20,000 rows at six half log-SNRs, in standard errors."""
+    path, halves = steps.BrownianPath.draw(torch.zeros(20_000, 1), torch.Generator().manual_seed(0)), (-9.0, -2.0, -1.9, 0.0, 0.4, 5.0)
+    values = {half: path.at(half) for half in halves}
+    pairs = itertools.combinations_with_replacement(halves, 2)
+    return max(standard_errors(values[a] * values[b], math.exp(-abs(a - b))) for a, b in pairs)
+
+
+@row(
+    "sde-strong-order",
+    "E|x^n - x^2n|² = O(h²) on one Brownian path",
+    notes=BEYOND,
+    function="sf.steps.SinglestepSDE, sf.steps.MultistepSDE",
+    tolerance=0.2,
+)
+def _() -> float:
+    """what the order lacks of one: the root mean square of the difference over 2,000 seeds, from 16 and 32 steps to twice as many."""
+    lacking = []
+    for step in (steps.SinglestepSDE(), steps.MultistepSDE()):
+        x = torch.randn(2_000, 1)
+        ends = [sample(bell(), x, even(n, 6.0), step, generator=torch.Generator().manual_seed(1)) for n in (16, 32, 64)]
+        lacking.append(1 - order([float((a - b).square().mean().sqrt()) for a, b in itertools.pairwise(ends)]))
+    return max(lacking)
+
+
+@row(
+    "adaptive-sde",
+    "the reverse SDE ends in p(x_0), whichever steps are refused",
+    notes=f"{BEYOND}; Jolicoeur-Martineau et al. (2021), alg. 1, arXiv:2105.14080",
+    function="sf.steps.AdaptiveSDE",
+    tolerance=1.95,
+)
+def _() -> float:
+    """Kolmogorov's distance of 1,000 walks from a mixture's exact law, in units of 1/sqrt(1,000)."""
+    return kolmogorov(steps.AdaptiveSDE(rtol=0.05, atol=0.02), 2, count=1_000)
+
+
+@row(
+    "flow-shift",
+    "t' = shift t / (1 + (shift - 1) t), t = σ/(α + σ): σ/α becomes shift σ/α. Esser et al. (2024), eq. 23, arXiv:2403.03206",
+    notes=BEYOND,
+    function="sf.spacing.shifted",
+    tolerance=1e-9,
+)
+def _() -> float:
+    """σ/α of the levels between the ends, against `shift` times that of even t, on a cosine schedule."""
+    ratios = [torch.stack([lv.sigma / lv.alpha for lv in grid(Cosine(), 12, spacing=shifted(k))[1:-1]]) for k in (1.0, 3.0)]
+    t = ratios[0] / (1 + ratios[0])
+    return max(worst(ratios[1] / ratios[0], torch.full((11,), 3.0)), worst(t.diff(), t.diff()[:1].expand(10)))
 
 
 @row(
@@ -419,6 +507,14 @@ def _() -> float:
         steps.Heun(),
         steps.EulerMaruyama(),
         steps.PredictorCorrector(),
+        steps.Singlestep(3),
+        steps.PLMS(),
+        steps.Renoised(),
+        steps.EDM(),
+        steps.Restart(),
+        steps.SinglestepSDE(),
+        steps.MultistepSDE(),
+        steps.AdaptiveSDE(),
         *(kind(k) for kind in (steps.Multistep, steps.UniPC, steps.AdamsBashforth) for k in (1, 2, 3)),
     ]
     return max(strays(step, chain) for step in methods)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sfumato import likelihood
-from sfumato.denoiser import Cond
+from sfumato.denoiser import CondLike
 from sfumato.oracle import Affine, Gaussian, GaussianMixture, LinearGaussianChain, Points
 from sfumato.prediction import Prediction
 from sfumato.sampling import grid, sample
@@ -399,7 +399,7 @@ def dequantisation() -> float:
     return max(errors)
 
 
-def _always_zero(x_t: Tensor, level: Level, cond: Cond | None = None) -> Prediction:
+def _always_zero(x_t: Tensor, level: Level, cond: CondLike | None = None) -> Prediction:
     """What a network that always guesses x0 = 0 says."""
     return Prediction.from_x0(torch.zeros_like(x_t), x_t, level)
 

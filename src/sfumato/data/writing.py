@@ -1,0 +1,59 @@
+"""Samples as files that other programs read: CSV tables, and PNGs of 8 and 16 bits."""
+
+import csv
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_csv(
+    path: Path,
+    values: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    columns: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    label: str = "label",
+) -> None:
+    """Rows [n, d] under a line of names, as `table` reads them: with commas, every number so that it reads back as the same.
+
+    Args:
+        labels: int64 [n], written as the names of their classes, in a last column.
+        columns: the names; x1, x2, … where there are none.
+        classes: names of the labels.
+        label: the name of the labels' column.
+
+    Raises:
+        ValueError: values that are no rows of numbers.
+    """
+    if values.ndim != 2:
+        raise ValueError(f"a CSV holds rows of numbers, got samples of shape {list(values.shape[1:])}; use .npz.")
+    names = [*(columns or [f"x{i + 1}" for i in range(values.shape[1])]), *([] if labels is None else [label])]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for i, row in enumerate(values):
+            # str of a float32 is as short as its own precision allows; its float64 would show digits that it does not have.
+            writer.writerow([*map(str, row), *([] if labels is None else [classes[labels[i]]])])
+
+
+def write_png(path: Path, value: np.ndarray) -> None:
+    """An image [h, w, c] of 8 or 16 bits, with 1, 3 or 4 channels. Pillow writes no colours of 16 bits."""
+    if value.dtype == np.uint8:
+        Image.fromarray(value.squeeze(2) if value.shape[2] == 1 else value).save(path, format="PNG")
+        return
+    height, width, channels = value.shape
+    kind = {1: 0, 3: 2, 4: 6}[channels]
+    rows = np.ascontiguousarray(value, dtype=">u2").reshape(height, -1).view(np.uint8)
+    pixels = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)  # each row begins with its filter: none
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(pixels.tobytes())), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*part) for part in parts))
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
