@@ -133,10 +133,11 @@ def compare(base: Path, head: Path) -> list[str]:
                 found.append(f"{name}: {key} differs by up to {apart:.3g} (last {columns[0][-1]} and {columns[1][-1]})")
     for path in sorted(base.rglob("*.safetensors")):
         name = path.relative_to(base)
-        if not (head / name).is_file():
+        there = next((head / each for each in (name, name.with_name("learned.safetensors")) if (head / each).is_file()), None)
+        if there is None or (there.name != name.name and name.name != "times.safetensors"):  # what times learn has another name since 0.2
             found.append(f"{name} is missing")
             continue
-        ours, theirs = load_file(path), load_file(head / name)
+        ours, theirs = load_file(path), load_file(there)
         if ours.keys() != theirs.keys():
             found.append(f"{name}: other names {sorted(ours.keys() ^ theirs.keys())[:3]}")
         wrong = [key for key in ours.keys() & theirs.keys() if ours[key].tobytes() != theirs[key].tobytes()]

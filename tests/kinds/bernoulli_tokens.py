@@ -69,5 +69,5 @@ class BernoulliSampler(sf.Sampler):
 
     def __call__(self, request: sf.Request) -> Tensor:
         chances = self.model.logits.detach().sigmoid()
-        rows = [torch.rand(len(chances), generator=g) for g in sf.row_generators(request.seed, request.rows)]
+        rows = [torch.rand(len(chances), generator=g, dtype=torch.float32) for g in sf.row_generators(request.seed, request.rows)]
         return (torch.stack(rows).to(chances) < chances).long()

@@ -83,5 +83,5 @@ class SetSampler(sf.Sampler):
         def predict(x: Tensor, level: sf.Level, cond: Any = None) -> sf.Prediction:
             return sf.Prediction.solve(self.model(x, level.log_snr.to(x).expand(len(x)), cond, mask), x, level, sf.x0_target)
 
-        noise, levels = sf.normal_like(torch.empty(len(mask), MOST, 2), generators), sf.grid(sf.Cosine(log_snr_max=9, log_snr_min=-9), 20)
+        noise, levels = sf.normal_like(torch.empty(len(mask), MOST, 2, dtype=torch.float32), generators), sf.grid(sf.Cosine(log_snr_max=9, log_snr_min=-9), 20)
         return torch.where(mask[..., None], sf.sample(predict, noise, levels, sf.steps.DDIM()), torch.nan)
