@@ -220,9 +220,9 @@ class Run:
             steps: of the sampler; the recipe's where not given.
             labels: classes by number or name, taken in turn, -1 or "none" for no label; every class in turn where not given.
             seed: of the noise.
-            guidance: γ, the scale of guidance: 1 = off, 0 = without the label; the recipe's where not given, which changes
-                nothing for a model that its labels cannot guide. Classifier-free without a `classifier`; with one it scales the classifier, and the model's labels are
-                dropped, so that 1 is Bayes' rule.
+            guidance: γ, the scale of guidance: 1 = off, 0 = without the label; the recipe's where not given, which changes nothing for a
+                model that its labels cannot guide. Classifier-free without a `classifier`; with one it scales the classifier, and the
+                model's labels are dropped, so that 1 is Bayes' rule.
             sampler: a name (`ancestral`, `ddim`, `heun`, `multistep`, …) or a step; the recipe's where not given.
             classifier: log p(label | x_t), as `train.classifier.load` gives it.
             batch: how many at a time.
