@@ -236,9 +236,9 @@ class Run:
             steps: of the sampler; the recipe's where not given.
             labels: classes by number or name, taken in turn, -1 or "none" for no label; every class in turn where not given.
             seed: of the noise.
-            guidance: γ, the scale of guidance: 1 = off, 0 = without the label; the recipe's where not given (1 for a model that has nothing
-                to be guided by). Classifier-free without a `classifier`; with one it scales the classifier, and the model's labels are
-                dropped, so that 1 is Bayes' rule.
+            guidance: γ, the scale of guidance: 1 = off, 0 = without the label; the recipe's where not given, which changes nothing for a
+                model that its labels cannot guide. Classifier-free without a `classifier`; with one it scales the classifier, and the
+                model's labels are dropped, so that 1 is Bayes' rule.
             sampler: a name (`ancestral`, `ddim`, `heun`, `multistep`, …) or a step; the recipe's where not given.
             classifier: log p(label | x_t), as `train.classifier.load` gives it.
             batch: how many at a time.
@@ -282,18 +282,17 @@ class Run:
         step = sampler if sampler is not None else defaults.sampler
         if isinstance(step, str):
             step = SAMPLERS[known(step, SAMPLERS, "sampler")]
-        asked = defaults.guidance if guidance is None else guidance
-        if not 0 <= asked < math.inf:
-            raise ValueError(f"guidance must be at least 0 (1 = off), got {asked}.")
+        scale = defaults.guidance if guidance is None else guidance
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"guidance must be at least 0 (1 = off), got {scale}.")
         if guidance is not None and guidance != 1 and classifier is None and self._unguided:
             raise ValueError(f"{self._unguided}; take guidance 1, or leave it out.")
-        scale = 1.0 if classifier is None and self._unguided else asked
         predict = self._guided(scale, classifier)
         if defaults.guidance_interval is not None and scale > 1:  # what weakens the condition does so at every level
             predict = guide.interval(predict, self._guided(1.0, classifier), *defaults.guidance_interval)
         predict = guide.clip(predict) if defaults.clip else predict
         steps = defaults.steps if steps is None else steps
-        tuned = self.tuned.get((steps, asked)) if sampler is None and classifier is None else None
+        tuned = self.tuned.get((steps, scale)) if sampler is None and classifier is None else None
         if tuned is not None:
             return Walk(predict, tuned.step, list(tuned.levels), self.form.shape, self.device)
         return Walk(predict, step, self._levels(steps), self.form.shape, self.device)
@@ -455,7 +454,7 @@ def load(model: str | Path, *, ema: float | None = None) -> Run:
     load_average(denoiser, folder, recipe.training.ema, ema)
     run = Run(str(model), recipe, form, denoiser, read_tuned(folder))
     if recipe.sampling.guidance != 1 and run._unguided:
-        logger.warning("%s; its recipe's guidance of %g is taken for 1.", run._unguided, recipe.sampling.guidance)
+        logger.warning("%s; its recipe's guidance of %g changes nothing.", run._unguided, recipe.sampling.guidance)
     return run
 
 
