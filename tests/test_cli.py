@@ -310,7 +310,7 @@ def test_points_have_their_pictures(here, capsys):
 def test_recipes_are_listed_and_each_is_whole(capsys):
     code, out, _ = call("recipes", capsys=capsys)
     assert code == 0
-    for name in ("demo", "fashion", "digits", "cifar10", "folder", *sf.data.TOYS):
+    for name in ("demo", "fashion", "digits", "cifar10", "folder", "signals", "volumes", *sf.data.TOYS):
         assert name in out
         code, text, _ = call("recipes", name, capsys=capsys)
         assert code == 0

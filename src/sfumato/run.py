@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -70,12 +70,13 @@ class Samples:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.partial")
         if suffix == ".npz":
-            names = {"columns": np.array(self.form.columns)} if self.form is not None and self.form.columns else {}
+            arrays: dict[str, Any] = {"arr_0": self.values}
+            if self.labels is not None:
+                arrays["arr_1"] = self.labels
+            if self.form is not None and self.form.columns:
+                arrays["columns"] = np.array(self.form.columns)
             with aside.open("wb") as file:
-                if self.labels is None:
-                    np.savez(file, arr_0=self.values, **names)
-                else:
-                    np.savez(file, arr_0=self.values, arr_1=self.labels, **names)
+                np.savez(file, **arrays)
             aside.replace(path)
         elif suffix == ".csv":
             form = self.form
