@@ -64,7 +64,8 @@ class Shelf:
 
     def toy(self, *changes: str, trial: float | None = None) -> Plan:
         """Healthy points with changes."""
-        return Plan(load_recipe("moons", [*TOY, *changes]), trial_seconds=trial)
+        toy = [each for each in TOY if not (each.startswith("data.") and any(change.startswith("data=") for change in changes))]
+        return Plan(load_recipe("moons", [*toy, *changes]), trial_seconds=trial)
 
     def arrays(self, values: np.ndarray, labels: np.ndarray | None = None) -> list[str]:
         """Changes that take these arrays for data."""
@@ -378,7 +379,7 @@ MORE_FAULTS: list[tuple[str, Callable[[Shelf], Plan]]] = [  # in which what help
     ("noise-at-the-end", lambda s: s.digits("schedule.log_snr_max=3", "sampling.log_snr_max=3")),
     ("noise-at-the-end", lambda s: s.digits("schedule.log_snr_max=3", "sampling.log_snr_max=null")),
     ("noise-at-the-end", lambda s: s.digits("schedule={kind: ve, sigma_min: 0.5}")),
-    ("noise-at-the-end", lambda s: s.digits("schedule={kind: discrete, betas: linear, steps: 50}")),
+    ("noise-at-the-end", lambda s: s.digits("schedule={kind: discrete, betas: cosine, steps: 20}")),
     ("noise-at-the-end", lambda s: s.digits(*s.arrays(dark()), "sampling.log_snr_max=5")),
     ("noise-at-the-end", lambda s: s.digits(*s.arrays(dark()), "schedule={kind: discrete, betas: linear, steps: 1000}")),
     ("signal-in-noise", lambda s: s.digits("schedule={kind: ve, sigma_max: 2}")),
