@@ -1,6 +1,6 @@
 """sfumato trains, samples, guides, measures and explains diffusion models on your own data."""
 
-from sfumato import convert, data, doctor, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, verify
+from sfumato import condition, convert, data, doctor, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, verify
 from sfumato.classifier import Classifier
 from sfumato.condition import Cond, Condition, CondLike, as_cond
 from sfumato.denoiser import Denoiser, Predictor
@@ -75,6 +75,7 @@ __all__ = [
     "Tuned",
     "as_cond",
     "bound_costs",
+    "condition",
     "convert",
     "data",
     "doctor",
