@@ -292,7 +292,7 @@ def test_guidance_without_classes_is_refused_and_the_recipes_is_off(here, capsys
     assert not (here / "a.npz").exists()
     caplog.clear()
     assert call(*draw, "--out", "b.npz", capsys=capsys)[0] == 0
-    assert ["its recipe's guidance of 2 is taken for 1" in record.message for record in caplog.records] == [True]
+    assert ["its recipe's guidance of 2 changes nothing" in record.message for record in caplog.records] == [True]
     assert call(*draw, "--guidance", "1", "--out", "c.npz", capsys=capsys)[0] == 0
     assert np.array_equal(np.load("b.npz")["arr_0"], np.load("c.npz")["arr_0"])
 
@@ -310,7 +310,7 @@ def test_points_have_their_pictures(here, capsys):
 def test_recipes_are_listed_and_each_is_whole(capsys):
     code, out, _ = call("recipes", capsys=capsys)
     assert code == 0
-    for name in ("demo", "fashion", "digits", "cifar10", "folder", *sf.data.TOYS):
+    for name in ("demo", "fashion", "digits", "cifar10", "folder", "signals", "volumes", *sf.data.TOYS):
         assert name in out
         code, text, _ = call("recipes", name, capsys=capsys)
         assert code == 0

@@ -18,7 +18,7 @@ def test_npy_images_are_mapped(tmp_path, pixels):
     assert isinstance(data.values, np.memmap)
     assert data.scaling == IMAGES
     assert data.name == "pictures"
-    np.testing.assert_array_equal(IMAGES.decode(data.batch(np.arange(6))[0]), pixels)
+    np.testing.assert_array_equal(IMAGES.decode(data.batch(np.arange(6)).x), pixels)
 
 
 def test_npy_floats_are_mapped_and_standardised_by_feature(tmp_path):
@@ -26,7 +26,7 @@ def test_npy_floats_are_mapped_and_standardised_by_feature(tmp_path):
     np.save(tmp_path / "table.npy", values)
     data = npy(tmp_path / "table.npy")
     assert isinstance(data.values, np.memmap)
-    x0, _ = data.batch(np.arange(500))
+    x0 = data.batch(np.arange(500)).x
     np.testing.assert_allclose(x0.mean(dim=0).numpy(), 0, atol=1e-5)
     np.testing.assert_allclose(x0.std(dim=0, correction=0).numpy(), 1, atol=1e-5)
     np.testing.assert_allclose(data.scaling.decode(x0), values, rtol=1e-6, atol=1e-5)
@@ -49,7 +49,7 @@ def test_channels_may_be_last():
     assert "are read as 6 channels, on axis 1; if these are images with their channels last, set data.channels=last" in note
     data = from_arrays(values, channels="last")
     assert (data.shape, data.notes) == ((3, 6, 5), ())
-    x0, _ = data.batch(np.arange(20))
+    x0 = data.batch(np.arange(20)).x
     np.testing.assert_allclose(data.scaling.scale, values.std(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(x0[4, 2, 1, 3].item(), (values[4, 1, 3, 2] - data.scaling.shift[2]) / data.scaling.scale[2], rtol=1e-6)
     np.testing.assert_allclose(data.scaling.decode(x0), values, rtol=1e-5, atol=1e-5)
@@ -62,14 +62,14 @@ def test_floats_keep_what_they_say(dtype, kept):
     data = from_arrays(values)
     assert data.values.dtype == kept
     np.testing.assert_array_equal(data.values, values)
-    assert data.scaling.decode(data.batch(np.arange(6))[0]).dtype == kept
+    assert data.scaling.decode(data.batch(np.arange(6)).x).dtype == kept
 
 
 def test_data_far_from_zero_keep_their_digits():
     values = 1.7e9 + 30 * np.random.default_rng(0).normal(size=(500, 2))
     data = from_arrays(values)
     np.testing.assert_allclose(data.scaling.scale, (values - 1.7e9).std(axis=0), rtol=1e-9)
-    x0, _ = data.batch(np.arange(500))
+    x0 = data.batch(np.arange(500)).x
     assert len(np.unique(x0[:, 0].numpy())) == 500
     np.testing.assert_allclose(x0.double().mean(0).numpy(), 0, atol=1e-6)
     np.testing.assert_allclose(data.scaling.decode(x0), values, rtol=0, atol=1e-5)
@@ -79,7 +79,7 @@ def test_16_bits_are_kept_and_written_back(tmp_path):
     values = np.random.default_rng(0).integers(0, 4096, (20, 5, 4, 3)).astype(">u2")
     np.save(tmp_path / "a.npy", values)
     for data in (from_arrays(values), npy(tmp_path / "a.npy")):
-        x0, _ = data.batch(np.arange(20))
+        x0 = data.batch(np.arange(20)).x
         assert (data.shape, data.is_image, data.is_bytes) == ((3, 5, 4), True, False)
         np.testing.assert_allclose([x0.mean(), x0.std(correction=0)], [0, 1], atol=1e-5)
         back = data.scaling.decode(x0)
@@ -137,7 +137,7 @@ def test_signals_and_volumes_gain_an_axis_of_channels(shape, options, found):
     values = np.random.default_rng(0).normal(size=shape)
     data = from_arrays(values, **options)
     assert data.shape == found
-    np.testing.assert_allclose(data.scaling.decode(data.batch(np.arange(4))[0]).reshape(shape), values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(data.scaling.decode(data.batch(np.arange(4)).x).reshape(shape), values, rtol=1e-5, atol=1e-6)
 
 
 def test_other_numbers_of_axes_are_refused():
@@ -170,7 +170,7 @@ def test_npz_of_one_array_of_any_name(tmp_path, pixels):
 
 
 def test_decoded_samples_read_back_as_the_same_data(tmp_path, pixels):
-    x0 = from_arrays(pixels).batch(torch.arange(6))[0]
+    x0 = from_arrays(pixels).batch(torch.arange(6)).x
     np.savez(tmp_path / "samples.npz", arr_0=IMAGES.decode(x0))
     assert npz(tmp_path / "samples.npz").fingerprint() == from_arrays(pixels).fingerprint()
 

@@ -36,7 +36,7 @@ def test_test_images(package, pixels):
     assert data.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert data.classes == CIFAR10_CLASSES
     assert data.shape == (3, 32, 32)
-    np.testing.assert_array_equal(IMAGES.decode(data.batch(np.array([7]))[0]), pixels[7:8])
+    np.testing.assert_array_equal(IMAGES.decode(data.batch(np.array([7])).x), pixels[7:8])
 
 
 def test_training_images_are_five_batches(package, pixels):
@@ -121,7 +121,7 @@ def test_pickles_give_images_and_labels(batches, packed, tmp_path):
     train, test = cifar10(path), cifar10(path, train=False)
     assert train.shape == (3, 32, 32)
     np.testing.assert_array_equal(
-        train.batch(np.arange(35))[0].flatten(1) * 127.5 + 127.5, np.concatenate([rows(7, i) for i in range(1, 6)])
+        train.batch(np.arange(35)).x.flatten(1) * 127.5 + 127.5, np.concatenate([rows(7, i) for i in range(1, 6)])
     )
     assert train.labels is not None
     assert train.labels[:8].tolist() == [1, 2, 3, 4, 5, 6, 7, 2]

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from sfumato.data import IMAGES, Dataset, Scaling, from_arrays, npy
+from sfumato.data.source import Block, Random
 
 FLOATS = Scaling(shift=0.0, scale=1.0, dtype="float32")
+HOW = {"random": Random, "block": Block}
 
 
 def images(n=6, h=3, w=5, c=3, seed=0, **changes):
@@ -144,10 +146,11 @@ def test_measure_refuses(values):
 def test_batch_takes_rows_in_order():
     labels = np.array([2, 1, 0, 2, 1, 0])
     data = images(labels=labels, classes=("a", "b", "c"))
-    x0, numbers = data.batch(torch.tensor([4, 0, 4]))
+    batch = data.batch(torch.tensor([4, 0, 4]))
+    x0, labels = batch.x, batch.cond["labels"]
     np.testing.assert_array_equal(IMAGES.decode(x0), data.values[[4, 0, 4]])
-    assert numbers is not None
-    assert numbers.tolist() == [1, 2, 1]
+    assert labels.value.tolist() == [1, 2, 1]
+    assert labels.given.all()
     assert data.shape == x0.shape[1:] == (3, 3, 5)
     assert data.is_image
     assert len(data) == 6
@@ -155,9 +158,9 @@ def test_batch_takes_rows_in_order():
 
 def test_batch_of_points_has_no_labels():
     data = points()
-    x0, labels = data.batch(np.arange(10))
-    np.testing.assert_array_equal(x0.numpy(), data.values[:10])
-    assert labels is None
+    batch = data.batch(np.arange(10))
+    np.testing.assert_array_equal(batch.x.numpy(), data.values[:10])
+    assert batch.cond == {}
     assert data.shape == (2,)
     assert not data.is_image
 
@@ -165,7 +168,7 @@ def test_batch_of_points_has_no_labels():
 def test_batch_does_not_share_memory_with_the_data():
     data = points()
     before = data.values.copy()
-    data.batch(np.arange(100))[0].zero_()
+    data.batch(np.arange(100)).x.zero_()
     np.testing.assert_array_equal(data.values, before)
 
 
@@ -302,27 +305,27 @@ def test_non_finite_row_is_named_in_large_data():
 
 def test_a_block_holds_out_the_last_rows():
     data = points(n=100, labels=np.arange(100) % 3, classes=("a", "b", "c"), captions=tuple(map(str, range(100))))
-    kept, held = data.split(0.2, seed=1, by="block")
+    kept, held = data.split(Block(0.2))
     np.testing.assert_array_equal(kept.values, data.values[:80])
     np.testing.assert_array_equal(held.values, data.values[80:])
     assert held.labels is not None
     assert held.labels.tolist() == (np.arange(80, 100) % 3).tolist()
     assert held.captions == tuple(map(str, range(80, 100)))
-    assert [len(part) for part in points(n=3).split(0.001, 0, by="block")] == [2, 1]
+    assert [len(part) for part in points(n=3).split(Block(0.001))] == [2, 1]
     with pytest.raises(ValueError, match="at least two rows, got 1"):
-        points(n=1).split(0.5, 0, by="block")
+        points(n=1).split(Block(0.5))
 
 
 @pytest.mark.parametrize("by", ["random", "block"])
 def test_the_scaling_is_measured_on_the_rows_to_train_on(by):
     values = np.random.default_rng(0).normal(size=(200, 3, 7)) + np.linspace(0, 50, 200)[:, None, None]
     data = from_arrays(values)
-    kept, held = data.split(0.3, 0, by=by)
+    kept, held = data.split(HOW[by](0.3))
     rows, _ = data.split_indices(0.3, 0, by=by)
     for part in (kept, held):
         np.testing.assert_allclose(part.scaling.shift, values[rows].mean(axis=(0, 2)), rtol=1e-12)
         np.testing.assert_allclose(part.scaling.scale, values[rows].std(axis=(0, 2)), rtol=1e-12)
-    fixed = data.scaled(data.scaling).split(0.3, 0, by=by)
+    fixed = data.scaled(data.scaling).split(HOW[by](0.3))
     assert all(part.scaling == data.scaling for part in fixed)
 
 
@@ -330,12 +333,12 @@ def test_the_scaling_is_measured_on_the_rows_to_train_on(by):
 def test_rows_of_a_mapped_file_are_those_in_memory(tmp_path, by):
     values = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
     np.save(tmp_path / "a.npy", values)
-    mapped, plain = npy(tmp_path / "a.npy").split(0.3, 0, by=by), from_arrays(values).split(0.3, 0, by=by)
+    mapped, plain = npy(tmp_path / "a.npy").split(HOW[by](0.3)), from_arrays(values).split(HOW[by](0.3))
     for ours, theirs in zip(mapped, plain, strict=True):
         np.testing.assert_array_equal(ours.values, theirs.values)
         np.testing.assert_array_equal(ours.values[3:5], theirs.values[3:5])
         assert (ours.fingerprint(), ours.shape, len(ours)) == (theirs.fingerprint(), theirs.shape, len(theirs))
-        torch.testing.assert_close(ours.batch(np.array([5, 1]))[0], theirs.batch(np.array([5, 1]))[0], rtol=0, atol=0)
+        torch.testing.assert_close(ours.batch(np.array([5, 1])).x, theirs.batch(np.array([5, 1])).x, rtol=0, atol=0)
         again, twice = ours.split(0.5, 1)[0], theirs.split(0.5, 1)[0]
         np.testing.assert_array_equal(again.values, twice.values)
 
@@ -344,6 +347,7 @@ LAZY = """
 import resource, sys
 import numpy as np
 from sfumato.data import npy
+from sfumato.data.source import Block, Random
 
 path, rows, megabytes, by = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 values = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(rows, 250, 250, 1))
@@ -356,9 +360,9 @@ data = npy(path)
 held_now = int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) << 10
 most = held_now + (megabytes << 20) if by == "random" else megabytes << 20
 resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-kept, held = data.split(0.4, 0, by=by)
+kept, held = data.split({"random": Random, "block": Block}[by](0.4))
 assert len(kept) + len(held) == rows and len(kept) > 0 and len(held) > 0
-x0 = np.concatenate([kept.batch(np.array([0]))[0], held.batch(np.array([len(held) - 1]))[0]])
+x0 = np.concatenate([kept.batch(np.array([0])).x, held.batch(np.array([len(held) - 1])).x])
 if by == "block":
     assert np.allclose(x0.mean((1, 2, 3)), [1 / 127.5 - 1, 7 / 127.5 - 1]), x0.mean((1, 2, 3))
 """

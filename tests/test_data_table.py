@@ -21,7 +21,7 @@ def test_columns_are_features_and_one_is_the_label(tmp_path, suffix):
     assert (data.classes, data.name, data.shape) == (("Oslo", "Rome"), "houses", (3,))
     assert data.labels is not None
     assert data.labels.tolist() == [0, 1, 0]
-    x0, _ = data.batch(np.arange(3))
+    x0 = data.batch(np.arange(3)).x
     np.testing.assert_allclose(x0.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(x0.std(0, correction=0), 1, atol=1e-6)
 
@@ -117,7 +117,7 @@ def test_semicolons_and_tabs_part_cells_too(tmp_path, text, columns):
 def test_time_stamps_keep_their_digits(tmp_path):
     seconds = 1.7e9 + np.arange(0, 60, 0.25)
     data = table(write(tmp_path / "a.csv", "t\n" + "\n".join(map(repr, seconds.tolist()))))
-    x0, _ = data.batch(np.arange(len(seconds)))
+    x0 = data.batch(np.arange(len(seconds))).x
     np.testing.assert_allclose(data.scaling.scale, seconds.std(), rtol=1e-9)
     np.testing.assert_allclose(np.diff(x0[:, 0].numpy()), 0.25 / seconds.std(), rtol=1e-3)
     np.testing.assert_allclose(data.scaling.decode(x0)[:, 0], seconds, rtol=0, atol=1e-5)

@@ -38,7 +38,7 @@ def test_seed_decides(name):
 @every_toy
 def test_toy_is_standardised_whatever_n(name):
     assert toy(name, 10, 1).scaling == toy(name, 20, 2).scaling
-    x0 = toy(name, 200_000, 5).batch(np.arange(200_000))[0].double()
+    x0 = toy(name, 200_000, 5).batch(np.arange(200_000)).x.double()
     np.testing.assert_allclose(x0.mean(dim=0).numpy(), 0, atol=0.012)
     np.testing.assert_allclose(x0.std(dim=0).numpy(), 1, atol=0.012)
 

@@ -135,9 +135,9 @@ def test_standard_errors_are_those_of_means():
     assert bound.standard_error == pytest.approx(3.0)
 
 
-ZERO = torch.zeros(2)
+ZERO = torch.zeros(2, dtype=torch.float64)
 BOUNDS = {
-    "chain": lambda total: likelihood.Bound(ZERO[: len(total)], total[:, None], ZERO[: len(total)], torch.ones(1)),
+    "chain": lambda total: likelihood.Bound(ZERO[: len(total)], total[:, None], ZERO[: len(total)], torch.ones(1, dtype=torch.float64)),
     "flow": lambda total: likelihood.FlowBound(total, ZERO[: len(total)], ZERO[: len(total)]),
     "latent": lambda total: latent.diffusion.LatentBound(total, ZERO[: len(total)]),
 }
@@ -148,7 +148,7 @@ BOUNDS = {
 @pytest.mark.filterwarnings("error")
 def test_the_standard_error_of_one_example_is_infinite(kind, total, wanted):
     """And of two, half their distance."""
-    bound = BOUNDS[kind](torch.tensor(total, dtype=torch.float32))
+    bound = BOUNDS[kind](torch.tensor(total, dtype=torch.float64))
     assert bound.standard_error == pytest.approx(wanted)
     if kind == "chain":
         assert {name: value.shape for name, value in bound.standard_errors.items()} == {"prior": (), "steps": (1,), "decoder": ()}

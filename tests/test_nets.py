@@ -392,6 +392,15 @@ def test_conditions_go_through_the_compiler_in_one_graph():
     subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=120)
 
 
+@every_conditioned
+def test_values_are_not_looked_at_off_the_cpu(name):
+    """On a device that has shapes and no values, where looking at one is an error as waiting for it would be slow elsewhere."""
+    net, x, log_snr, cond = conditioned(name)
+    far = {key: one.value.to("meta") for key, one in cond.items()}
+    for given in (far, drop(far, names=["color"]), None):
+        assert net.to("meta")(x.to("meta"), log_snr.to("meta"), given).shape == x.shape
+
+
 def test_a_class_that_must_be_given_is_asked_for(monkeypatch):
     net = sf.nets.UNet((1, 8), Layout(**SMALL), conditions=LABELS, given=True)
     x, log_snr = torch.randn(2, 1, 8), torch.zeros(2)

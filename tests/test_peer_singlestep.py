@@ -1,4 +1,4 @@
-"""PLMS, DPM2 and the singlestep DPM-Solver beside diffusers' schedulers, from the same x, outputs and levels, as in `test_peer_samplers`."""
+"""PLMS, DPM2 and the singlestep DPM-Solver beside diffusers' schedulers, from the same x, outputs and levels, as `test_peer_samplers`."""
 
 import pytest
 import torch

@@ -36,7 +36,7 @@ def test_differences_name_their_paths():
     assert load_recipe("digits").differences(load_recipe("digits", ["training.batch=3"])) == ["training.batch: 128 → 3"]
 
 
-NEED_PATH = ("cifar10", "cifar100", "folder", "datasets", "datasaurus", "table")
+NEED_PATH = ("cifar10", "cifar100", "folder", "datasets", "datasaurus", "table", "signals", "volumes")
 
 
 @pytest.mark.parametrize("name", [n for n in recipe_names() if n not in NEED_PATH and "model" not in read_tree(n)])

@@ -1,6 +1,22 @@
 """sfumato trains, samples, guides, measures and explains diffusion models on your own data."""
 
-from sfumato import convert, data, doctor, guide, latent, likelihood, loss, nets, noise, oracle, probability, process, tasks, verify
+from sfumato import (
+    condition,
+    convert,
+    data,
+    doctor,
+    guide,
+    latent,
+    likelihood,
+    loss,
+    nets,
+    noise,
+    oracle,
+    probability,
+    process,
+    tasks,
+    verify,
+)
 from sfumato.classifier import Classifier
 from sfumato.classifiers import load_classifier, train_classifier
 from sfumato.condition import Classes, Cond, Condition, ConditionSpec, CondLike, Map, Numbers, Sequence, Tokens, as_cond
@@ -128,6 +144,7 @@ __all__ = [
     "Vocabulary",
     "as_cond",
     "bound_costs",
+    "condition",
     "convert",
     "data",
     "doctor",

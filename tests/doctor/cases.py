@@ -64,7 +64,8 @@ class Shelf:
 
     def toy(self, *changes: str, trial: float | None = None) -> Plan:
         """Healthy points with changes."""
-        return Plan(load_recipe("moons", [*TOY, *changes]), trial_seconds=trial)
+        toy = [each for each in TOY if not (each.startswith("data.") and any(change.startswith("data=") for change in changes))]
+        return Plan(load_recipe("moons", [*toy, *changes]), trial_seconds=trial)
 
     def arrays(self, values: np.ndarray, labels: np.ndarray | None = None) -> list[str]:
         """Changes that take these arrays for data."""
@@ -192,6 +193,13 @@ def broken_folder(shelf: Shelf) -> Plan:
     return plan
 
 
+def captioned(shelf: Shelf) -> Plan:
+    plan = shelf.folder(colours())
+    lines = [f"{i:04d}.png,number {i}\n" for i in range(120)]
+    (plan.recipe.data.path / "metadata.csv").write_text("".join(["file_name,text\n", *lines]))  # pyright: ignore[reportAttributeAccessIssue]
+    return plan
+
+
 def twice(values: np.ndarray, share: float, change: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> np.ndarray:
     """With a share of the rows repeated."""
     return np.concatenate([values, change(values[: int(share * len(values))])])
@@ -201,6 +209,11 @@ def rare() -> tuple[np.ndarray, np.ndarray]:
     values, labels = digits()
     kept = (labels != 3) | (np.cumsum(labels == 3) <= 5)
     return values[kept], labels[kept]
+
+
+def dark() -> np.ndarray:
+    """Of a small deviation about black."""
+    return (digits()[0] // 12).astype(np.uint8)
 
 
 def few_many() -> tuple[np.ndarray, np.ndarray]:
@@ -272,6 +285,7 @@ def turned_nan(lines: list[dict[str, Any]]) -> None:
 
 RECIPE_FAULTS: dict[str, Callable[[Shelf], Plan]] = {
     "data-refused": lambda s: Plan(load_recipe("folder", [f"data.path={s.root / 'nothing'}"])),
+    "captions-unused": captioned,
     "broken-files": broken_folder,
     "constant-data": lambda s: s.digits(*s.arrays((digits()[0] > 0).astype(np.uint8))),
     "sliver-of-range": lambda s: s.digits(*s.arrays((digits()[0] // 16).astype(np.uint8), digits()[1])),
@@ -299,13 +313,6 @@ RECIPE_FAULTS: dict[str, Callable[[Shelf], Plan]] = {
     "signal-in-noise": lambda s: s.digits("schedule.log_snr_min=-2", "sampling.log_snr_min=null"),
     "noise-at-the-end": lambda s: s.digits("sampling.log_snr_max=3"),
     "untrained-levels": lambda s: s.digits("objective.times.std=0.2"),
-    "blind-target": lambda s: s.digits(
-        "schedule={kind: discrete, zero_terminal: true}",
-        "objective.target=eps",
-        "sampling.log_snr_max=null",
-        "sampling.log_snr_min=null",
-        "objective.times={kind: uniform}",
-    ),
     "few-steps": lambda s: s.digits("sampling.steps=2"),
     "average-too-short": lambda s: s.digits("training.ema=[0.004]"),
     "average-too-wide": lambda s: s.digits("training.ema=[0.1, 0.28]"),
@@ -353,6 +360,89 @@ RUN_FAULTS: dict[str, Callable[[Shelf], Outcome]] = {
     "flat": lambda s: s.with_options(s.digits_run, "sampling.sampler=ddim", "sampling.steps=1", "sampling.guidance=0"),
     "training-copies": lambda s: Outcome(s.memorised_run, samples=128),
 }
+
+MORE_FAULTS: list[tuple[str, Callable[[Shelf], Plan]]] = [  # in which what helps above would not
+    ("cropped-away", lambda s: s.folder(colours(height=16, width=22))),
+    ("cropped-away", lambda s: s.folder(colours(60, height=16, width=40) + colours(60, height=40, width=16))),
+    ("enlarged", lambda s: s.folder(colours(height=6, width=6)[:60] + colours(60))),
+    ("average-too-short", lambda s: s.digits("training.steps=30")),
+    ("average-too-short", lambda s: s.digits("training.steps=10", "training.ema=[0.2]")),
+    ("average-too-short", lambda s: s.digits("training.steps=100", "training.ema=[0.01, 0.15]")),
+    ("average-too-wide", lambda s: s.digits("training.steps=30", "training.ema=[0.28]")),
+    ("average-too-wide", lambda s: s.digits("training.ema=[0.28, 0.2]")),
+    ("warm-up-too-long", lambda s: s.digits("training.steps=1", "training.warmup=1")),
+    ("noise-at-the-end", lambda s: s.digits("schedule.log_snr_max=3", "sampling.log_snr_max=3")),
+    ("noise-at-the-end", lambda s: s.digits("schedule.log_snr_max=3", "sampling.log_snr_max=null")),
+    ("noise-at-the-end", lambda s: s.digits("schedule={kind: ve, sigma_min: 0.5}")),
+    ("noise-at-the-end", lambda s: s.digits("schedule={kind: discrete, betas: cosine, steps: 20}")),
+    ("noise-at-the-end", lambda s: s.digits(*s.arrays(dark()), "sampling.log_snr_max=5")),
+    ("noise-at-the-end", lambda s: s.digits(*s.arrays(dark()), "schedule={kind: discrete, betas: linear, steps: 1000}")),
+    ("signal-in-noise", lambda s: s.digits("schedule={kind: ve, sigma_max: 2}")),
+    ("signal-in-noise", lambda s: s.digits("schedule={kind: discrete, betas: linear, steps: 100}", "objective.target=eps",
+                                           "schedule.steps=1000", "schedule.betas=" + str([1e-3] * 1000))),
+    ("untrained-levels", lambda s: s.digits("schedule.log_snr_max=4", "schedule.log_snr_min=-4")),
+    ("tiny-set", lambda s: s.digits(*s.arrays(digits()[0][:20]), "training.batch=10000")),
+    ("bound-of-floats", lambda s: s.toy("schedule={kind: discrete}", "objective={loss: hybrid, variance: learned, times: {kind: uniform}}",
+                                        "sampling={sampler: ancestral-learned}")),
+    ("rate-too-low", lambda s: s.digits("training.rate=1.0e-9", "training.muon_rate=1.0e-9", "training.optimizer=muon",
+                                        "net={kind: dit, patch: 4, width: 16, depth: 1, heads: 2}", trial=3.0)),
+]  # fmt: skip
+
+
+def again(plan: Plan) -> Plan:
+    """The same recipe on what lies there now."""
+    return Plan(plan.recipe, trial_seconds=plan.trial_seconds)
+
+
+def without_broken(shelf: Shelf, plan: Plan) -> Plan:
+    for i in range(0, 60, 5):
+        (plan.recipe.data.path / f"{i:04d}.png").unlink()  # pyright: ignore[reportAttributeAccessIssue]
+    return again(plan)
+
+
+def with_data_back(shelf: Shelf, outcome: Outcome) -> Outcome:
+    values, labels = digits()
+    np.savez(outcome.recipe.data.path, arr_0=values, arr_1=labels)  # pyright: ignore[reportAttributeAccessIssue]
+    return Outcome(outcome.folder, samples=16)
+
+
+def without_damaged(shelf: Shelf, outcome: Outcome) -> Outcome:
+    (damaged,) = (outcome.folder / "checkpoints").iterdir()
+    shutil.rmtree(damaged)
+    train(load_recipe(outcome.folder / "recipe.yaml"), outcome.folder, resume=True)
+    return Outcome(outcome.folder, samples=16)
+
+
+def image_arrays(shelf: Shelf, values: np.ndarray, labels: np.ndarray | None = None) -> Plan:
+    return shelf.digits(*shelf.arrays(values, labels))
+
+
+BY_HAND: dict[str, Callable[[Shelf, Any], Subject]] = {  # what the words of a finding say, done
+    "data-refused": lambda s, plan: s.folder(colours()),
+    "broken-files": without_broken,
+    "constant-data": lambda s, plan: image_arrays(s, (digits()[0] > 0).astype(np.uint8) * 255),
+    "sliver-of-range": lambda s, plan: image_arrays(s, (digits()[0] // 16 * 16).astype(np.uint8), digits()[1]),
+    "constant-features": lambda s, plan: s.toy(*s.arrays(sf.data.moons(500, 0))),
+    "outliers": lambda s, plan: s.toy(*s.arrays(sf.data.moons(500, 0))),
+    "unlike-scales": lambda s, plan: s.toy(*s.arrays(series())),
+    "floats-for-images": lambda s, plan: s.toy(*s.arrays(np.stack([np.asarray(p) for p in colours()]))),
+    "alpha-channel": lambda s, plan: s.digits(*s.arrays(np.stack([np.asarray(p) for p in colours()]))),
+    "sixteen-bit": lambda s, plan: s.toy(*s.arrays(np.stack([np.asarray(deep(p))[None] / 65535 for p in colours()]).astype(np.float32))),
+    "copies": lambda s, plan: image_arrays(s, np.unique(twice(digits()[0], 0.1), axis=0)),
+    "near-copies": lambda s, plan: image_arrays(s, digits()[0]),
+    "class-imbalance": lambda s, plan: image_arrays(s, few_many()[0][:100], few_many()[1][:100]),
+    "rare-classes": lambda s, plan: image_arrays(s, rare()[0], np.where(rare()[1] == 3, 2, rare()[1])[:] - (rare()[1] > 3)),
+    "one-class": lambda s, plan: image_arrays(s, digits()[0]),
+    "empty-labels": lambda s, plan: image_arrays(s, *digits()),
+    "options-refused": lambda s, plan: s.digits("net={kind: dit, width: 98, heads: 7}"),
+    "checkpoint-damaged": without_damaged,
+    "other-data": with_data_back,
+    "data-elsewhere": with_data_back,
+}
+BY_TRAINING = ["no-checkpoint", "stopped-early", "loss-not-finite", "steps-rejected", "loss-exploded", "loss-spikes", "loss-never-fell",
+               "rate-was-zero", "always-clipped", "learnt-nothing", "worse-than-gaussian", "only-gaussian", "held-out-gap",
+               "average-worse", "samples-not-finite", "training-copies"]  # fmt: skip
+BY_SAMPLING = ["saturated", "colour-shift", "collapsed", "samples-alike", "blurred", "grainy", "flat"]
 
 
 def shared(name: str) -> Path:

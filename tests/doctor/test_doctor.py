@@ -7,19 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import DIGITS, HEALTHY, RECIPE_FAULTS, RUN_FAULTS, SKIPPED, digits
+from cases import BY_HAND, BY_SAMPLING, BY_TRAINING, DIGITS, HEALTHY, MORE_FAULTS, RECIPE_FAULTS, RUN_FAULTS, SKIPPED, digits
 
 import sfumato as sf
 from sfumato.cli import main
-from sfumato.doctor import Plan, Severity, checks
+from sfumato.doctor import Outcome, Plan, Severity, checks
 from sfumato.doctor.table import page
-from sfumato.model import build_denoiser
 from sfumato.recipe import load_recipe
 
-CURED = ["grey-as-rgb", "flip-changes", "clip-cuts-data", "signal-in-noise", "noise-at-the-end", "untrained-levels", "blind-target",
-         "few-steps", "average-too-short", "average-too-wide", "warm-up-too-long", "no-checkpoint-on-the-way", "guidance-untaught",
-         "guidance-too-strong", "bound-of-floats", "rate-too-low", "batch-above-data", "cropped-away", "enlarged", "unlike-scales",
-         "floats-for-images"]  # fmt: skip
+BY_OPTIONS = [name for name in RECIPE_FAULTS if name not in BY_HAND]
+MAY_HAVE_NO_OPTION = ["enlarged"]
 
 
 @pytest.mark.parametrize("name", RECIPE_FAULTS)
@@ -44,16 +41,89 @@ def test_every_check_has_a_planted_fault():
     assert {check.id for check in checks()} == {*RECIPE_FAULTS, *RUN_FAULTS}
 
 
-@pytest.mark.parametrize("name", CURED)
-def test_the_change_that_is_proposed_cures(name, shelf):
-    plan = RECIPE_FAULTS[name](shelf)
-    (finding,) = (finding for finding in sf.doctor.recipe(plan) if finding.id == name)
-    changes = [change.strip("'") for change in re.findall(r"--set (\S+?='[^']*'|[^\s;,()]+)", finding.change)]
-    assert changes
+OPTION = r"--(?:set|guidance|steps|sampler) (?:\S+?='[^']*'|[^\s;,()]+)"
+PLACES = {"--set": "", "--guidance": "sampling.guidance=", "--steps": "sampling.steps=", "--sampler": "sampling.sampler="}
+
+
+def ways(change):
+    """The ways that a finding's advice names, as changes of the options; the options that each begins with."""
+    for part in re.split(r"; (?:or )?|, or ", change):
+        found = re.match(rf"(?:[Bb]egin anew with |with |take )?((?:{OPTION} ?)+)", part)
+        if found:
+            words = [word.split(" ", 1) for word in re.findall(OPTION, found[1])]
+            yield [PLACES[flag] + value.replace("='", "=").rstrip("'") for flag, value in words]
+
+
+def finding_of(name, subject):
+    found = (sf.doctor.recipe if isinstance(subject, Plan) else sf.doctor.run)(subject)
+    return next((finding for finding in found if finding.id == name), None)
+
+
+def planted(name, subject):
+    if SKIPPED.get(name):
+        pytest.skip("this machine has what the fault supposes to be missing")
+    finding = finding_of(name, subject)
+    assert finding is not None
+    return finding
+
+
+def changed(plan, changes, shelf):
+    """A plan with its advice followed, which must say something else than the plan."""
     path = shelf.path(".yaml")
     path.write_text(plan.recipe.to_yaml())
-    better = Plan(load_recipe(path, [change.replace("='", "=").rstrip("'") for change in changes]), trial_seconds=plan.trial_seconds)
-    assert name not in {finding.id for finding in sf.doctor.recipe(better)}
+    better = Plan(load_recipe(path, changes), trial_seconds=plan.trial_seconds)
+    assert better.recipe != plan.recipe
+    return better
+
+
+def test_the_advice_on_every_finding_is_tried():
+    """In one of three forms: options of a recipe, options or commands for a run, work on the data."""
+    assert {*RECIPE_FAULTS, *RUN_FAULTS} == {*BY_OPTIONS, *BY_HAND, *BY_TRAINING, *BY_SAMPLING}
+
+
+@pytest.mark.parametrize(("name", "make"), [*((name, RECIPE_FAULTS[name]) for name in BY_OPTIONS), *MORE_FAULTS])
+def test_the_options_that_are_advised_make_the_finding_go(name, make, shelf):
+    """Each way that is named, by itself; where none is, the words must not name an option."""
+    plan = make(shelf)
+    change = planted(name, plan).change
+    tried = list(ways(change))
+    assert tried or (name in MAY_HAVE_NO_OPTION and "--set" not in change)
+    for changes in tried:
+        assert finding_of(name, changed(plan, changes, shelf)) is None, changes
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_what_is_advised_in_words_makes_the_finding_go(name, shelf):
+    subject = {**RECIPE_FAULTS, **RUN_FAULTS}[name](shelf)
+    finding = planted(name, subject)
+    assert not list(ways(finding.change)) or name == "data-elsewhere"
+    assert finding_of(name, BY_HAND[name](shelf, subject)) is None
+
+
+@pytest.mark.parametrize("name", BY_TRAINING)
+def test_the_training_that_is_advised_makes_the_finding_go(name, shelf):
+    """A run that goes on, or begins anew, as the first way that is named says."""
+    outcome = RUN_FAULTS[name](shelf)
+    change, run = planted(name, outcome).change, shelf.path()
+    command = re.match(r"sfumato train (\S+)/recipe.yaml --out \1 (?:--steps (\d+) )?--resume", change)
+    if command:
+        assert Path(command[1]) == outcome.folder
+        run = shelf.copy(outcome.folder)
+        train(load_recipe(run / "recipe.yaml", steps=int(command[2]) if command[2] else None), run, resume=True)
+    else:
+        plan = changed(outcome.plan, next(ways(change)), shelf)
+        train(plan.recipe, run)
+    assert finding_of(name, Outcome(run, samples=outcome.count)) is None
+
+
+@pytest.mark.parametrize("name", BY_SAMPLING)
+def test_the_sampling_that_is_advised_makes_the_finding_go(name, shelf):
+    outcome = RUN_FAULTS[name](shelf)
+    run, changes = shelf.copy(outcome.folder), next(ways(planted(name, outcome).change))
+    (run / "recipe.yaml").write_text(outcome.recipe.to_yaml())
+    better = Outcome(run, changes, samples=outcome.count)
+    assert better.recipe != outcome.recipe
+    assert finding_of(name, better) is None
 
 
 def test_the_worst_come_first(shelf):

@@ -265,3 +265,9 @@ def test_what_theirs_cannot_be_is_refused(options, message):
     net = sf.nets.UNet((3, 8, 8), sf.nets.UNetLayout(channels=(32, 64), attention=(False, True), **options))
     with pytest.raises(ValueError, match=message):
         openai_weights(net)
+
+
+def test_conditions_that_theirs_do_not_know_are_refused():
+    net = sf.nets.UNet((3, 8, 8), conditions={"size": sf.condition.Numbers(1)})
+    with pytest.raises(ValueError, match='"size" cannot be represented in another library'):
+        openai_weights(net)

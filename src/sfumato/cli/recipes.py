@@ -27,4 +27,4 @@ def recipes(
     Console().print(table)
 
 
-NEED_PATH = ("cifar10", "cifar100", "datasaurus", "datasets", "folder", "ldm", "ldm-flowers", "table")
+NEED_PATH = ("cifar10", "cifar100", "datasaurus", "datasets", "folder", "ldm", "ldm-flowers", "signals", "table", "volumes")

@@ -24,7 +24,7 @@ def sample(
     out: Annotated[
         Path, typer.Option(help="s.npz, s.csv (tables), s.png or .jpg (a sheet), s.gif (the reverse process), or a folder for PNGs.")
     ],
-    count: Annotated[int | None, typer.Option(help="How many; 64 images or 2000 points by default.")] = None,
+    count: Annotated[int | None, typer.Option(help="How many; 2000 points or rows, 64 of all else by default.")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLERS)}; the recipe's by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler; the recipe's by default.")] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on (model, seed, i) alone.")] = 0,
@@ -59,7 +59,7 @@ def sample(
         raise ValueError(f"{model} is {run.sampler.kind}, which makes no samples. {run.sampler.use}")
     judge = None if classifier is None else load_classifier(classifier)
     if count is None:
-        count = 64 if run.spec.is_image else 2000
+        count = 2000 if len(run.spec.shape) == 1 else 64
     for name, number, least in (("--count", count, 1), ("--batch", batch, 1), ("--seed", seed, 0)):
         if number < least:
             raise ValueError(f"{name} must be at least {least}, got {number}.")

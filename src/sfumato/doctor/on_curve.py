@@ -3,9 +3,17 @@
 import numpy as np
 
 from sfumato.doctor.check import ERROR, WARNING, Reading, above, check, share
+from sfumato.doctor.on_trial import HEALTHY_RATE
 from sfumato.doctor.outcome import Outcome
 
 ENOUGH = 8  # records, below which there is no curve
+
+
+def _lower(run: Outcome) -> str:
+    """A quarter of the rate, and none above what every network bears."""
+    training = run.recipe.training
+    names = ["rate"] + ["muon_rate"] * (training.optimizer == "muon")
+    return " ".join(f"--set training.{name}={min(getattr(training, name) / 4, HEALTHY_RATE):.1g}" for name in names)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -21,7 +29,7 @@ def loss_not_finite(run: Outcome) -> Reading | None:
         float(len(bad)),
         f"{len(bad)} of {len(run.records)} records have a loss or gradient that is not finite, the first at step {bad[0] if bad else 0}.",
         "The weights were lost there: samples will be black (NaN has no grey level).",
-        f"Begin anew with --set training.rate={run.recipe.training.rate / 4:.1g} --set runtime.precision=float32",
+        f"Begin anew with {_lower(run)} --set runtime.precision=float32",
     )
 
 
@@ -35,7 +43,7 @@ def steps_rejected(run: Outcome) -> Reading | None:
         rejected / max(1, steps),
         f"{rejected} of {steps} steps were not applied; their batches are in {run.folder / 'rejected'}.",
         "The steps are too long, or some examples are broken: without the guard the loss would be NaN and the samples black.",
-        f"--set training.rate={run.recipe.training.rate / 4:.1g} --set runtime.precision=float32, and look at the rejected batches",
+        f"Begin anew with {_lower(run)} --set runtime.precision=float32, and look at the rejected batches",
     )
 
 
@@ -51,7 +59,7 @@ def loss_exploded(run: Outcome) -> Reading | None:
         float(smooth[-1] / smooth.min()),
         f"The loss was {smooth.min():.3g} at step {at} and ended at {smooth[-1]:.3g}.",
         "The training has diverged after that step; what came later undid what was learnt.",
-        f"Begin anew with --set training.rate={run.recipe.training.rate / 4:.1g}",
+        f"Begin anew with {_lower(run)}",
     )
 
 
@@ -66,7 +74,7 @@ def loss_never_fell(run: Outcome) -> Reading | None:
         ratio,
         f"The loss began at {losses[0]:.4g} and has a median of {ratio * losses[0]:.4g} over the last quarter of the records.",
         "Nothing was learnt: samples are noise.",
-        f"--set training.rate={1e-3:g}; if the rate is as usual, look at the data with sfumato doctor RECIPE",
+        f"Begin anew with --set training.rate={HEALTHY_RATE:g}; if the rate is as usual, look at the data with sfumato doctor RECIPE",
     )
 
 
@@ -83,8 +91,7 @@ def loss_spikes(run: Outcome) -> Reading | None:
         float(ratios.max()),
         f"At step {run.records[worst]['step']} the loss is {losses[worst]:.3g}, around it {around[worst]:.3g}.",
         "A few batches throw the weights far off, and it takes the run a while to come back; a broken example, or too long steps.",
-        f"--set training.clip={run.recipe.training.clip / 4:g}, or training.rate={run.recipe.training.rate / 2:.1g}; look "
-        "at the examples of that step",
+        f"Begin anew with --set training.clip={run.recipe.training.clip / 4:g}, or with {_lower(run)}; look at the examples of that step",
     )
 
 
@@ -99,7 +106,7 @@ def rate_was_zero(run: Outcome) -> Reading | None:
         idle,
         f"The learning rate was below 1e-7 in {share(idle)} of the records; the highest was {np.nanmax(rates):.2g}.",
         "At such a rate float32 weights do not change: that time was lost.",
-        "--set training.rate=1e-3 --set training.warmup=100",
+        f"Begin anew with --set training.rate={HEALTHY_RATE:g} --set training.warmup={run.recipe.training.steps // 20}",
     )
 
 
@@ -114,5 +121,5 @@ def always_clipped(run: Outcome) -> Reading | None:
         ratio,
         f"Gradient norms have a median of {np.median(norms):.3g}, training.clip is {run.recipe.training.clip:g}.",
         "Every step is clipped hard: a batch that is wrong counts as much as one that is right.",
-        f"--set training.clip={float(f'{2 * np.median(norms):.1g}'):g}",
+        f"Begin anew with --set training.clip={float(f'{2 * np.median(norms):.1g}'):g}",
     )

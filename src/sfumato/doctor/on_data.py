@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from sfumato.data.arrays import seem_last
-from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check, share
+from sfumato.doctor.check import ERROR, NOTE, WARNING, Reading, above, below, check, share
 from sfumato.doctor.neighbours import features, nearest
 from sfumato.doctor.plan import Plan
+from sfumato.train.data_options import FolderData
 
 MOST_ROWS = 100_000  # hashed to find copies
 ENOUGH = 100  # examples, below which a statistic of neighbours says nothing
@@ -22,6 +23,21 @@ def data_refused(plan: Plan) -> Reading | None:
         return None
     return Reading(
         1.0, plan.refusal, "The data cannot be read, so nothing else about them could be looked at.", "Mend what the sentence names."
+    )
+
+
+@check("captions-unused", NOTE, above(0, "who wrote captions may think that the model reads them"))
+def captions_unused(plan: Plan) -> Reading | None:
+    """How many captions come with the data, which no kind of model learns from yet."""
+    if plan.dataset is None:
+        return None
+    count = len(plan.dataset.captions or ())
+    change = "--set data.captions=false" if isinstance(plan.recipe.data, FolderData) else "--set data.caption=''"
+    return Reading(
+        float(count),
+        f"{count} images have a caption.",
+        "Captions are read and not used: the model learns from the images, and from classes where there are any.",
+        f"{change} leaves them unread; for conditional samples, sort the images into class folders, or name a column of labels.",
     )
 
 
@@ -173,7 +189,7 @@ def grey_as_rgb(plan: Plan) -> Reading | None:
         coloured,
         f"{share(coloured)} of the pixels have any colour.",
         "Grey images are stored as RGB: the network learns three copies of one channel, and samples get a cast where they disagree.",
-        "--set data.channels=1" if plan.recipe.data.kind == "folder" else "Save one channel: values[..., :1].",
+        "--set data.channels=1" if hasattr(plan.recipe.data, "channels") else "Save one channel: values[..., :1].",
     )
 
 
@@ -188,7 +204,9 @@ def alpha_channel(plan: Plan) -> Reading | None:
         float(is_fourth and (constant or getattr(plan.recipe.data, "channels", None) != 4)),
         f"Images have {plan.x0.shape[1]} channels" + ("; the fourth is constant." if constant else "."),
         "The fourth channel is learnt like a colour, with pixels that nobody sees behind it, and viewers will show samples transparent.",
-        "Lay the images on a colour and save three channels: values[..., :3].",
+        "--set data.channels=3"
+        if hasattr(plan.recipe.data, "channels")
+        else "Lay the images on a colour and save three channels: values[..., :3].",
     )
 
 
@@ -238,12 +256,14 @@ def tiny_set(plan: Plan) -> Reading | None:
         return None
     training, examples = plan.recipe.training, len(plan.rows[0])
     numbers, often = examples * math.prod(plan.x0.shape[1:]), training.steps * training.batch / examples
-    fewer = max(1, round(100 * examples / training.batch))
+    fewer = max(1, round(100 * examples / min(training.batch, examples)))
     return Reading(
         often if plan.parameters > numbers else 0.0,
         f"{examples} examples ({numbers:,} numbers) are each shown {often:.0f} times to {plan.parameters:,} weights.",
         "The network has room to store the data and time to do so: samples will be copies of the training examples.",
-        f"--set training.steps={fewer} --set training.held_out=0.1, a smaller network, or more data"
+        f"--set training.steps={fewer} --set training.held_out=0.1"
+        + (f" --set training.batch={examples}" if training.batch > examples else "")
+        + ", a smaller network, or more data"
         + (" (--set training.flip=true doubles images that may be mirrored)." if plan.dataset.is_image and not training.flip else "."),
     )
 

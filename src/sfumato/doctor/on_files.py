@@ -1,6 +1,7 @@
 """What a loader of image files does to them without a word."""
 
 import math
+from collections.abc import Sequence
 
 from sfumato.data.options import FolderData
 from sfumato.doctor.check import NOTE, WARNING, Reading, above, check, share
@@ -13,7 +14,7 @@ def alpha_on_white(plan: Plan) -> Reading | None:
     """Share of the image files with transparent pixels."""
     if not plan.pictures:
         return None
-    clear = sum(picture.is_transparent for picture in plan.pictures)
+    clear = 0 if plan.x0.shape[1] == 4 else sum(picture.is_transparent for picture in plan.pictures)
     return Reading(
         clear / len(plan.pictures),
         f"{clear} of {len(plan.pictures)} files have transparent pixels.",
@@ -22,7 +23,10 @@ def alpha_on_white(plan: Plan) -> Reading | None:
     )
 
 
-@check("cropped-away", WARNING, above(0.2, "a square cut from 5:4 loses 20%; from 4:3, 25%; from 16:9, 44%"))
+MOST_LOST = 0.2  # of an image
+
+
+@check("cropped-away", WARNING, above(MOST_LOST, "a square cut from 5:4 loses 20%; from 4:3, 25%; from 16:9, 44%"))
 def cropped_away(plan: Plan) -> Reading | None:
     """Mean share of an image that is cut away to fit the size."""
     options = plan.recipe.data
@@ -31,14 +35,15 @@ def cropped_away(plan: Plan) -> Reading | None:
     height, width = plan.x0.shape[2:]
     lost = [_lost(picture, height, width) for picture in plan.pictures]
     mean = sum(lost) / len(lost)
-    aspect = math.exp(sum(math.log(picture.width / picture.height) for picture in plan.pictures) / len(lost))
-    side = lambda n: max(8, 8 * round(n / 8))  # noqa: E731
-    better = f"[{side(height / aspect**0.5)}, {side(height * aspect**0.5)}]"
+    change = "--set data.fit=pad keeps all of every image, on white"
+    left, size = _better(plan.pictures, height, width)
+    if left <= MOST_LOST:
+        change = f"--set data.size='[{size[0]}, {size[1]}]' (height, width) cuts {share(left)} away; {change}"
     return Reading(
         mean,
         f"On average {share(mean)} of an image is cut away to fit {width}×{height}; up to {share(max(lost))}.",
         "The centre is kept: heads, feet and whatever stands at the side are never seen, so never drawn.",
-        f"--set data.size='{better}' (height, width) has the images' mean aspect; --set data.fit=pad keeps all of them on white",
+        change,
     )
 
 
@@ -56,8 +61,21 @@ def enlarged(plan: Plan) -> Reading | None:
         small,
         f"{share(small)} of the files are smaller than {width}×{height}; the smallest side is {smallest} pixels.",
         "They are enlarged, and their blur is learnt as a way that images look.",
-        f"--set data.size={max(8, 8 * (smallest // 8))}, or remove the small files",
+        f"--set data.size={8 * (smallest // 8)}, or remove the small files" if smallest >= 8 else "Remove the small files.",
     )
+
+
+def _better(pictures: Sequence[Picture], height: int, width: int) -> tuple[float, tuple[int, int]]:
+    """The share that is cut away at the size that cuts least, of sides that are multiples of 8 and about as many pixels as now."""
+    sides = range(8, 2 * max(height, width) + 8, 8)
+    sizes = [(h, w) for h in sides for w in sides if abs(math.log(h * w / (height * width))) < math.log(2)]
+
+    def judged(size: tuple[int, int]) -> tuple[float, float]:
+        left = sum(_lost(picture, *size) for picture in pictures) / len(pictures)
+        return left + abs(math.log(size[0] * size[1] / (height * width))) / 4, left
+
+    best = min(sizes, key=judged, default=(height, width))
+    return judged(best)[1], best
 
 
 def _lost(picture: Picture, height: int, width: int) -> float:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from sfumato.doctor.check import ERROR, WARNING, Reading, above, check
+from sfumato.doctor.on_trial import HEALTHY_RATE
 from sfumato.doctor.outcome import LevelErrors, Outcome
 
 
@@ -20,7 +21,7 @@ def learnt_nothing(run: Outcome) -> Reading | None:
         float(ratios.min()),
         f"At its best level the model has {_at(errors, ratios, int(ratios.argmin()))} of the error of untrained weights.",
         "Nothing was learnt at any level: samples are noise.",
-        "Look at training.rate and at the data: sfumato doctor RECIPE tries both.",
+        f"Begin anew with --set training.rate={HEALTHY_RATE:g}; if the rate is as usual, look at the data with sfumato doctor RECIPE",
     )
 
 
@@ -42,7 +43,7 @@ def worse_than_gaussian(run: Outcome) -> Reading | None:
         f"{'covariance' if errors.gaussian_is_full else 'variances'}.",
         "At this level the network has learnt less than a formula knows: too short a training, levels drawn too seldom there, or a "
         "target or weight that hides the error.",
-        "--set training.steps=… for longer, or objective.times='{kind: uniform}' to see all levels alike",
+        f"{run.longer()}; or begin anew with --set objective.times='{{kind: uniform}}', which sees all levels alike",
     )
 
 
@@ -63,7 +64,7 @@ def only_gaussian(run: Outcome) -> Reading | None:
         f"{'covariance' if errors.gaussian_is_full else 'variances'}.",
         "The network knows no more than the brightness and the blur of the data: samples are coloured fog. "
         "(If the data are Gaussian, all is well.)",
-        f"--set training.steps={4 * run.recipe.training.steps}",
+        run.longer(),
     )
 
 
@@ -97,9 +98,10 @@ def average_worse(run: Outcome) -> Reading | None:
     if (errors := run.errors) is None or errors.raw is None:
         return None
     ratio = float(np.exp(np.log(errors.model / errors.raw).mean()))
+    narrower = max(0.001, round(min(run.recipe.training.ema) / 2, 3))
     return Reading(
         ratio,
         f"The averaged weights have {ratio:.2f} times the error of the weights themselves.",
         "Samples are drawn with the average, which lags behind or is damaged: noise or mush from a network that is sound.",
-        "--set training.ema='[0.1]' (a narrower average); or train on, if the run is young",
+        f"{run.longer()}, if the run is young; or begin anew with --set training.ema='[{narrower:g}]'",
     )

@@ -60,13 +60,21 @@ def noise_at_the_end(plan: Plan) -> Reading | None:
     end = float(finite_ends(plan.sampling_schedule)[0])
     left = math.exp(-end / 2) / plan.spec.std
     is_sampling = plan.recipe.sampling.log_snr_max is not None
-    change = {"discrete": "--set schedule.betas=linear --set schedule.steps=1000", "ve": "--set schedule.sigma_min=0.002"}
+    options, aim = plan.recipe.schedule, 0.05 * plan.spec.std
+    needed = max(10, math.ceil(-2 * math.log(aim)))
+    if isinstance(options, ChainSchedule):  # whose first beta is 0.1 over its steps
+        change = f"--set schedule.betas=linear --set schedule.steps={max(1000, 1000 * math.ceil(0.1 / aim**2 / 1000))}"
+    elif isinstance(options, VESchedule):
+        change = f"--set schedule.sigma_min={min(0.002, float(f'{aim:.1g}')):g}"
+    else:
+        ends = ["schedule"] * (options.log_snr_max < needed) + ["sampling"] * is_sampling
+        change = " ".join(f"--set {group}.log_snr_max={needed}" for group in ends)
     return Reading(
         left,
         f"The cleanest level has log-SNR {end:.1f} nats: noise of {left:.2g} standard deviations of the data"
         + (f", {127.5 * math.exp(-end / 2):.0f} grey levels." if plan.spec.is_bytes else "."),
         "What is finer than this noise is never learnt: the last step guesses it at once, and samples are blurred or grainy.",
-        change.get(plan.recipe.schedule.kind, f"--set {'sampling' if is_sampling else 'schedule'}.log_snr_max=10"),
+        change,
     )
 
 
@@ -83,27 +91,21 @@ def untrained_levels(plan: Plan) -> Reading | None:
     first, last = log_snr(plan.levels[0]), log_snr(plan.levels[-2])
     low, high = float(plan.drawn.min()), float(plan.drawn.max())
     beyond = max(low - first, last - high, 0.0)
-    ends = f"--set sampling.log_snr_min={math.ceil(low)} --set sampling.log_snr_max={math.floor(high)}"
-    curve = plan.recipe.schedule.kind not in ("ve", "discrete")
+    widest, closer = "--set objective.times='{kind: uniform}'", ""
+    if isinstance(options := plan.recipe.schedule, CurveSchedule):
+        sampling = plan.recipe.sampling
+        if sampling.log_snr_min is not None and sampling.log_snr_min < options.log_snr_min:
+            widest += " --set sampling.log_snr_min=null"
+        if sampling.log_snr_max is not None and sampling.log_snr_max > options.log_snr_max:
+            widest += " --set sampling.log_snr_max=null"
+        if math.ceil(low) < math.floor(high):
+            closer = f", or --set sampling.log_snr_min={math.ceil(low)} --set sampling.log_snr_max={math.floor(high)}"
     return Reading(
         beyond,
         f"Sampling goes from {first:.1f} to {last:.1f} nats of log-SNR, training draws levels from {low:.1f} to {high:.1f}.",
         "At the levels beyond, the network was never taught: what it says there is chance, and shows as casts (noisy end) or grain "
         "(clean end).",
-        "--set objective.times='{kind: uniform}'" + (f", or {ends}" if curve else ""),
-    )
-
-
-@check("blind-target", ERROR, above(0, "a division by zero"), of_levels=True)
-def blind_target(plan: Plan) -> Reading | None:
-    """Whether the target says nothing of x0 at a level without signal that training or sampling visits."""
-    end = plan.recipe.schedule.build().log_snr(torch.ones((), dtype=torch.float64))
-    target = plan.recipe.objective.target
-    return Reading(
-        float(not bool(end.isfinite()) and target in ("eps", "score")),
-        f"The schedule ends at zero SNR, and the target is {target}.",
-        "Without signal x_T is the noise: the network has nothing to say about the data there, and x0 is 0/0: NaN, black samples.",
-        "--set objective.target=v",
+        widest + closer,
     )
 
 
@@ -124,7 +126,19 @@ def few_steps(plan: Plan) -> Reading | None:
     )
 
 
-@check("average-too-short", WARNING, below(5, "an average over fewer than five steps is the raw weights with a delay"))
+SPANNED, WIDEST = 5, 0.24  # steps that an average spans at least, and its width at most
+
+
+def _averages(training: Training) -> str:
+    """The averages that are neither too short nor too wide, or the one nearest to the usual that is not; more steps, where none can be."""
+    usual = max(0.1, math.ceil(1000 * SPANNED / training.steps) / 1000)
+    if usual > WIDEST:
+        return f"--set training.steps={10 * SPANNED} --set training.ema='[0.1]'"
+    kept = [width for width in training.ema if width * training.steps >= SPANNED and width <= WIDEST] or [usual]
+    return f"--set training.ema='[{', '.join(f'{width:g}' for width in kept)}]'"
+
+
+@check("average-too-short", WARNING, below(SPANNED, "an average over fewer than five steps is the raw weights with a delay"))
 def average_too_short(plan: Plan) -> Reading | None:
     """Steps that the narrowest average of the weights spans: its width times the run's length."""
     training = plan.recipe.training
@@ -133,11 +147,11 @@ def average_too_short(plan: Plan) -> Reading | None:
         spanned,
         f"The average of width {min(training.ema):g} spans {spanned:.1f} of {training.steps} steps.",
         "It smooths nothing: samples are those of the raw weights, with their noise.",
-        "--set training.ema='[0.1]'",
+        _averages(training),
     )
 
 
-@check("average-too-wide", WARNING, above(0.24, "from 0.24 on, a tenth of the average's weight lies in the first quarter of the run"))
+@check("average-too-wide", WARNING, above(WIDEST, "from 0.24 on, a tenth of the average's weight lies in the first quarter of the run"))
 def average_too_wide(plan: Plan) -> Reading | None:
     """Width of the widest average of the weights, relative to the run's length."""
     width = max(plan.recipe.training.ema)
@@ -145,7 +159,7 @@ def average_too_wide(plan: Plan) -> Reading | None:
         width,
         f"The widest average of the weights has width {width:g}.",
         "It still holds weights of the run's beginning: samples lag behind what the network has learnt.",
-        "--set training.ema='[0.1]'",
+        _averages(plan.recipe.training),
     )
 
 
@@ -159,7 +173,7 @@ def warm_up_too_long(plan: Plan) -> Reading | None:
         "The rate is still rising when the run is over."
         if training.warmup >= training.steps
         else "Little of the run is left at the full rate.",
-        f"--set training.warmup={max(1, training.steps // 20)}",
+        f"--set training.warmup={training.steps // 20}",
     )
 
 
@@ -239,5 +253,6 @@ def bound_of_floats(plan: Plan) -> Reading | None:
         f"{share(outside)} of the entries of x0 lie outside [-1, 1].",
         f"objective.loss={plan.recipe.objective.loss} gives a likelihood to {plan.recipe.objective.values} values in [-1, 1]; for these "
         "data it has none.",
-        "--set objective.loss=simple --set objective.variance=fixed",
+        "--set objective.loss=simple --set objective.variance=fixed"
+        + (" --set sampling.sampler=ancestral" if plan.recipe.sampling.sampler == "ancestral-learned" else ""),
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check, share
 from sfumato.doctor.neighbours import features, nearest
+from sfumato.doctor.on_trial import HEALTHY_RATE
 from sfumato.doctor.outcome import Outcome
 
 
@@ -17,7 +18,8 @@ def samples_not_finite(run: Outcome) -> Reading | None:
         float(bool(run.sample_refusal)),
         run.sample_refusal,
         "The weights or the sampler have diverged: such samples are shown black.",
-        "Begin anew with a lower training.rate; if the losses are sound, take --set sampling.sampler=multistep",
+        f"Begin anew with --set training.rate={min(run.recipe.training.rate / 4, HEALTHY_RATE):.1g}; if the losses are sound, "
+        f"take --sampler {_other(run)}",
     )
 
 
@@ -44,7 +46,7 @@ def saturated(run: Outcome) -> Reading | None:
         ours - theirs,
         f"{share(ours)} of the samples' entries are {where}, {share(theirs)} of the data's.",
         "x0 is driven out of the range of the data and cut off: glaring samples.",
-        f"--guidance {max(1.0, run.recipe.sampling.guidance / 2):g}, more --steps; the weights may stay if the losses by level are sound",
+        f"{run.weaker()}; the weights may stay if the losses by level are sound",
     )
 
 
@@ -61,7 +63,7 @@ def colour_shift(run: Outcome) -> Reading | None:
         float(shift.abs().max()),
         f"Channel {worst} is {abs(float(shift[worst])):.2f} deviations {'higher' if shift[worst] > 0 else 'lower'} than in the data.",
         "Samples have a cast: too little noise where sampling begins, an average that lags, or too short a training at the noisy levels.",
-        "--sampler ancestral --steps 100 tells whether it is the sampler; if not, train longer",
+        f"--sampler {_other(run)} --steps 100 tells whether it is the sampler; if not, {run.longer()}",
     )
 
 
@@ -76,7 +78,7 @@ def collapsed(run: Outcome) -> Reading | None:
         ratio,
         f"Samples have {ratio:.2f} of the variance of the data.",
         "They are more alike than the data: averages of what could be, or few kinds of it.",
-        f"--guidance {max(1.0, run.recipe.sampling.guidance / 2):g}, more --steps, or a longer training",
+        f"{run.weaker()}; if that does not help, {run.longer()}",
     )
 
 
@@ -92,7 +94,7 @@ def samples_alike(run: Outcome) -> Reading | None:
         ours / theirs if theirs > 0 else 1.0,
         f"The nearest other sample is {ours:.3g} away in the median, the nearest other example {theirs:.3g}.",
         "The same few things are drawn again and again.",
-        f"--guidance {max(1.0, run.recipe.sampling.guidance / 2):g}; if that does not help, a lower training.rate and a longer training",
+        f"{run.weaker()}; if that does not help, {run.longer()}",
     )
 
 
@@ -105,7 +107,7 @@ def blurred(run: Outcome) -> Reading | None:
         ratio,
         f"Neighbouring pixels differ by {ratio:.2f} of what they do in the data (mean square).",
         "Samples are blurred: too few steps, a last step from too noisy a level, or too short a training.",
-        "--steps 40; if that does not help, sampling.log_snr_max=9, then a longer training",
+        f"{run.finer()}; if that does not help, {run.longer()}",
     )
 
 
@@ -118,7 +120,7 @@ def grainy(run: Outcome) -> Reading | None:
         ratio,
         f"Neighbouring pixels differ by {ratio:.2f} times what they do in the data (mean square).",
         "Noise is left in the samples: the sampler stops too early or adds noise at the end, or the network is untrained at clean levels.",
-        "--sampler multistep --steps 20; sampling.log_snr_max within what training draws",
+        f"--sampler {_other(run)} {run.finer()}; sampling.log_snr_max within what training draws",
     )
 
 
@@ -133,7 +135,7 @@ def flat(run: Outcome) -> Reading | None:
         ours / theirs if theirs > 0 else 1.0,
         f"Samples have a contrast of {ours:.2f}, the data of {theirs:.2f} (standard deviation in x0).",
         "Samples are grey: the network says the mean of all data, for want of training or of steps.",
-        "--steps 40; if that does not help, a longer training",
+        f"{run.finer()}; if that does not help, {run.longer()}",
     )
 
 
@@ -153,6 +155,11 @@ def training_copies(run: Outcome) -> Reading | None:
         "The network has learnt the data by heart.",
         f"--set training.steps={max(1, run.recipe.training.steps // 3)} --set training.held_out=0.1, a smaller network, or more data",
     )
+
+
+def _other(run: Outcome) -> str:
+    """A method that adds no noise, and is not the recipe's."""
+    return "multistep" if run.recipe.sampling.sampler != "multistep" else "ddim"
 
 
 def _roughness(run: Outcome) -> float | None:

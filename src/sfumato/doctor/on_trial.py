@@ -5,6 +5,7 @@ import math
 from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check
 from sfumato.doctor.plan import Plan
 
+HEALTHY_RATE = 1e-3  # at which every network that ships learns
 ENOUGH = 15  # steps, below which a trial has hardly left its warm-up
 
 
@@ -17,13 +18,13 @@ def rate_too_high(plan: Plan) -> Reading | None:
         return None
     training = plan.recipe.training
     rate = "training.muon_rate" if training.optimizer == "muon" and training.muon_rate > training.rate else "training.rate"
-    lower = getattr(training, rate.split(".")[1]) / 10
+    lower = min(getattr(training, rate.split(".")[1]) / 10, HEALTHY_RATE)
     return Reading(
         trial.after / trial.before if math.isfinite(trial.after) and all(map(math.isfinite, trial.norms)) else math.nan,
         f"In {trial.steps} steps at the full rate the loss went from {trial.before:.3g} to {trial.after:.3g}; the last gradient norm is "
         f"{trial.norms[-1]:.3g}.",
         "The steps are too long: the loss will explode or turn NaN, and samples will be black, or noise.",
-        f"--set {rate}={lower:.1g}, or a longer training.warmup",
+        f"--set {rate}={lower:.1g}",
     )
 
 
@@ -50,12 +51,14 @@ def memory(plan: Plan) -> Reading | None:
     if (trial := plan.trial) is None:
         return None
     slice_ = plan.recipe.runtime.micro_batch or plan.recipe.training.batch
-    fitting = max(1, int(slice_ * 0.5 * trial.free_bytes / trial.peak_bytes))
+    fixed = trial.peak_bytes - slice_ * trial.example_bytes
+    fitting = int((0.7 * trial.free_bytes - fixed) / max(1, trial.example_bytes))
+    change = f"--set runtime.micro_batch={fitting} (the same steps, computed in slices)"
     return Reading(
         trial.peak_bytes / trial.free_bytes,
         f"Training will need about {trial.peak_bytes / 2**30:.1f} GiB, {trial.free_bytes / 2**30:.1f} GiB are free ({trial.device}).",
         "The process will be killed in its first steps.",
-        f"--set runtime.micro_batch={fitting} (the same steps, computed in slices)",
+        change if fitting >= 1 else "A smaller network: its weights and the optimiser's alone do not fit.",
     )
 
 
@@ -66,11 +69,12 @@ def too_long(plan: Plan) -> Reading | None:
         return None
     training = plan.recipe.training
     hours = training.steps * trial.seconds_per_step / 3600
+    fewer = int(training.steps * 24 / hours) if hours else training.steps
     return Reading(
         hours,
         f"A step takes {trial.seconds_per_step:.3g} s here ({trial.device}), so {training.steps} steps take {hours:.0f} hours.",
         "The run will not be done before then.",
-        f"--set training.steps={max(1, int(training.steps * 24 / hours)) if hours else training.steps} ends in a day; or a smaller net.",
+        f"--set training.steps={fewer} ends in a day; or a smaller net" if fewer else "A smaller net, or a smaller training.batch.",
     )
 
 

@@ -89,6 +89,20 @@ class Outcome:
                 found.append(record)
         return found
 
+    def longer(self) -> str:
+        """The command that makes its training four times as long."""
+        return f"sfumato train {self.folder}/recipe.yaml --out {self.folder} --steps {4 * self.recipe.training.steps} --resume"
+
+    def weaker(self) -> str:
+        """Words of `sample` for less guidance and more steps than the recipe's."""
+        sampling = self.recipe.sampling
+        less = f"--guidance {1 if sampling.guidance <= 2 else 2} " if sampling.guidance > 1 else ""
+        return f"{less}{self.finer()}"
+
+    def finer(self) -> str:
+        """Words of `sample` for more steps than the recipe's."""
+        return f"--steps {max(40, 2 * self.recipe.sampling.steps)}"
+
     def curve(self, name: str) -> Float[np.ndarray, "n"]:
         """One column of the records."""
         return np.array([record.get(name, math.nan) for record in self.records], dtype=np.float64)

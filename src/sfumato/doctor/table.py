@@ -14,7 +14,7 @@ there. `python tests/doctor/margins.py` writes this page. (ddpm-pytorch: lucidra
 
 | what people see | what is behind it, most often |
 | --- | --- |
-| black samples, NaN losses (ddpm-pytorch #175, #61, #360, #101) | `rate-too-high`, `steps-rejected`, `blind-target`, `samples-not-finite` |
+| black samples, NaN losses (ddpm-pytorch #175, #61, #360, #101) | `rate-too-high`, `steps-rejected`, `samples-not-finite` |
 | grey or washed-out samples | `signal-in-noise`, `sliver-of-range`, `few-steps`, `only-gaussian`, `average-worse` |
 | a colour cast | `colour-shift`, `grey-as-rgb`, `untrained-levels` |
 | glaring colours | `guidance-too-strong`, `saturated`, `clip-cuts-data` |

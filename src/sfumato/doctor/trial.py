@@ -41,6 +41,7 @@ class Trial:
         moved: mean absolute change of the losses of the single examples, relative to `before`.
         norms: of the gradients, before clipping.
         peak_bytes: what training will need at its peak.
+        example_bytes: of it, what each example that goes through the network at once adds.
         free_bytes: what this machine can give.
         device: where.
     """
@@ -53,6 +54,7 @@ class Trial:
     moved: float
     norms: tuple[float, ...]
     peak_bytes: int
+    example_bytes: int
     free_bytes: int
     device: str
 
@@ -107,6 +109,7 @@ class _Bench:
             moved=float((after - before).abs().mean() / before.mean()),
             norms=tuple(norms),
             peak_bytes=fixed + per_example * slice_,
+            example_bytes=per_example,
             free_bytes=free,
             device=self.device.type,
         )

@@ -88,7 +88,7 @@ Lengths = float | np.ndarray  # in half log-SNR
 
 
 def bridge(h: Lengths, rest: Lengths) -> tuple[Lengths, Lengths, Lengths]:
-    """N(λ) given N(λ - h) and N(λ + rest): two weights of its mean, its deviation. h and rest are not both 0, inf where nothing is known."""
+    """N(λ) given N(λ - h) and N(λ + rest): two weights of its mean, its deviation. Not both lengths are 0; inf: nothing is known."""
     from_low, from_high, both = -np.expm1(-2 * h), -np.expm1(-2 * rest), -np.expm1(-2 * (h + rest))
     return np.exp(-h) * from_high / both, np.exp(-rest) * from_low / both, np.sqrt(from_low * from_high / both)
 
