@@ -10,7 +10,7 @@ from sfumato.data.arrays import seem_last
 from sfumato.doctor.check import ERROR, NOTE, WARNING, Reading, above, below, check, share
 from sfumato.doctor.neighbours import features, nearest
 from sfumato.doctor.plan import Plan
-from sfumato.train.data_options import FolderData
+from sfumato.data.options import FolderData
 
 MOST_ROWS = 100_000  # hashed to find copies
 ENOUGH = 100  # examples, below which a statistic of neighbours says nothing

@@ -6,8 +6,10 @@ import torch
 
 from sfumato.doctor.check import ERROR, WARNING, Reading, above, below, check, share
 from sfumato.doctor.plan import Plan, log_snr
+from sfumato.options import Training
 from sfumato.runtime import multiplies_bfloat16
 from sfumato.schedule import finite_ends
+from sfumato.tasks.options import ChainSchedule, CurveSchedule, VESchedule
 
 
 @check("options-refused", ERROR, above(0, "what `train` refuses"))
