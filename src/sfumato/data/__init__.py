@@ -9,6 +9,7 @@ from sfumato.data.folder import folder
 from sfumato.data.hugging_face import from_datasets
 from sfumato.data.idx import idx, read_idx
 from sfumato.data.images import Fit
+from sfumato.data.scenes import SceneBatch, Scenes
 from sfumato.data.table import table
 from sfumato.data.toys import (
     TOYS,
@@ -33,6 +34,8 @@ __all__ = [
     "Dataset",
     "Fit",
     "Scaling",
+    "SceneBatch",
+    "Scenes",
     "cache_folder",
     "checkerboard",
     "cifar10",
