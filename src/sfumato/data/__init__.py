@@ -10,6 +10,7 @@ from sfumato.data.hugging_face import from_datasets
 from sfumato.data.idx import idx, read_idx
 from sfumato.data.images import Fit
 from sfumato.data.scaling import IMAGES, Channels, Scaling, Standard
+from sfumato.data.scenes import SceneBatch, Scenes
 from sfumato.data.table import table
 from sfumato.data.toys import (
     TOYS,
@@ -37,6 +38,8 @@ __all__ = [
     "HeldOutBy",
     "Missing",
     "Scaling",
+    "SceneBatch",
+    "Scenes",
     "Standard",
     "cache_folder",
     "checkerboard",
