@@ -77,11 +77,7 @@ def load_classifier(folder: str | Path) -> Classifier:
     found = next((each for each in (home, place) if _is_classifier(each)), None)
     if found is None:
         raise ValueError(f"{folder} holds no classifier; train one with sfumato train-classifier {folder}, or name its own folder.")
-    recipe, spec, manifest = (
-        resolve(read_tree(found / "recipe.yaml"), source=str(found), kind="classifier"),
-        read_spec(found),
-        read_manifest(found),
-    )
+    recipe, manifest = resolve(read_tree(found / "recipe.yaml"), source=str(found), kind="classifier"), read_manifest(found)
     network = recipe.build(read_spec(found))
     if "prior" in manifest:  # as version 0.1 kept it
         network.log_prior.copy_(torch.tensor(manifest["prior"]).log())
