@@ -68,10 +68,12 @@ def _with_own(recipe: Any, module: nn.Module | Task | None, folder: Path) -> Any
         recipe = recipe.model_copy(update=own)
     elif module is not None:
         recipe = recipe.model_copy(update={"net": OwnNet(module=module)})
-    if getattr(getattr(recipe, "net", None), "module", True) is None:
+    missing = [name for name in type(recipe).model_fields if getattr(getattr(recipe, name), "is_missing", False)]
+    if missing:
+        what, how = {"net": ("network", "module=NETWORK")}.get(missing[0], (missing[0], "module=TASK"))
         raise ValueError(
-            f"{folder} was trained with a network of the user's own, which a file cannot hold: load it in Python, with "
-            f"sf.load({str(folder)!r}, module=…)."
+            f"{folder} was trained with a {what} of the user's own, which a file cannot hold: load it in Python, with "
+            f"sf.load({str(folder)!r}, {how})."
         )
     return recipe
 

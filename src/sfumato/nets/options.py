@@ -100,6 +100,11 @@ class OwnNet(Options):
     kind: Literal["own"] = "own"
     module: torch.nn.Module | None = Field(default=None, exclude=True)
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether it was read from a file, which cannot hold it."""
+        return self.module is None
+
     def build(self, shape: tuple[int, ...], conditions: Conditions, out_channels: int | None = None) -> torch.nn.Module:
         """A copy of the module.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sfumato import guide, loss, prediction, process, storage
 from sfumato.classifier import Classifier
 from sfumato.condition import Cond, ConditionSpec
-from sfumato.data.source import Batch, DataSpec, Draw
+from sfumato.data.source import Batch, DataSpec, Draw, Source
 from sfumato.denoiser import Denoiser, Predictor
 from sfumato.loss import AdaptiveTimes, Weight
 from sfumato.nets.options import Net
@@ -27,7 +27,7 @@ from sfumato.options import Options, Training, known
 from sfumato.sampling import Step, grid, steps
 from sfumato.sampling.loop import walk
 from sfumato.schedule import Discrete, Level, Schedule
-from sfumato.task import LossTerms, Recipe, Request, Sampler, State, Task, register
+from sfumato.task import LossTerms, Recipe, Request, Sampler, State, Task, examples_of, register
 from sfumato.tasks.options import SAMPLERS, SPACINGS, ChainSchedule, CurveSchedule, LogNormalTimes, Sampling, ScheduleOptions, Times
 from sfumato.tuning import Tuned, tune
 
@@ -167,6 +167,26 @@ class Diffusion(Task):
         """The network."""
         assert isinstance(model, Denoiser)
         return model.net
+
+    def examine(self, model: Denoiser, spec: DataSpec, source: Source) -> None:
+        """Refuses samplers that cannot work, and a module of the user's own that does not take these data.
+
+        Raises:
+            ValueError: says what.
+        """
+        super().examine(model, spec, source)
+        if self.net.kind != "own":
+            return
+        batch = examples_of(source, 2, model)
+        try:
+            with torch.no_grad():
+                self.loss(model, batch, Draw(0, 1, len(batch), slice(0, len(batch))), None)
+        except (RuntimeError, TypeError, IndexError) as error:
+            shape = list(batch.x.shape)
+            raise ValueError(
+                f"the network of the user's own cannot take these data: called as module(x {shape}, log_snr [{len(batch)}], cond) it failed "
+                f"with {type(error).__name__}: {' '.join(str(error).split())}; it must return a tensor of x's shape."
+            ) from error
 
     def begin(self, model: Denoiser) -> State | None:
         """Training times, where they learn from the losses seen."""

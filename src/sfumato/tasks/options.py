@@ -1,10 +1,10 @@
 """Options of every task that has noise levels: schedules, training times, sampling."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sfumato import loss
 from sfumato import schedule as schedules
@@ -68,7 +68,52 @@ class ChainSchedule(Options):
         return chain.zero_terminal() if self.zero_terminal else chain
 
 
-ScheduleOptions = Annotated[CurveSchedule | VESchedule | ChainSchedule, Field(discriminator="kind")]
+class OwnSchedule(Options):
+    """A schedule of the user's own, given in Python."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    kind: Literal["own"] = "own"
+    schedule: schedules.Schedule | None = Field(default=None, exclude=True)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it was read from a file, which cannot hold it."""
+        return self.schedule is None
+
+    def build(self) -> schedules.Schedule:
+        """The schedule.
+
+        Raises:
+            ValueError: there is none, as in a recipe that was read from a file.
+        """
+        if self.schedule is None:
+            raise ValueError("schedule.kind=own is a schedule of the user's own, which a file cannot hold; train and load it in Python.")
+        return self.schedule
+
+
+def _options_of(given: Any) -> Any:
+    """The options of a schedule that is given as such: those of its kind where they say all of it."""
+    if not isinstance(given, schedules.Schedule):
+        return given
+    curves = {schedules.Cosine: "cosine", schedules.Flow: "flow", schedules.LinearVP: "linear-vp", schedules.SubVP: "sub-vp"}
+    options: Options | None = None
+    if (kind := curves.get(type(given))) is not None:
+        options = CurveSchedule.model_validate({"kind": kind, "log_snr_max": given.log_snr_max, "log_snr_min": given.log_snr_min})
+    elif type(given) is schedules.Discrete:
+        options = ChainSchedule(betas=tuple(given.betas.tolist()), steps=len(given))
+    return options if options is not None and _is_same(options.build(), given) else OwnSchedule(schedule=given)
+
+
+def _is_same(a: schedules.Schedule, b: schedules.Schedule) -> bool:
+    """Whether two schedules have the same levels, at some times."""
+    like = torch.zeros(9, dtype=torch.float64)
+    levels = [schedule.level(torch.linspace(0, 1, 9, dtype=torch.float64), like=like) for schedule in (a, b)]
+    return all(torch.equal(getattr(levels[0], name), getattr(levels[1], name)) for name in ("alpha", "sigma"))
+
+
+ScheduleOptions = Annotated[
+    CurveSchedule | VESchedule | ChainSchedule | OwnSchedule, BeforeValidator(_options_of), Field(discriminator="kind")
+]
 
 
 class UniformTimes(Options):
