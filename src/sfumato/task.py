@@ -203,6 +203,10 @@ class Task(Options):
         """Whether this kind has `metrics` of its own, for which an averaged model is made."""
         return type(self).metrics is not Task.metrics
 
+    def precision(self, asked: str) -> str:
+        """The number format of training: "float32", "bfloat16", or "auto" for what the machine multiplies fast."""
+        return "float32" if self.is_exact else asked
+
     def check_training(self, training: Training) -> None:
         """Refuses ways of training that cannot work for this kind.
 

@@ -61,7 +61,7 @@ class TorchSource(Source):
         if not len(items):
             raise ValueError("a torch Dataset must hold items, got an empty one.")
         self.items, self.name = items, type(items).__name__
-        some = [_fields(_item(items, row, 0, 0)) for row in np.unique(np.linspace(0, len(items) - 1, min(64, len(items))).astype(int))]
+        some = [_fields(_item(items, row, 0, 0)) for row in np.unique(np.linspace(0, len(items) - 1, min(64, len(items))).astype(int)).tolist()]
         self._spec = spec or DataSpec(
             tuple(some[0]["x"].shape), PLAIN, _specs({name: [item[name] for item in some] for name in some[0]}, items)
         )
@@ -85,7 +85,7 @@ class TorchSource(Source):
     def fingerprint(self) -> str:
         """Of the number of items and up to 64 of them."""
         digest = hashlib.sha256(str(len(self)).encode())
-        for row in np.unique(np.linspace(0, len(self) - 1, 64).astype(int)):
+        for row in np.unique(np.linspace(0, len(self) - 1, 64).astype(int)).tolist():
             for name, value in sorted(_fields(_item(self.items, int(row), 0, 0)).items()):
                 digest.update(name.encode() + value.contiguous().numpy().tobytes())
         return digest.hexdigest()

@@ -4,6 +4,7 @@ Training times, noise and dropped conditions are drawn here, of the step's `Draw
 """
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ from sfumato.schedule import Discrete, Level, Schedule
 from sfumato.task import LossTerms, Recipe, Request, Sampler, State, Task, examples_of, register
 from sfumato.tasks.options import SAMPLERS, SPACINGS, ChainSchedule, CurveSchedule, LogNormalTimes, Sampling, ScheduleOptions, Times
 from sfumato.tuning import Tuned, tune
+
+logger = logging.getLogger(__name__)
 
 BatchLoss = Callable[[Predictor, Tensor, Tensor, Tensor, Cond | None], Tensor]
 
@@ -142,6 +145,10 @@ class Diffusion(Task):
             )
         return self
 
+    def precision(self, asked: str) -> str:
+        """A module of the user's own is computed in float32 unless bfloat16 is asked for."""
+        return "float32" if asked == "auto" and self.net.kind == "own" else asked
+
     def check_training(self, training: Training) -> None:
         """Guidance needs a model that has seen examples without conditions."""
         refuse_guidance(self.sampling, training)
@@ -217,7 +224,7 @@ class Diffusion(Task):
         changes = {name: value for name in ("log_snr_max", "log_snr_min") if (value := getattr(self.sampling, name)) is not None}
         ended = self.schedule.model_copy(update=changes).build() if changes else self.noise
         drop = self.training.label_drop if isinstance(self, Recipe) else None
-        return DiffusionSampler(model, spec, self.noise, ended, self.sampling, drop, {} if folder is None else read_tuned(folder), name)
+        return DiffusionSampler(model, spec, self.noise, ended, self.sampling, drop, name=name).of_run(folder)
 
 
 @dataclass(frozen=True)
@@ -254,6 +261,14 @@ class DiffusionSampler(Sampler):
     kind = "a diffusion model"
     takes = frozenset({"steps", "guidance", "sampler", "classifier"})
 
+    def of_run(self, folder: Path | None) -> "DiffusionSampler":
+        """With the tuned levels of a run folder, where there is one; warns of guidance in its recipe that changes nothing."""
+        if folder is None:
+            return self
+        if self._unguided and self.options.guidance != 1:
+            logger.warning("%s; its recipe's guidance of %g changes nothing.", self._unguided, self.options.guidance)
+        return replace(self, tuned=read_tuned(folder))
+
     @property
     def predictor(self) -> Predictor:
         """The averaged network."""
@@ -281,15 +296,16 @@ class DiffusionSampler(Sampler):
         super().check(options, cond)
         self.plan(**options)
         for name, condition in cond.items():
-            what = "a label" if name == "labels" else name
+            is_label = name == "labels"
             if self.drop == 1 and "classifier" not in options and bool(condition.given.any()):
                 raise ValueError(
-                    f"{self.name} was trained without its conditions (training.label_drop=1), so it cannot draw {what}; leave it out, or "
-                    "guide by a classifier."
+                    f"{self.name} was trained without its {'labels' if is_label else 'conditions'} (training.label_drop=1), so it cannot "
+                    f"draw {'a class' if is_label else name}; leave {'the labels' if is_label else 'it'} out, or guide by a classifier."
                 )
             if self.drop == 0 and not bool(condition.given.all()):
                 raise ValueError(
-                    f"{self.name} was never trained without {what} (training.label_drop=0), so it cannot draw without; give it for all."
+                    f"{self.name} was never trained without {'a label' if is_label else name} (training.label_drop=0), so it cannot draw "
+                    f"without {'one; name a class' if is_label else 'it; give it for all'}."
                 )
 
     @torch.no_grad()

@@ -121,9 +121,7 @@ def _equipped(engine: Engine, recipe: Any, shape: Sequence[int | None], *, begun
     Raises:
         ValueError: kernels that cannot be had.
     """
-    runtime = recipe.runtime
-    if recipe.is_exact:
-        runtime = runtime.model_copy(update={"precision": "float32"})
+    runtime = recipe.runtime.model_copy(update={"precision": recipe.precision(recipe.runtime.precision)})
     if runtime.kernels == "auto" and begun is not None:
         runtime = runtime.model_copy(update={"kernels": begun_with(begun).get("kernels", "torch")})
     by_kernels = not engine.any(not wants_kernels(runtime, recipe.training, shape, engine.device))
