@@ -398,6 +398,20 @@ class Numbers(ConditionSpec):
         if not all(isfinite(number) for number in self.shift) or not all(isfinite(number) and number > 0 for number in self.scale):
             raise ValueError(f"shifts must be finite and scales positive, got {list(self.shift)} and {list(self.scale)}.")
 
+    @classmethod
+    def measured(cls, numbers: np.ndarray, names: tuple[str, ...] = ()) -> "Numbers":
+        """Such numbers [n, size], with their means and standard deviations where they are given (1 where all are alike).
+
+        Raises:
+            ValueError: a column that is given in no row, or infinity.
+        """
+        given = np.where(np.isnan(numbers).any(axis=1, keepdims=True), np.nan, numbers).astype(np.float64)
+        if np.isnan(given).all() or np.isinf(given).any():
+            raise ValueError("numbers must be finite, and given in a row at least.")
+        deviation = np.nanstd(given, axis=0)
+        scale = np.where(deviation > 0, deviation, 1.0)
+        return cls(numbers.shape[1], names, tuple(np.nanmean(given, axis=0).tolist()), tuple(scale.tolist()))
+
     def nothing(self, count: int) -> Condition:
         """So many rows without numbers."""
         return Condition(torch.zeros(count, self.size), torch.zeros(count, dtype=torch.bool))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64, UInt64
 from torch import Tensor
 
-from sfumato.condition import Classes, Condition, ConditionSpec, Map
+from sfumato.condition import Classes, Condition, ConditionSpec, Map, Numbers
 from sfumato.data.rows import Values, check_finite, chunks, take
 from sfumato.data.scaling import IMAGES, Scaling, Standard
 from sfumato.data.source import Batch, Block, DataSpec, Draw, Group, Random, Source, Split
@@ -74,7 +74,7 @@ class Dataset(Source):
     label: str = "label"
     measured: Standard | None = None
     notes: tuple[str, ...] = ()
-    conditions: Mapping[str, tuple[np.ndarray, ConditionSpec]] = field(default_factory=dict)
+    conditions: Mapping[str, tuple[Values, ConditionSpec]] = field(default_factory=dict)
     known: Known | None = None
 
     def __post_init__(self) -> None:
@@ -86,7 +86,8 @@ class Dataset(Source):
         for name, (array, spec) in self.conditions.items():
             if len(array) != len(self.values) or name == "labels":
                 raise ValueError(f'{self.name}: the condition "{name}" must have one row a value and another name, got {len(array)}.')
-            spec.check(_condition(array[:1], spec).value, name)
+            rows = array if isinstance(spec, Classes | Numbers) else array[:1]
+            spec.check(_condition(rows, spec), f"the condition {name} of {self.name}")
         if self.captions is not None and len(self.captions) != len(self.values):
             raise ValueError(
                 f"{self.name}: there must be one caption for each of {len(self.values)} values, got {len(self.captions)} captions."
@@ -286,13 +287,13 @@ class Dataset(Source):
         values, labels = take(self.values, _as_slice(rows)), None if self.labels is None else self.labels[rows]
         captions = None if self.captions is None else tuple(self.captions[row] for row in rows)
         known = _Part((values, labels, captions))
-        conditions = {name: (array[rows], spec) for name, (array, spec) in self.conditions.items()}
+        conditions = {name: (take(array, _as_slice(rows)), spec) for name, (array, spec) in self.conditions.items()}
         return replace(
             self, values=values, labels=labels, captions=captions, name=name, scaling=scaling, conditions=conditions, known=known
         )
 
 
-def _condition(array: np.ndarray, spec: ConditionSpec) -> Condition:
+def _condition(array: Values, spec: ConditionSpec) -> Condition:
     """Rows of a condition as the model sees them."""
     if isinstance(spec, Classes):
         value = torch.from_numpy(array.astype(np.int64))

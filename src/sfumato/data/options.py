@@ -222,6 +222,27 @@ class IdxData(Options):
         return data.idx(self.path, self.labels)
 
 
+class ScenesData(Options):
+    """Rendered scenes of one or two coloured shapes, with all that is known of them as conditions: `sfumato.data.Scenes`.
+
+    `conditions` are the names of those to train on; all where not given. `held_out` is the share of combinations of colour and shape that
+    do not occur, so that samples can show whether a model combines what it has only seen apart.
+    """
+
+    kind: Literal["scenes"] = "scenes"
+    size: int = Field(default=32, ge=16, le=64, multiple_of=4)
+    objects: Literal[1, 2] = 1
+    count: int = Field(default=20_000, ge=1)
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    conditions: tuple[str, ...] | None = None
+
+    def load(self) -> data.Dataset:
+        """Draws them."""
+        scenes = data.Scenes(size=self.size, objects=self.objects, held_out=self.held_out, seed=self.seed)
+        return scenes.dataset(self.count, conditions=self.conditions)
+
+
 class ElsewhereData(Options):
     """Data that are not at hand: those of a model that was trained with another library."""
 
@@ -264,6 +285,7 @@ DATA_KINDS: list[type[Options]] = [
     TableData,
     ArrayData,
     IdxData,
+    ScenesData,
     ElsewhereData,
     PythonData,
 ]

@@ -11,6 +11,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 
+from sfumato.condition import Classes, ConditionSpec, Map, Numbers
+from sfumato.data.dataset import Dataset, of_images
 from sfumato.data.scenes_captions import Scene, SceneObject, parse, phrasings
 from sfumato.data.scenes_reader import Share, matches, read, score
 from sfumato.data.scenes_shapes import (
@@ -184,6 +186,33 @@ class Scenes:
             captions=tuple(form[int(at * len(form))] for form, at in zip(forms, u[:, 9], strict=True)),
             scenes=scenes,
         )
+
+    def dataset(self, count: int, *, conditions: Sequence[str] | None = None, held_out: bool = False) -> Dataset:
+        """The first `count` scenes as a data set, with what is known of them as conditions and one caption each.
+
+        Args:
+            count: how many.
+            conditions: names, as in `SceneBatch`: the classes (colour, shape, …), `numbers`, `low` and `outline`; all where not given.
+            held_out: of the combinations that are held out.
+
+        Raises:
+            ValueError: as `draw`, and for names that there are not.
+        """
+        drawn = self.draw(count, held_out=held_out)
+        known: dict[str, tuple[np.ndarray, ConditionSpec]] = {
+            name: (numbers, Classes(drawn.class_names[name], tuple(np.bincount(numbers, minlength=len(drawn.class_names[name])).tolist())))
+            for name, numbers in drawn.classes.items()
+        }
+        known |= {
+            "numbers": (drawn.numbers, Numbers.measured(drawn.numbers, drawn.number_names)),
+            "low": (drawn.low, Map(3)),
+            "outline": (drawn.outline, Map(1)),
+        }
+        names = tuple(known) if conditions is None else tuple(conditions)
+        if wrong := [name for name in names if name not in known]:
+            raise ValueError(f'scenes have no condition "{wrong[0]}"; those of these scenes are {", ".join(known)}.')
+        chosen = {name: known[name] for name in names}
+        return of_images(drawn.images, name="scenes", captions=drawn.captions, conditions=chosen)
 
 
 def _scene(combination: Combination, sizes: list[str], place: str | None, numbers: list[list[float]]) -> Scene:
