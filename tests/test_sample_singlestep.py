@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import sfumato as sf
 from sfumato.cli import app
-from sfumato.recipe import SAMPLERS
+from sfumato.tasks.options import SAMPLERS
 
 METHODS = [
     (sf.steps.Singlestep(2), 2),

@@ -6,7 +6,7 @@ import torch
 from problems import SCHEDULES
 
 import sfumato as sf
-from sfumato.recipe import SPACINGS
+from sfumato.tasks.options import SPACINGS
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: repr(type(s).__name__))

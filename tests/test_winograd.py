@@ -8,8 +8,8 @@ from sfumato.kernels.build import compiled
 from sfumato.kernels.choice import use
 from sfumato.kernels.winograd import Conv3x3, conv3x3, fits
 from sfumato.nets import PatchUNet
+from sfumato.options import Training
 from sfumato.training.optim import Optimizer
-from sfumato.recipe import Training
 
 # The last three leave 3, 1 and 5 tiles after whole blocks of six.
 CASES = [

@@ -17,11 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sfumato as sf
+from sfumato import storage
 from sfumato.doctor import Outcome, Plan
-from sfumato.runtime import multiplies_bfloat16
-from sfumato import storage as checkpoint
-from sfumato.training.loop import Stopped, train
 from sfumato.recipe import load_recipe
+from sfumato.runtime import multiplies_bfloat16
 
 Subject = Plan | Outcome
 
@@ -91,11 +90,10 @@ class Shelf:
         path, out = self.path(".yaml"), self.path()
         path.write_text(yaml.safe_dump(tree))
         done: list[int] = []
+        calls = sf.Callbacks(on_step=lambda step, loss: done.append(step), should_stop=lambda: len(done) == stop_after)
         try:
-            train(
-                load_recipe(path, changes), out, on_step=lambda step, loss: done.append(step), should_stop=lambda: len(done) == stop_after
-            )
-        except Stopped:
+            sf.train(load_recipe(path, changes), out=out, callbacks=calls)
+        except sf.Stopped:
             assert stop_after is not None
         return out
 
@@ -105,7 +103,9 @@ class Shelf:
 
     @cached_property
     def toy_run(self) -> Path:
-        return train(load_recipe("moons", TOY), self.path())
+        out = self.path()
+        sf.train(load_recipe("moons", TOY), out=out)
+        return out
 
     @cached_property
     def idle_run(self) -> Path:
@@ -119,7 +119,7 @@ class Shelf:
         path.write_text(yaml.safe_dump(DIGITS))
         changes = ["training.rate=30", "training.warmup=60", "training.steps=120", "training.log_every=5", "training.checkpoint_every=40"]
         with pytest.raises(FloatingPointError):
-            train(load_recipe(path, changes), out)
+            sf.train(load_recipe(path, changes), out=out)
         return out
 
     @cached_property
@@ -154,7 +154,7 @@ class Shelf:
         """The digits' run with other averaged weights."""
         run = self.copy(self.digits_run)
         (path,) = (run / "checkpoints").glob("*/ema-*.safetensors")
-        checkpoint.add(path.parent, path.stem, {name: change(name, value) for name, value in load_file(path).items()})
+        storage.add(path.parent, path.stem, {name: change(name, value) for name, value in load_file(path).items()})
         return Outcome(run, samples=128)
 
 
@@ -249,7 +249,7 @@ def with_early_average(shelf: Shelf) -> Outcome:
     (early,) = (shelf.young_run / "checkpoints").glob("*/ema-*.safetensors")
     run = shelf.copy(shelf.digits_run)
     (late,) = (run / "checkpoints").glob("*/ema-*.safetensors")
-    checkpoint.add(late.parent, late.stem, load_file(early))
+    storage.add(late.parent, late.stem, load_file(early))
     return Outcome(run, samples=64)
 
 
@@ -409,7 +409,7 @@ def with_data_back(shelf: Shelf, outcome: Outcome) -> Outcome:
 def without_damaged(shelf: Shelf, outcome: Outcome) -> Outcome:
     (damaged,) = (outcome.folder / "checkpoints").iterdir()
     shutil.rmtree(damaged)
-    train(load_recipe(outcome.folder / "recipe.yaml"), outcome.folder, resume=True)
+    sf.train(load_recipe(outcome.folder / "recipe.yaml"), out=outcome.folder, resume=True)
     return Outcome(outcome.folder, samples=16)
 
 

@@ -109,10 +109,10 @@ def test_the_training_that_is_advised_makes_the_finding_go(name, shelf):
     if command:
         assert Path(command[1]) == outcome.folder
         run = shelf.copy(outcome.folder)
-        train(load_recipe(run / "recipe.yaml", steps=int(command[2]) if command[2] else None), run, resume=True)
+        sf.train(load_recipe(run / "recipe.yaml", steps=int(command[2]) if command[2] else None), out=run, resume=True)
     else:
         plan = changed(outcome.plan, next(ways(change)), shelf)
-        train(plan.recipe, run)
+        sf.train(plan.recipe, out=run)
     assert finding_of(name, Outcome(run, samples=outcome.count)) is None
 
 
@@ -184,7 +184,7 @@ def test_the_trial_tells_what_a_batch_keeps_in_memory(shelf):
     small, large = (shelf.digits(f"training.batch={n}", "net.width=512", trial=0.5).trial for n in (256, 8192))
     plan = shelf.digits("net.width=512")
     x0, labels = plan.some(1024)
-    denoiser = build_denoiser(plan.recipe, plan.form)
+    denoiser = plan.recipe.build(plan.spec)
     objective = plan.recipe.objective.build_loss(plan.recipe.schedule.build(), 0.7)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         loss = objective(denoiser, x0, torch.ones_like(x0), torch.full((1024,), 0.5), {"labels": labels}).mean()

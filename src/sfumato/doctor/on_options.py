@@ -9,6 +9,7 @@ from sfumato.doctor.plan import Plan, log_snr
 from sfumato.options import Training
 from sfumato.runtime import multiplies_bfloat16
 from sfumato.schedule import finite_ends
+from sfumato.tasks.options import ChainSchedule, VESchedule
 from sfumato.tasks.options import ChainSchedule, CurveSchedule, VESchedule
 
 
