@@ -172,17 +172,21 @@ class DatasetsData(_ImageOptions):
 
 
 class TableData(Options):
-    """A CSV or TSV file: columns of numbers, and perhaps one of labels; rows with missing cells are refused or dropped."""
+    """A CSV or TSV file: columns of numbers, perhaps one of labels, and columns that are `conditions`, of numbers or of texts.
+
+    Rows with missing cells are refused or dropped.
+    """
 
     kind: Literal["table"] = "table"
     path: DataPath
     columns: tuple[str, ...] | None = None
     label: str | None = None
+    conditions: tuple[str, ...] = ()
     missing: data.Missing = "refuse"
 
     def load(self) -> data.Dataset:
         """Reads the columns."""
-        return data.table(self.path, columns=self.columns, label=self.label, missing=self.missing)
+        return data.table(self.path, columns=self.columns, label=self.label, conditions=self.conditions, missing=self.missing)
 
 
 class ArrayData(Options):

@@ -1,4 +1,4 @@
-"""Tables of numbers in CSV or TSV: each row an example, each column a feature, and perhaps one column of labels.
+"""Tables of numbers in CSV or TSV: each row an example, each column a feature, perhaps one column of labels, and some of conditions.
 
 The first line names the columns and says by what they are parted: commas, semicolons or tabs. Numbers are written with a point, in files
 with semicolons also with a comma. A cell that is empty, NaN or NA is missing: it is refused, or its row is dropped.
@@ -17,6 +17,7 @@ from typing import IO
 
 import numpy as np
 
+from sfumato.condition import Classes, ConditionSpec, Numbers
 from sfumato.data.arrays import Missing
 from sfumato.data.dataset import Dataset
 from sfumato.data.scaling import Scaling
@@ -26,12 +27,20 @@ _MISSING = {"", "nan", "na", "n/a", "null", "none"}
 _MOST_LINES, _MOST_COLUMNS = 8, 12  # that an error names
 
 
-def table(path: str | Path, *, columns: Sequence[str] | None = None, label: str | None = None, missing: Missing = "refuse") -> Dataset:
+def table(
+    path: str | Path,
+    *,
+    columns: Sequence[str] | None = None,
+    label: str | None = None,
+    conditions: Sequence[str] = (),
+    missing: Missing = "refuse",
+) -> Dataset:
     """float64 [n, columns] of a .csv (commas, semicolons or tabs) or .tsv (tabs), standardised column by column.
 
     Args:
-        columns: the features, in this order; every column but the label if left out.
+        columns: the features, in this order; every column but the label and the conditions if left out.
         label: the column of the labels. Its distinct cells are the classes: in the order of numbers where all are integers, else of texts.
+        conditions: columns that are conditions: numbers where every cell that is not missing holds one, else classes like the label's.
         missing: "refuse" missing cells, or "drop" the rows that have some.
 
     Raises:
@@ -41,75 +50,116 @@ def table(path: str | Path, *, columns: Sequence[str] | None = None, label: str 
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            found = _read(file, path, columns, label, drops=missing == "drop")
+            found = _read(file, path, columns, label, conditions, drops=missing == "drop")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise ValueError(f"cannot read {path}: {reason}; give the path of a CSV or TSV file.") from None
     if not found.numbers:
         what = f"only rows with missing cells ({found.dropped})" if found.dropped else "no rows"
         raise ValueError(f"{path} has a line of names but {what} below it; give a table with data.")
-    values = np.frombuffer(found.numbers, np.float64).reshape(-1, len(found.names))
-    classes = _classes(found.labels)
-    places = {text: number for number, text in enumerate(classes)}
+    numbers = np.frombuffer(found.numbers, np.float64).reshape(-1, len(found.names))
+    features = len(found.names) - sum(name not in found.texts for name in conditions)
+    values = np.ascontiguousarray(numbers[:, :features])
     left_out = f"{path.name}: left out {found.dropped} of {len(values) + found.dropped} rows with missing cells, as data.missing=drop says."
-    notes = (left_out,) if found.dropped else ()
+    labels, classes = (None, None) if label is None else _as_classes(found.texts[label])
+    known: dict[str, tuple[np.ndarray, ConditionSpec]] = {}
+    for name in conditions:
+        if name in found.texts:
+            known[name] = _as_classes(found.texts[name])
+        else:
+            column = numbers[:, [found.names.index(name)]].astype(np.float32)
+            known[name] = column, Numbers.measured(column)
     return Dataset(
         values=values,
-        labels=None if label is None else np.array([places[text] for text in found.labels], dtype=np.int64),
-        classes=classes,
+        labels=labels,
+        classes=() if classes is None else classes.names,
         scaling=Scaling.measure(values),
         name=path.stem,
-        columns=tuple(found.names),
+        columns=tuple(found.names[:features]),
         label=label or "label",
         measured="channel",
-        notes=notes,
+        notes=(left_out,) if found.dropped else (),
+        conditions=known,
     )
 
 
 @dataclass
 class _Found:
-    """Names of the features, their numbers row by row, the labels' cells, how many rows were dropped."""
+    """Names of the numbers (features, then conditions), the numbers row by row, texts of labels and conditions, how many rows were dropped."""
 
     names: Sequence[str]
     numbers: "array[float]" = field(default_factory=lambda: array("d"))
-    labels: list[str] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)
     dropped: int = 0
 
 
-def _read(file: IO[str], path: Path, columns: Sequence[str] | None, label: str | None, *, drops: bool) -> _Found:
-    """The whole table."""
+def _read(file: IO[str], path: Path, columns: Sequence[str] | None, label: str | None, conditions: Sequence[str], *, drops: bool) -> _Found:
+    """The whole table; with conditions it is read twice, as a column is known to be of numbers at its end alone."""
+    header, rows, is_comma = _rows(file, path)
+    features = _features(header, path, columns, label, conditions)
+    where = {name: place for place, name in enumerate(header)}
+    of_texts = [] if label is None else [label]
+    if conditions:
+        cells = ([row[where[name]].strip() for name in conditions] for _, row in rows)
+        is_number = [True] * len(conditions)
+        for row in cells:
+            is_number = [
+                is_it and (cell.lower() in _MISSING or math.isfinite(_number(cell, comma=is_comma)))
+                for is_it, cell in zip(is_number, row, strict=True)
+            ]
+        of_texts += [name for name, is_it in zip(conditions, is_number, strict=True) if not is_it]
+        file.seek(0)
+        _, rows, _ = _rows(file, path)
+    found = _Found([*features, *(name for name in conditions if name not in of_texts)], texts={name: [] for name in of_texts})
+    places, bad = [where[name] for name in found.names], dict[str, _Bad]()
+    for line, row in rows:
+        numbers = [_number(row[place], comma=is_comma) for place in places]
+        texts = [row[where[name]].strip() for name in of_texts]
+        wrong = [name for name, number in zip(found.names, numbers, strict=True) if not math.isfinite(number)]
+        if drops and ("" in texts or wrong) and all(row[where[name]].strip().lower() in _MISSING for name in wrong):
+            found.dropped += 1
+            continue
+        for name in [*wrong, *(name for name, text in zip(of_texts, texts, strict=True) if text == "")]:
+            bad.setdefault(name, _Bad()).add(line, row[where[name]].strip())
+        found.numbers.extend(numbers)
+        for name, text in zip(of_texts, texts, strict=True):
+            found.texts[name].append(text)
+    if bad:
+        raise ValueError(_refusal(path, bad, label))
+    return found
+
+
+def _rows(file: IO[str], path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]], bool]:
+    """The names of the columns, each row with the number of its line, and whether numbers may have a comma."""
     lines = _lines(file, path)
     first = next(lines, "")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(first)
     rows = csv.reader(chain([first], lines), delimiter=delimiter)
-    bad: dict[str, _Bad] = {}
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        found = _Found(_features(header, path, columns, label))
-        where = {name: place for place, name in enumerate(header)}
-        places = [where[name] for name in found.names]
-        label_place = None if label is None else where[label]
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
+
+    def cells() -> Iterator[list[str]]:
+        try:
+            yield from rows
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {rows.line_num} is no CSV: {error}; correct it.") from None
+
+    every = cells()
+    header = [name.strip() for name in next(every, [])]
+
+    def below() -> Iterator[tuple[int, list[str]]]:
+        for row in every:
+            if row and len(row) != len(header):
                 raise ValueError(f"{path}, line {rows.line_num}: expected {len(header)} cells as in the first line, got {len(row)}.")
-            numbers = [_number(row[place], comma=delimiter == ";") for place in places]
-            text = None if label_place is None else row[label_place].strip()
-            wrong = [header[place] for place, number in zip(places, numbers, strict=True) if not math.isfinite(number)]
-            if drops and (text == "" or wrong) and all(row[where[name]].strip().lower() in _MISSING for name in wrong):
-                found.dropped += 1
-                continue
-            for name in [*wrong, *([label] if label is not None and text == "" else [])]:
-                bad.setdefault(name, _Bad()).add(rows.line_num, row[where[name]].strip())
-            found.numbers.extend(numbers)
-            if text is not None:
-                found.labels.append(text)
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num} is no CSV: {error}; correct it.") from None
-    if bad:
-        raise ValueError(_refusal(path, bad, label))
-    return found
+            if row:
+                yield rows.line_num, row
+
+    return header, below(), delimiter == ";"
+
+
+def _as_classes(texts: list[str]) -> tuple[np.ndarray, Classes]:
+    """Texts as int64 [n] and the classes that they are."""
+    names, counts = _classes(texts), Counter(texts)
+    places = {text: number for number, text in enumerate(names)}
+    return np.array([places[text] for text in texts], np.int64), Classes(names, tuple(counts[name] for name in names))
 
 
 @dataclass
@@ -160,7 +210,7 @@ def _lines(file: IO[str], path: Path) -> Iterator[str]:
         yield line
 
 
-def _features(header: list[str], path: Path, columns: Sequence[str] | None, label: str | None) -> Sequence[str]:
+def _features(header: list[str], path: Path, columns: Sequence[str] | None, label: str | None, conditions: Sequence[str]) -> Sequence[str]:
     """The names of the features."""
     if not any(header):
         raise ValueError(f"{path} must begin with a line that names its columns, got an empty one; give a table with data.")
@@ -169,14 +219,17 @@ def _features(header: list[str], path: Path, columns: Sequence[str] | None, labe
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise ValueError(f"{path}: the columns must have different names, got {twice[0]!r} more than once.")
-    for name in [*(columns or ()), *([] if label is None else [label])]:
+    known = [*([] if label is None else [label]), *conditions]
+    for name in [*(columns or ()), *known]:
         if name not in header:
             near = get_close_matches(name, header, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"its columns are {', '.join(header[:20])}."
             raise ValueError(f"{path} has no column {name!r}; {hint}")
-    names = [name for name in header if name != label] if columns is None else columns
+    names = [name for name in header if name not in known] if columns is None else columns
     if not names or len(set(names)) < len(names) or label in names:
         raise ValueError(f"{path}: a table needs different columns as features, without the label, got {', '.join(names) or 'none'}.")
+    if len({*names, *known}) < len(names) + len(known):
+        raise ValueError(f"{path}: a column is a feature, the label, or one condition; got conditions {', '.join(conditions)} beside them.")
     return names
 
 
