@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import train
 from test_data_images import png_of_16_bits
 
 import sfumato as sf
+from sfumato import DataSpec, Samples, load_recipe
 from sfumato.cli import main
 from sfumato.data import folder, table
-from sfumato.form import Form
-from sfumato.model import Samples
-from sfumato.tasks import load_recipe
-from sfumato.training.loop import train
-from sfumato.training.opening import opening
+from sfumato.training.prepare import prepare
 
 SHORT = ["training.steps=2", "training.batch=16", "training.checkpoint_every=2", "training.trackers=[]", "training.warmup=0"]
 SMALL = [*SHORT, "net={kind: mlp, width: 8, depth: 1, waves: 4}", "sampling.steps=2"]
@@ -33,7 +31,7 @@ def arrays(tmp_path, values):
 
 def opened(recipe, out, **options):
     said = []
-    return opening(recipe, out, read=load_recipe, say=said.append, **{"resume": False, **options}), said
+    return prepare(recipe, recipe.data.load(), out, say=said.append, made_from={}, **{"resume": False, **options}), said
 
 
 def sample(*arguments):
@@ -47,11 +45,11 @@ def test_training_says_that_channels_seem_last_and_that_rows_were_dropped(tmp_pa
     values[3] = np.nan
     here = [*arrays(tmp_path, values), "data.missing=drop", *SMALL]
     said = []
-    train(load_recipe("toy", here), tmp_path / "first", say=said.append)
+    train(load_recipe("toy", here), tmp_path / "first", on_message=said.append)
     assert any("are read as 6 channels" in text and "data.channels=last" in text for text in said)
     assert any("left out 1 of 20 rows with NaN" in text for text in said)
     start, said = opened(load_recipe("toy", [*here, "data.channels=last"]), tmp_path / "mended")
-    assert start.form.shape == (3, 6, 5)
+    assert start.spec.shape == (3, 6, 5)
     assert not any("channels" in text for text in said)
 
 
@@ -61,9 +59,9 @@ def test_a_block_is_held_out_and_the_rest_measured(tmp_path):
     start, _ = opened(load_recipe("toy", [*arrays(tmp_path, values), *block]), tmp_path / "run")
     assert start.held_out is not None
     np.testing.assert_array_equal(start.held_out.values, values[75:])
-    np.testing.assert_allclose(start.form.scaling.shift, values[:75].mean(0))
-    np.testing.assert_allclose(start.form.scaling.scale, values[:75].std(0))
-    assert json.loads(start.papers["manifest.json"])["data"]["held_out_by"] == "block"
+    np.testing.assert_allclose(start.spec.codec.shift, values[:75].mean(0))
+    np.testing.assert_allclose(start.spec.codec.scale, values[:75].std(0))
+    assert json.loads(start.texts["manifest.json"])["data"]["held_out_by"] == "block"
 
 
 def test_a_run_goes_on_with_the_scaling_that_it_began_with(tmp_path):
@@ -71,16 +69,15 @@ def test_a_run_goes_on_with_the_scaling_that_it_began_with(tmp_path):
     recipe, out = load_recipe("toy", [*arrays(tmp_path, values), *SMALL]), tmp_path / "run"
     train(recipe, out)
     manifest = json.loads((out / "manifest.json").read_text())
-    manifest["form"]["scaling"] = {"shift": 1.0, "scale": 2.0, "dtype": "float32"}  # as an earlier version wrote it
-    for name in ("columns", "label"):
-        del manifest["form"][name]
+    scaling = {"shift": 1.0, "scale": 2.0, "dtype": "float32"}  # as version 0.1 wrote it
+    manifest["form"] = {"shape": [2, 6], "classes": [], "scaling": scaling, "data_std": manifest.pop("spec")["data_std"]}
     (out / "manifest.json").write_text(json.dumps(manifest))
     start, said = opened(recipe, out, resume=True)
     assert any("keep the scaling with which" in text for text in said)
-    torch.testing.assert_close(start.examples.batch(np.arange(40))[0].double().numpy(), (values - 1) / 2, check_dtype=False)
+    torch.testing.assert_close(start.examples.batch(np.arange(40)).x.double().numpy(), (values - 1) / 2, check_dtype=False)
     run = sf.load(out)
     assert run.sample(3).values.dtype == np.float32
-    assert run.form == Form.from_json(manifest["form"])
+    assert run.spec == DataSpec.from_json(manifest["form"])
 
 
 def test_samples_of_a_table_come_back_as_a_table(tmp_path):
@@ -136,7 +133,7 @@ def test_16_bit_images_come_back_with_16_bits(tmp_path, channels):
 
 
 def test_floats_of_four_axes_are_no_pngs(tmp_path):
-    samples = Samples(np.zeros((2, 3, 4, 5), np.float32), None)
+    samples = Samples(np.zeros((2, 3, 4, 5), np.float32))
     with pytest.raises(ValueError, match="only images can be written as a folder of PNGs"):
         samples.save(tmp_path / "drawn")
 

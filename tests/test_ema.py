@@ -4,16 +4,16 @@ import shutil
 import pytest
 import torch
 import yaml
+from runs import train
 from torch import nn
 
 import sfumato as sf
-from sfumato.cli import main
+from sfumato import load_recipe
 from sfumato import storage as checkpoint
+from sfumato.cli import main
 from sfumato.storage import CheckpointError
 from sfumato.training.ema import Ema, coefficients, exponent
 from sfumato.training.folder import only_writer
-from sfumato.training.loop import train
-from sfumato.recipe import load_recipe
 
 
 def profile(width: float, steps: int) -> torch.Tensor:
@@ -157,7 +157,7 @@ def test_a_reconstructed_average_is_that_which_would_have_been_tracked(run, two,
     assert misfit < 0.01
     assert {value.dtype for value in made.values()} == {value.dtype for value in tracked.values()}
     loaded = sf.load(two, ema=width)
-    assert all(torch.equal(value, made[name]) for name, value in loaded.denoiser.net.state_dict().items())
+    assert all(torch.equal(value, made[name]) for name, value in loaded.network.net.state_dict().items())
 
 
 def test_snapshots_are_kept_for_good_and_are_the_averages_of_their_step(run):

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
+from sfumato import Draw
 from sfumato import storage as checkpoint
 from sfumato.training.engine import share_of
-from sfumato.training.step import _noise
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def assert_alike(out, alone, *, tolerance):
     assert [line["step"] for line in ours] == list(range(1, 41))
     for name in ("loss", "gradient_norm", "loss@+0"):
         np.testing.assert_allclose([line[name] for line in ours], [line[name] for line in theirs], rtol=tolerance, err_msg=name)
-    for stem in ("model", "ema-0.100", "times"):
+    for stem in ("model", "ema-0.100", "learned"):
         mine, other = (checkpoint.read_tensors(checkpoint.latest(folder) / f"{stem}.safetensors") for folder in (out, alone))
         for name, value in mine.items():
             torch.testing.assert_close(value, other[name], rtol=0, atol=tolerance)
@@ -134,12 +134,12 @@ def _children(pid):
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 65, 200])
 def test_shares_are_a_partition_and_their_noise_that_of_the_whole(count):
     x = torch.empty(count, 3)
-    generator = lambda block: torch.Generator().manual_seed(block)  # noqa: E731
-    whole = _noise(x, slice(0, count), count, generator)
+    of = lambda part: Draw(0, 1, count, part).normal(x[part])  # noqa: E731
+    whole = of(slice(0, count))
     for processes in (1, 2, 3, 8):
         parts = [share_of(rank, processes, count) for rank in range(processes)]
         assert [i for part in parts for i in range(count)[part]] == list(range(count))
         assert max(part.stop - part.start for part in parts) - min(part.stop - part.start for part in parts) <= 1
-        drawn = [_noise(x[part], part, count, generator) for part in parts]
+        drawn = [of(part) for part in parts]
         assert torch.equal(torch.cat(drawn), whole)
     assert abs(whole.mean()) < 4 / np.sqrt(whole.numel())

@@ -1,5 +1,6 @@
 """The guard of a training: what cannot be applied is not, and a run goes back rather than on in ruins."""
 
+import dataclasses
 import json
 import math
 import time
@@ -7,17 +8,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from runs import train
 
 import sfumato as sf
-from sfumato.condition import class_labels
-from sfumato.data import digits
+from sfumato import Stopped, Training, load_recipe
 from sfumato import storage as checkpoint
-from sfumato.training.engine import Engine
+from sfumato.data import digits
+from sfumato.training.accumulator import Accumulator
 from sfumato.training.guard import Diverged, Guard
-from sfumato.training.loop import Stopped, fit, train
-from sfumato.recipe import Training, load_recipe
-from sfumato.training.state import TrainState
-from sfumato.training.window import Window
+from sfumato.training.optim import rate_at
 
 SCHEDULE = sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0)
 
@@ -27,29 +26,41 @@ def _float32():
     torch.set_default_dtype(torch.float32)
 
 
-class Faulty:
-    """The simple loss, broken on chosen calls: times a number, so that its gradient breaks with it."""
+def course(out, faults, *, should_stop=None, resume=False, **changes):
+    """A short training of digits, whose losses break on chosen calls (times a number, so that gradients break too); what was said."""
+    calls = 0
 
-    def __init__(self, faults):
-        self.faults, self.calls = faults, 0
+    class Faulty(sf.Diffusion):
+        def loss(self, model, batch, draw, state):
+            nonlocal calls
+            calls += len(batch) == 16  # not the few by which memory is foreseen
+            terms = super().loss(model, batch, draw, state)
+            return dataclasses.replace(terms, per_example=terms.per_example * faults.get(calls, 1.0))
 
-    def __call__(self, model, x0, eps, t, cond):
-        self.calls += len(x0) == 16  # not the few by which memory is foreseen
-        losses = sf.loss.simple(model, x0, eps, SCHEDULE.level(t, like=x0), cond, weight=sf.loss.v_weight)
-        return losses * self.faults.get(self.calls, 1.0)
+    task = Faulty.model_validate(
+        {
+            "net": {"kind": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2},
+            "schedule": {"kind": "cosine", "log_snr_max": 8.0, "log_snr_min": -8.0},
+            "objective": {"times": {"kind": "uniform"}},
+            "sampling": {"steps": 1},
+        }
+    )
+    said = []
+    callbacks = sf.Callbacks(on_message=said.append, should_stop=should_stop)
+    sf.train(task, digits(), out, training=options(**changes), runtime=FLOAT32, callbacks=callbacks, resume=resume)
+    return said
 
 
-def course(out, faults, *, begun=False, should_stop=lambda: False, **changes):
-    """A short training of digits, whose losses break on chosen calls; returns its state and what was said."""
-    options = Training(**{"steps": 10, "batch": 16, "checkpoint_every": 4, "log_every": 1, "warmup": 2, **changes})
-    torch.manual_seed(0)
-    net = sf.nets.DiT((1, 8, 8), patch=4, width=16, depth=1, heads=2, conditions=class_labels(10))
-    state = TrainState.begin(sf.Denoiser(net, sf.v_target), options, sf.loss.Stratified(SCHEDULE))
-    said, objective = [], Faulty(faults)
-    where = {"engine": Engine.begin(), "schedule": SCHEDULE, "papers": {} if begun else {"recipe.yaml": ""}}
-    fit(state, objective, digits(), options, out, **where, say=said.append, should_stop=should_stop)
-    state.said = said
-    return state
+FLOAT32 = sf.Runtime(precision="float32", kernels="torch")
+
+
+def options(**changes):
+    return Training(**{"steps": 10, "batch": 16, "checkpoint_every": 4, "log_every": 1, "warmup": 2, **changes})
+
+
+def returns(out, step=10):
+    """How often a run had gone back, as its checkpoint has it."""
+    return checkpoint.read_state(out / "checkpoints" / f"{step:08d}")["guard"]["returns"]
 
 
 def lines(out):
@@ -67,29 +78,30 @@ def weights(out, step, stem="model"):
 @pytest.mark.parametrize("fault", [math.nan, math.inf, 1e30], ids=["nan", "infinite", "gradient"])
 def test_a_step_that_is_not_finite_moves_nothing(tmp_path, fault):
     """Weights, averages and the optimiser after it are those of before; the batch is kept, the run goes on."""
-    state = course(tmp_path, {5: fault}, checkpoint_every=1, keep=20)
+    said = course(tmp_path, {5: fault}, checkpoint_every=1, keep=20)
     for stem in ("model", "ema-0.100", "optimizer"):
         assert same(weights(tmp_path, 4, stem), weights(tmp_path, 5, stem))
         assert not same(weights(tmp_path, 5, stem), weights(tmp_path, 6, stem))
     assert [line["rejected"] for line in lines(tmp_path)] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
     kept = np.load(tmp_path / "rejected" / "00000005.npz")
-    x0, labels = digits().batch(kept["rows"])
-    assert np.array_equal(kept["x0"], x0.numpy())
-    assert np.array_equal(kept["labels"], labels.numpy())
-    assert len(kept["t"]) == len(kept["losses"]) == 16
-    assert len(state.said) == 1
-    assert "Step 5 of 10" in state.said[0]
+    batch = digits().batch(kept["rows"])
+    assert np.array_equal(kept["x0"], batch.x.numpy())
+    assert np.array_equal(kept["labels"], batch.cond["labels"].value.numpy())
+    assert len(kept["log_snr"]) == len(kept["losses"]) == 16
+    assert not np.isfinite(kept["losses"]).all() or fault == 1e30
+    assert len(said) == 1
+    assert "Step 5 of 10" in said[0]
 
 
 def test_a_run_goes_back_to_its_last_good_state_at_half_the_rate(tmp_path):
-    state = course(tmp_path, {6: math.nan, 7: math.nan, 8: math.nan})
-    assert state.step == 10
-    assert state.guard.returns == 1
+    said = course(tmp_path, {6: math.nan, 7: math.nan, 8: math.nan})
+    assert checkpoint.latest(tmp_path).name == "00000010"
+    assert returns(tmp_path) == 1
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 11))
     rates = [line["learning_rate"] for line in lines(tmp_path)]
-    assert rates[4] == pytest.approx(0.5 * 1e-3 * state.optimizer.rate(5))
-    assert rates[3] == pytest.approx(1e-3 * state.optimizer.rate(4))
-    assert "going back to step 4, at 0.5 of the recipe's rate" in state.said[-1]
+    assert rates[4] == pytest.approx(0.5 * 1e-3 * rate_at(options(), 5))
+    assert rates[3] == pytest.approx(1e-3 * rate_at(options(), 4))
+    assert "going back to step 4, at 0.5 of the recipe's rate" in said[-1]
     assert [line["rejected"] for line in lines(tmp_path)] == [0] * 10
 
 
@@ -104,15 +116,15 @@ def test_going_back_goes_on_as_a_run_of_half_the_rate_would(tmp_path):
     (state_file.parent / checkpoint.CHECKSUMS).unlink(missing_ok=True)
     for step in (8, 10):
         checkpoint._remove(tmp_path / "straight" / "checkpoints" / f"{step:08d}")
-    course(tmp_path / "straight", {}, begun=True, keep=20)
+    course(tmp_path / "straight", {}, resume=True, keep=20)
     assert same(weights(tmp_path / "back", 10), weights(tmp_path / "straight", 10))
 
 
 def test_before_the_first_checkpoint_a_run_begins_anew(tmp_path):
-    state = course(tmp_path, {1: math.nan, 2: math.nan, 3: math.nan})
-    assert "going back to step 0" in state.said[-1]
-    straight = course(tmp_path / "straight", {}, rate=5e-4)
-    assert same(state.model.net.state_dict(), straight.model.net.state_dict())
+    said = course(tmp_path / "back", {1: math.nan, 2: math.nan, 3: math.nan})
+    assert "going back to step 0" in said[-1]
+    course(tmp_path / "straight", {}, rate=5e-4)
+    assert same(weights(tmp_path / "back", 10), weights(tmp_path / "straight", 10))
 
 
 def test_a_run_that_never_recovers_stops_and_says_so(tmp_path):
@@ -130,9 +142,9 @@ def test_a_resumed_run_is_judged_as_an_uninterrupted_one(tmp_path):
     asked = iter([False] * 4 + [True])
     with pytest.raises(Stopped):
         course(tmp_path, {4: math.nan, 5: math.nan}, should_stop=lambda: next(asked), checkpoint_every=100)
-    resumed = course(tmp_path, {1: math.nan}, begun=True, checkpoint_every=100)
-    assert resumed.guard.returns == 1
-    assert "going back to step 5" in resumed.said[-1]
+    said = course(tmp_path, {1: math.nan}, resume=True, checkpoint_every=100)
+    assert returns(tmp_path) == 1
+    assert "going back to step 5" in said[-1]
 
 
 @pytest.mark.parametrize(
@@ -197,28 +209,37 @@ def test_patience_counts_steps_in_a_row():
 
 
 def test_an_example_counts_for_the_nearest_level():
-    window = Window()
-    window.add_examples("loss", torch.tensor([-math.inf, -9.0, -5.9, 1.9, 2.1, math.inf]), torch.arange(6.0))
-    assert window.means() == {"loss@-8": 0.5, "loss@-4": 2.0, "loss@+0": 3.0, "loss@+4": 4.0, "loss@+8": 5.0}
+    accumulator = Accumulator()
+    accumulator.add_examples("loss", torch.tensor([-math.inf, -9.0, -5.9, 1.9, 2.1, math.inf]), torch.arange(6.0))
+    assert accumulator.means() == {"loss@-8": 0.5, "loss@-4": 2.0, "loss@+0": 3.0, "loss@+4": 4.0, "loss@+8": 5.0}
 
 
 def test_bits_by_level_integrate_to_the_bound():
     """Mean over uniform log-SNR of the bits a nat costs, times the nats, is VDM's continuous bound: for a Gaussian, in closed form.
 
     For x0 ~ N(0, v) the best eps has mean square error alpha² v/(alpha² v + sigma²), whose integral over log-SNR is log(1 + v e^λ)."""
-    from sfumato.oracle import Gaussian
-    from sfumato.recipe import Objective
-
     torch.set_default_dtype(torch.float64)
-    v, data = 0.25, Gaussian(torch.zeros(3), torch.full((3,), 0.25))
-    objective = Objective(weight="min-snr")
-    generator = torch.Generator().manual_seed(0)
-    t = sf.loss.Stratified(SCHEDULE)(20_000, generator)
-    low, high = -8.0, 8.0
-    t = SCHEDULE.time(low + (high - low) * torch.rand(20_000, generator=generator))
-    x0, eps = data.sample(20_000, generator)[0], torch.randn(20_000, 3, generator=generator)
-    losses = objective.build_loss(SCHEDULE, 1.0)(data, x0, eps, t, None)
-    bits = objective.build_bits(SCHEDULE, 1.0)(t, losses)
+    v, low, high, count = 0.25, -8.0, 8.0, 20_000
+    data = sf.Gaussian(torch.zeros(3), torch.full((3,), v))
+
+    class Best(sf.Denoiser):
+        def forward(self, x_t, level, cond=None):
+            return data(x_t, level)
+
+    class Uniform(sf.Diffusion):
+        @property
+        def times(self):
+            return lambda n, generator: SCHEDULE.time(low + (high - low) * torch.rand(n, generator=generator))
+
+    task = Uniform.model_validate(
+        {
+            "net": {"kind": "mlp"},
+            "schedule": {"kind": "cosine", "log_snr_max": high, "log_snr_min": low},
+            "objective": {"weight": "min-snr"},
+        }
+    )
+    batch = sf.Batch(data.sample(count, torch.Generator().manual_seed(0))[0])
+    bits = task.loss(Best(torch.nn.Identity()), batch, sf.Draw(0, 1, count, slice(0, count)), None).parts["bits"]
     wanted = (math.log1p(v * math.exp(high)) - math.log1p(v * math.exp(low))) / (2 * math.log(2))
-    error = 16 * bits.std() / math.sqrt(len(bits))
-    assert abs(16 * bits.mean() - wanted) < 3 * error
+    error = (high - low) * bits.std() / math.sqrt(len(bits))
+    assert abs((high - low) * bits.mean() - wanted) < 3 * error

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from runs import train
 from safetensors.torch import load_file
 from torch import nn
 
+from sfumato import Stopped, load_recipe
 from sfumato.cli import main
 from sfumato.kernels import build, choice
 from sfumato.kernels.build import HasKernel, compiled, kernel_folder
 from sfumato.nets import PatchUNet, UNet, UNetLayout
-from sfumato.training.loop import Stopped, train
-from sfumato.recipe import load_recipe
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,7 +116,7 @@ def test_a_training_goes_on_as_it_began(tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "ENOUGH_IMAGES", 1)
     monkeypatch.setattr(choice, "is_faster", lambda: True)
     said = []
-    whole = train(recipe(tmp_path), tmp_path / "whole", say=said.append)
+    whole = train(recipe(tmp_path), tmp_path / "whole", on_message=said.append)
     assert json.loads((whole / "manifest.json").read_text())["kernels"] == "compiled"
     assert any("sfumato's kernels" in sentence for sentence in said)
     with pytest.raises(Stopped):

@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from runs import train
 from safetensors.torch import load_file
 
 import sfumato as sf
+from sfumato import load_recipe
 from sfumato.memory import available_memory, by_parts, halving, kept_for_gradient
 from sfumato.training import step
-from sfumato.training.loop import train
-from sfumato.recipe import load_recipe
 
 CPU = torch.device("cpu")
 
@@ -85,7 +85,14 @@ def test_a_limit_on_addresses_counts():
 
 
 def recipe(tmp_path, *changes):
-    options = ["training.steps=3", "training.batch=32", "training.warmup=1", "training.trackers=[]", "runtime.precision=float32"]
+    options = [
+        "training.steps=3",
+        "training.batch=32",
+        "training.warmup=1",
+        "training.trackers=[]",
+        "runtime.precision=float32",
+        "sampling.steps=1",
+    ]
     return load_recipe("digits", [*options, *changes])
 
 
@@ -104,7 +111,11 @@ def test_a_batch_that_would_not_fit_is_parted(tmp_path, monkeypatch, caplog):
     assert any("going in parts of" in record.getMessage() for record in caplog.records)
     ours, theirs = (load_file(run / "checkpoints/00000003/model.safetensors") for run in (parted, whole))
     assert not all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5) for name in ours)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        begun = recipe(tmp_path).build(sf.data.digits().spec).net.state_dict()
+    flat = lambda tensors: torch.cat([tensors[name].flatten() for name in begun])  # noqa: E731
+    assert (flat(ours) - flat(theirs)).norm() < 0.03 * (flat(theirs) - flat(begun)).norm()
 
 
 @pytest.mark.usefixtures("_float32")

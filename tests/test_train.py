@@ -13,14 +13,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from runs import train
 from safetensors.torch import load_file
 
 import sfumato as sf
-from sfumato.runtime import precision
+from sfumato import Stopped, Training, load_recipe
 from sfumato import storage as checkpoint
-from sfumato.training.loop import Stopped, train
-from sfumato.recipe import Training, load_recipe
-from sfumato.training.step import batches
+from sfumato.runtime import precision
+from sfumato.training.step import orders
 
 TINY = {
     "data": {"kind": "digits"},
@@ -50,12 +50,12 @@ def test_a_learned_variance_is_learned(recipe_file, tmp_path):
     changes += ["net={patch: 2, width: 32, depth: 2}", "training.rate=0.003", "training.checkpoint_every=250"]
     recipe = load_recipe(recipe_file, changes)
     run = sf.load(train(recipe, tmp_path / "learned"))
-    x0, labels = recipe.data.load().batch(np.arange(200))
+    batch = recipe.data.load().batch(np.arange(200))
     levels = sf.grid(run.schedule, 20, spacing=sf.spacing.uniform)
     bits = {
         kind: float(
             sf.likelihood.vlb(
-                run.predictor, x0, levels, {"labels": labels}, variance=kind, width=2 / 16, generator=torch.Generator().manual_seed(0)
+                run.predictor, batch.x, levels, batch.cond, variance=kind, width=2 / 16, generator=torch.Generator().manual_seed(0)
             ).total.mean()
         )
         for kind in ("small", "large", "learned")
@@ -109,15 +109,15 @@ def test_a_resumed_run_ends_in_the_same_bits(recipe_file, tmp_path, changes):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(recipe, whole)
 
-    class Stopped(Exception):
+    class Cut(Exception):
         pass
 
     def stop(record):
         if record["step"] == 6:
-            raise Stopped
+            raise Cut
 
-    with pytest.raises(Stopped):
-        train(recipe, cut, watch=stop)
+    with pytest.raises(Cut):
+        train(recipe, cut, on_log=stop)
     assert checkpoint.steps_in(cut / "checkpoints") == [4]
     train(recipe, cut, resume=True)
     for stem in ("model", "ema-0.100", "ema-0.050", "optimizer"):
@@ -168,24 +168,24 @@ def test_training_learns_what_can_be_known(tmp_path):
     path = tmp_path / "gaussian.yaml"
     path.write_text(yaml.safe_dump(tree))
     run = sf.load(train(load_recipe(path), tmp_path / "run"))
-    x0 = run.form.scaling.encode(points).double()
+    x0 = run.spec.codec.encode(points).double()
     exact = sf.GaussianMixture(torch.ones(1), x0.mean(0, keepdim=True), x0.T.cov()[None])
     level = run.schedule.level(torch.linspace(0.02, 0.98, len(x0)), like=x0)
     eps = torch.randn(x0.shape, dtype=torch.float64)
-    learnt = sf.loss.simple(run.denoiser.double(), x0, eps, level, weight=sf.loss.v_weight).mean()
+    learnt = sf.loss.simple(run.network.double(), x0, eps, level, weight=sf.loss.v_weight).mean()
     best = sf.loss.simple(exact, x0, eps, level, weight=sf.loss.v_weight).mean()
     assert best < learnt < 1.02 * best
 
 
 def test_each_epoch_sees_every_row_once():
-    seen = batches(10, Training(batch=4, steps=1), 0)
+    seen = orders(10, Training(batch=4, steps=1), 0)
     rows = np.concatenate([next(seen) for _ in range(5)])
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
     assert list(rows[:10]) != list(rows[10:])
 
 
 def test_a_batch_may_be_larger_than_the_data():
-    rows = next(batches(3, Training(batch=8, steps=1), 0))
+    rows = next(orders(3, Training(batch=8, steps=1), 0))
     assert sorted(np.bincount(rows)) == [2, 3, 3]
 
 
@@ -364,7 +364,7 @@ def test_a_finished_run_is_made_longer_at_the_rate_of_the_longer_run(recipe_file
     long, short = load_recipe(recipe_file, changes), load_recipe(recipe_file, [*changes, "training.steps=8"])
     run = train(short, tmp_path / "run")
     assert json.loads((run / "report.json").read_text())["steps"] == 8
-    train(long, run, resume=True, say=said.append)
+    train(long, run, resume=True, on_message=said.append)
     whole = {line["step"]: line["learning_rate"] for line in lines(train(long, tmp_path / "whole"))}
     rates = {line["step"]: line["learning_rate"] for line in lines(run)}
     assert rates[8] == 0
@@ -379,7 +379,7 @@ def test_a_finished_run_is_made_longer_at_the_rate_of_the_longer_run(recipe_file
     assert json.loads((run / "report.json").read_text())["steps"] == 12
     assert (run / "samples" / "00000012.png").is_file()
     said.clear()
-    train(long, run, resume=True, say=said.append)
+    train(long, run, resume=True, on_message=said.append)
     assert said == [f"Resuming {run} after step 12 of 12."]
 
 
@@ -402,5 +402,5 @@ def test_captions_that_are_not_used_are_said_to_be(recipe_file, tmp_path):
     for captions in (True, False):
         said: list[str] = []
         changes = [f"data={{kind: folder, path: {photos}, size: 8, captions: {captions}}}"]
-        train(load_recipe(recipe_file, changes, steps=1), tmp_path / f"{captions}", say=said.append)
+        train(load_recipe(recipe_file, changes, steps=1), tmp_path / f"{captions}", on_message=said.append)
         assert len([sentence for sentence in said if "captions" in sentence and "not used" in sentence]) == captions

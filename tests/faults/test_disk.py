@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 from lives import Life, live, recipe_file
+from runs import train
 
 import sfumato as sf
+from sfumato import Training, load_recipe
 from sfumato import storage as checkpoint
-from sfumato.training.board import Board, raised_once
-from sfumato.training.loop import train
-from sfumato.recipe import Training, load_recipe
+from sfumato.training.trackers import Trackers, raised_once
 
 
 @pytest.fixture
@@ -93,18 +93,18 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(disk
 
 def test_what_tensorboard_could_not_write_is_raised_and_not_printed_by_its_thread(disk, capfd):
     with raised_once():
-        board = Board.begin(disk / "run", Training(), 0)
-        board.log({"step": 1, "loss": 1.0})
+        trackers = Trackers.begin(disk / "run", Training(), 0)
+        trackers.log({"step": 1, "loss": 1.0})
         fill(disk)
 
         def on() -> None:
             for step in range(2, 1000):
-                board.log({"step": step, "loss": 1.0})
+                trackers.log({"step": step, "loss": 1.0})
 
         with pytest.raises(OSError, match="No space left on device"):
             on()
         with suppress(OSError):
-            board.close()
+            trackers.close()
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -140,7 +140,7 @@ def trained(tmp_path_factory):
     return recipe, run
 
 
-FILES = ["model", "ema-0.100", "ema-0.050", "optimizer", "times"]
+FILES = ["model", "ema-0.100", "ema-0.050", "optimizer", "learned"]
 
 
 def damages(rng):
@@ -165,7 +165,7 @@ def test_a_rotten_checkpoint_is_said_and_the_one_before_it_goes_on_to_the_same_b
     rotten = bytes(data if how == "flip" else data[: int(share * len(data))])
     path.write_bytes(rotten)
     said = []
-    train(recipe, run, resume=True, say=said.append)
+    train(recipe, run, resume=True, on_message=said.append)
     assert said == [f"Resuming {run} after step 8 of 12."]
     (warning,) = [record.message for record in caplog.records if "is damaged" in record.message]
     assert warning.startswith(str(path.parent if file == "checksums.b2" else path))
@@ -187,7 +187,7 @@ def test_loading_a_run_passes_over_a_rotten_average(trained, tmp_path, caplog, d
     path.write_bytes(damage(path.read_bytes()))
     loaded = sf.load(run)
     before = checkpoint.read_tensors(run / "checkpoints" / "00000008" / "ema-0.100.safetensors")
-    assert all(torch.equal(value, before[name]) for name, value in loaded.denoiser.net.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in loaded.network.net.state_dict().items())
     (record,) = caplog.records
     assert f"{path} is damaged" in record.message
     assert record.message.endswith("going back to 00000008.")

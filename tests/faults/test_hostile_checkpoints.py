@@ -11,14 +11,14 @@ import pytest
 import torch
 import yaml
 from lives import recipe_file
+from runs import train
 from safetensors.torch import load_file, save
 
 import sfumato as sf
-from sfumato.cli import main
+from sfumato import load_recipe
 from sfumato import storage as checkpoint
+from sfumato.cli import main
 from sfumato.storage import CheckpointError
-from sfumato.training.loop import train
-from sfumato.recipe import load_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_a_header_that_lies_is_a_sentence(run, lie, signed):
     assert time.perf_counter() - started < 5
 
 
-@pytest.mark.parametrize("stem", ["model", "ema-0.050", "optimizer", "times"])
+@pytest.mark.parametrize("stem", ["model", "ema-0.050", "optimizer", "learned"])
 @pytest.mark.parametrize("lie", ["a header of 16 exabytes", "offsets beyond the file", "other tensors"])
 def test_no_file_of_a_checkpoint_is_believed(trained, run, stem, lie):
     (last(run) / f"{stem}.safetensors").write_bytes(LIES[lie])
@@ -113,7 +113,7 @@ def test_no_file_of_a_checkpoint_is_believed(trained, run, stem, lie):
         train(trained[0], run, resume=True)
 
 
-@pytest.mark.parametrize("stem", ["model", "ema-0.100", "optimizer", "times"])
+@pytest.mark.parametrize("stem", ["model", "ema-0.100", "optimizer", "learned"])
 def test_tensors_of_other_shapes_are_refused(trained, run, stem):
     path = last(run) / f"{stem}.safetensors"
     tensors = {name: torch.zeros(7, 3) for name in load_file(path)}

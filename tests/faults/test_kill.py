@@ -79,7 +79,7 @@ def final(run: Path) -> Path:
     return run / "checkpoints" / f"{STEPS:08d}"
 
 
-@pytest.mark.parametrize("file", ["model", "ema-0.100", "ema-0.050", "optimizer", "times"])
+@pytest.mark.parametrize("file", ["model", "ema-0.100", "ema-0.050", "optimizer", "learned"])
 def test_the_last_checkpoint_has_the_same_bits(runs, file):
     whole, cut = (final(run) / f"{file}.safetensors" for run in runs)
     assert whole.read_bytes() == cut.read_bytes()

@@ -59,9 +59,9 @@ def test_of_two_that_begin_together_one_goes_on(tmp_path):
 def test_seconds_do_not_follow_the_clock_on_the_wall(tmp_path, monkeypatch):
     """The wall clock goes back by a day at every look; the seconds of a run grow by what has passed."""
     import torch
+    from runs import train
 
-    from sfumato.training.loop import train
-    from sfumato.recipe import load_recipe
+    from sfumato import load_recipe
 
     torch.set_default_dtype(torch.float32)
     now = iter(range(10**9, 0, -86_400))

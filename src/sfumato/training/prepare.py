@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sfumato.data.dataset import Dataset
 from sfumato.data.source import DataSpec, Source, Stream
 from sfumato.kernels import choice
 from sfumato.options import Runtime, Training
@@ -59,6 +60,8 @@ def prepare(
     begun = begin(recipe, out, resume=resume or engine.was_restarted)
     for note in source.notes if engine.is_main else ():
         say(note)
+    if isinstance(source, Dataset) and source.captions is not None and engine.is_main:
+        say("The images have captions, which no kind of model learns from yet: they are read and not used.")
     if isinstance(source, Stream):
         if options.held_out:
             raise ValueError(f"{source.name} is a stream, of which no rows can be held out; set training.held_out=0.")
