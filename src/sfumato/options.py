@@ -12,6 +12,7 @@ MAY_CHANGE = (
     "about",
     "data.path",
     "data.labels",
+    "data.maps",
     "data.scaling",  # what a run was begun with stands in its manifest
     "training.keep",
     "training.log_every",

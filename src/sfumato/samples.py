@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from sfumato.condition import Classes, Numbers
+from sfumato.data.arrays import CONDITION
 from sfumato.data.source import DataSpec
 from sfumato.data.writing import write_csv, write_png
 from sfumato.pictures import picture
@@ -59,7 +61,7 @@ class Samples:
         elif suffix == ".csv":
             spec = self.spec
             named = {} if spec is None else {"columns": spec.columns, "classes": spec.classes, "label": spec.label}
-            write_csv(aside, self.values, self.labels, **named)
+            write_csv(aside, self.values, self.labels, **named, more=self._cells())
             aside.replace(path)
         elif suffix in PICTURES:
             picture(self.values, columns=columns).save(aside, format=PICTURES[suffix], quality=95)
@@ -70,10 +72,23 @@ class Samples:
                 name = f"{i:06d}.png" if self.labels is None or self.labels[i] < 0 else f"{i:06d}_{self.labels[i]}.png"
                 write_png(path / name, value)
 
+    def _cells(self) -> dict[str, list[str]]:
+        """The conditions that fit into a cell of a table, but the labels; an empty cell where not given."""
+        cells = {}
+        for name, values in self.cond.items():
+            spec = None if self.spec is None else self.spec.conditions.get(name)
+            if isinstance(spec, Classes) and name != "labels":
+                cells[name] = [spec.names[number] if number >= 0 else "" for number in values]
+            elif isinstance(spec, Numbers):
+                names = spec.names or ([name] if spec.size == 1 else [f"{name}{i + 1}" for i in range(spec.size)])
+                columns = zip(names, values.T, strict=True)
+                cells |= {each: ["" if np.isnan(number) else str(number) for number in column] for each, column in columns}
+        return cells
+
     def _arrays(self) -> dict[str, Any]:
         """As in an npz of the public guided-diffusion evaluator, with the other conditions under `cond_NAME`."""
         arrays: dict[str, Any] = {"arr_0": self.values} | ({} if self.labels is None else {"arr_1": self.labels})
-        arrays |= {f"cond_{name}": value for name, value in self.cond.items() if name != "labels"}
+        arrays |= {f"{CONDITION}{name}": value for name, value in self.cond.items() if name != "labels"}
         return arrays | ({"columns": np.array(self.spec.columns)} if self.spec is not None and self.spec.columns else {})
 
 

@@ -3,12 +3,15 @@
 Floats in [0, 1] or [-1, 1] are tensors as any other: they are standardised and come back as floats, not as images.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from sfumato.condition import Classes, ConditionSpec, Map, Numbers
 from sfumato.data.cache import cached, stamp
 from sfumato.data.dataset import Dataset, of_images
 from sfumato.data.files import NUMPY_DAMAGE, refuse_beyond_memory
@@ -16,6 +19,7 @@ from sfumato.data.rows import Values, chunks
 from sfumato.data.scaling import Channels, Scaling, Standard
 
 Missing = Literal["refuse", "drop"]
+CONDITION = "cond_"  # begins the names of conditions in an .npz
 _MOST_CLASSES = 1_000_000
 
 
@@ -79,6 +83,8 @@ def npz(
 ) -> Dataset:
     """The data set of an .npz file: values and labels under arr_0 and arr_1, or values and labels, or the only array.
 
+    Arrays `cond_NAME` beside them are conditions, as `from_arrays` takes them; so a file of samples reads back.
+
     Args:
         classes: as `from_arrays` takes them, like channels, scaling, dims and missing.
         channels: as above.
@@ -92,14 +98,14 @@ def npz(
     arrays = _load(Path(path))
     if isinstance(arrays, np.ndarray):
         raise ValueError(f"{path} holds a single array without a name, expected an .npz; load it with npy.")
-    names = set(arrays)
+    conditions = {name.removeprefix(CONDITION): array for name, array in arrays.items() if name.startswith(CONDITION)}
+    names = {name for name in arrays if not name.startswith(CONDITION)}
     pairs = [("arr_0", "arr_1"), ("values", "labels"), *([(next(iter(names)), "")] if len(names) == 1 else [])]
     for values, labels in pairs:
         if values in names:
             name, numbers = Path(path).stem, arrays.get(labels)
-            return from_arrays(
-                arrays[values], numbers, classes=classes, name=name, channels=channels, scaling=scaling, dims=dims, missing=missing
-            )  # fmt: skip
+            how: dict[str, Any] = {"channels": channels, "scaling": scaling, "dims": dims, "missing": missing}
+            return from_arrays(arrays[values], numbers, classes=classes, name=name, conditions=conditions, **how)
     raise ValueError(
         f"{path} must hold arr_0 (and arr_1), values (and labels), or one array, got {', '.join(sorted(names)) or 'none'}; "
         "save it with np.savez(path, values=..., labels=...)."
@@ -132,6 +138,7 @@ def from_arrays(
     scaling: Standard = "channel",
     dims: int | None = None,
     missing: Missing = "refuse",
+    conditions: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """The data set of NumPy arrays or torch tensors: uint8 or uint16 [n, h, w] or [n, h, w, 1|3|4] is images, floats [n, ...] are tensors.
 
@@ -144,6 +151,8 @@ def from_arrays(
         scaling: one mean and deviation for each channel (or column, of floats [n, features]), or for "all" entries together.
         dims: of the space that floats lie in: 1 for signals, 3 for volumes; where they have no axis of channels they gain one.
         missing: "refuse" rows with NaN, or "drop" them.
+        conditions: what else is known of each row, by name: integers [n] are classes (-1 for none), floats [n] or [n, k] numbers, uint8
+            [n, h, w, c] or floats [n, c, …] maps; a row with NaN has none. One that no row has is left out, and `notes` say so.
 
     Raises:
         ValueError: for arrays of other kinds, and all that `Dataset` refuses.
@@ -159,26 +168,68 @@ def from_arrays(
     numbers = None if labels is None else _class_numbers(labels, name)
     if numbers is not None and not classes and len(numbers):
         classes = tuple(map(str, range(int(numbers.max()) + 1)))
+    known, notes = _conditions(conditions or {}, len(values), name)
     if not is_float:
-        return _images(values, numbers, classes, name, scaling, fits=channels != "first" and dims in (None, 2))
+        images = _images(values, numbers, classes, name, scaling, fits=channels != "first" and dims in (None, 2))
+        return replace(images, conditions=known, notes=notes)
     if values.ndim < 2:
         raise ValueError(f"{name}: float values must be [n, ...] with at least one feature axis, got {shape}; try values[:, None].")
     if values.size == 0:
         raise ValueError(f"{name}: there must be data, got the empty shape {shape}.")
     values = values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64, copy=False)  # in the machine's order of bytes
     values = _with_channels(values, dims, channels, name)
-    notes = _notes(values, channels, name)
+    notes += _notes(values, channels, name)
     if missing == "drop" and (numbers is None or len(numbers) == len(values)):
         is_missing = np.concatenate([np.isnan(chunk.reshape(len(chunk), -1)).any(axis=1) for chunk in chunks(values)])
         if is_missing.all():
             raise ValueError(f"{name}: all {len(values)} rows hold NaN, so none is left; fill them, or leave out the columns at fault.")
         if is_missing.any():
             values, numbers = values[~is_missing], None if numbers is None else numbers[~is_missing]
+            known = {key: (array[~is_missing], spec) for key, (array, spec) in known.items()}
             notes += (f"{name}: left out {is_missing.sum()} of {len(is_missing)} rows with NaN, as data.missing=drop says.",)
     measured = Scaling.measure(values, by=scaling, channels=channels)
     return Dataset(
-        values=values, labels=numbers, classes=classes, scaling=measured, name=name, measured=scaling, notes=notes
-    )  # fmt: skip
+        values=values, labels=numbers, classes=classes, scaling=measured, name=name, measured=scaling, notes=notes, conditions=known
+    )
+
+
+def _conditions(given: Mapping[str, Any], count: int, name: str) -> tuple[dict[str, tuple[np.ndarray, ConditionSpec]], tuple[str, ...]]:
+    """Arrays with what they are, and a sentence on each that is left out."""
+    known, notes = {}, ()
+    for key, value in given.items():
+        array, what = _array(value, f"the condition {key}", name), f"{name}: the condition {key}"
+        if array.ndim == 0 or len(array) != count:
+            rows = "a single number" if array.ndim == 0 else f"{len(array)} rows"
+            raise ValueError(f"{what} must have one row for each of {count} values, got {rows}.")
+        array = array[:, None] if np.issubdtype(array.dtype, np.floating) and array.ndim == 1 else array
+        is_float = np.issubdtype(array.dtype, np.floating)
+        if is_float:
+            array = array.astype(np.float32, copy=False)
+            is_given = ~np.isnan(array.reshape(count, -1)).any(axis=1)
+        elif np.issubdtype(array.dtype, np.integer) and array.ndim == 1:
+            array = _class_numbers(array, name)
+            is_given = array >= 0
+        elif array.dtype == np.uint8 and array.ndim == 4:
+            is_given = np.ones(count, dtype=bool)
+        else:
+            raise ValueError(
+                f"{what} must be integers [n] (classes), floats [n] or [n, k] (numbers), uint8 [n, h, w, c] or floats [n, c, …] (maps), "
+                f"got {array.dtype} {list(array.shape)}."
+            )
+        if not is_given.any():
+            notes += (f"{what} is left out, as no row has one.",)
+            continue
+        if is_float and not np.isfinite(array[is_given]).all():
+            raise ValueError(f"{what} must be finite where it is given, got infinity.")
+        if array.ndim == 1:
+            names = tuple(map(str, range(int(array.max()) + 1)))
+            spec = Classes(names, tuple(np.bincount(array[is_given], minlength=len(names)).tolist()))
+        elif array.ndim == 2:
+            spec = Numbers.measured(array)
+        else:
+            spec = Map(array.shape[1] if is_float else array.shape[3])
+        known[key] = array, spec
+    return known, notes
 
 
 def _images(

@@ -5,9 +5,9 @@ So `root/cat/1.png` and `root/train/cat/1.png` are both of class "cat"; images t
 
 import os
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,11 +15,13 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import __version__ as pillow
 
+from sfumato.condition import Map
 from sfumato.data.cache import Stamp, cached, stamp
 from sfumato.data.captions import METADATA, captions_of
 from sfumato.data.dataset import Dataset, of_images
 from sfumato.data.files import NUMPY_DAMAGE, read_whole, refuse_large
-from sfumato.data.images import SUFFIXES, Canvas, Fit, Gathered, Picture, broken_limit, gather
+from sfumato.data.images import SUFFIXES, BrokenImageError, Canvas, Fit, Gathered, Picture, broken_limit, gather, size_of
+from sfumato.data.rows import Values
 
 # What else people point at, and the kind of data that a recipe calls it.
 _OTHER_KINDS = {".parquet": "datasets", ".arrow": "datasets", ".csv": "table", ".tsv": "table", ".npz": "array", ".npy": "array"}
@@ -34,6 +36,7 @@ def folder(
     labels: bool = True,
     captions: bool = True,
     limit_broken: int | None = None,
+    maps: Mapping[str, str | Path] | None = None,
     cache: Path | None = None,
 ) -> Dataset:
     """The PNG, JPEG, WebP, BMP, GIF and TIFF images under a folder, or in a .zip, which is read in place.
@@ -49,11 +52,13 @@ def folder(
         captions: False to ignore metadata files.
         limit_broken: how many unreadable images are left out, and named in `Dataset.skipped`, before it is an error; by default
             a hundredth of the files, at least 1.
+        maps: further folders or .zips, by name of a condition, with a picture for each image under the same relative path; its suffix may
+            differ. They are fitted as the images are: smaller by the same whole factor if they all are, else to the images' size.
         cache: where the decoded images are kept for the next time, as `cache_folder()` says; None holds them in memory.
 
     Raises:
         ValueError: for a missing or empty folder, too many broken images, images of several sizes without `size`, images beside
-            class folders, captions that do not fit, and options out of range.
+            class folders, captions that do not fit, an image without its map or with one of another aspect, and options out of range.
         OSError: the cache cannot be written.
     """
     canvas, root = Canvas(size=size, channels=channels, fit=fit), Path(path)
@@ -66,7 +71,74 @@ def folder(
         with _open(root, files) as found:
             return _build(found, canvas, path, labels=labels, captions=captions, limit_broken=limit_broken, into=into)
 
-    return cached(build, cache, key)
+    images = cached(build, cache, key)
+    paired = {name: _paired(name, Path(at), (root, files, key), images, fit, cache) for name, at in (maps or {}).items()}
+    return replace(images, conditions=paired) if paired else images
+
+
+def _paired(
+    name: str, at: Path, of: tuple[Path, "list[_File]", list[object]], images: Dataset, fit: Fit, cache: Path | None
+) -> tuple[Values, Map]:
+    """The pictures under `at` that belong to the images of a folder, and what they are as a condition."""
+    root, files, key = of
+    partners = _walk(at) if at.is_dir() else []
+
+    def build(into: Path | None) -> Dataset:
+        with _open(root, files) as found, _open(at, partners) as others:
+            pairs = _pairs(_kept(found.names, images.skipped), others.names, f"{at} (data.maps.{name})")
+            factors = {_factor(found.read(one), others.read(other), f"{at / other}, the map {name} of {one}", fit) for one, other in pairs}
+            height, width = images.values.shape[1:3]
+            factor = factors.pop() if len(factors) == 1 else 1
+            factor = 1 if height % factor or width % factor else factor
+            canvas = Canvas(size=(height // factor, width // factor), fit=fit)
+            pictures = [Picture(other, lambda other=other: others.read(other)) for _, other in pairs]
+            values = _gather(pictures, canvas, 0, at, into).values
+            if values.dtype != np.uint8:
+                raise ValueError(f"{at}: maps are pictures of 8 bits a channel, got {values.dtype}; convert them.")
+            return of_images(values, name=name)
+
+    source = partners if partners or at.is_dir() else [_zip_file(at)]
+    maps = cached(build, cache, ["maps", key, str(at.resolve()), source, name])
+    return maps.values, Map(int(maps.values.shape[3]))
+
+
+def _kept(names: list[str], skipped: Sequence[str]) -> list[str]:
+    """The images that could be read, in the order of the data set."""
+    images = [name for name in _ordered(names) if name.rpartition("/")[2] not in METADATA]
+    return [name for name in images if not any(line.startswith(f"{name}: ") for line in skipped)]
+
+
+def _pairs(images: list[str], others: list[str], where: str) -> list[tuple[str, str]]:
+    """Each image with the other of its path, whatever the suffixes."""
+    exact, by_stem = set(others), dict[str, list[str]]()
+    for other in others:
+        by_stem.setdefault(other.rpartition(".")[0], []).append(other)
+    pairs = []
+    for image in images:
+        found = [image] if image in exact else by_stem.get(image.rpartition(".")[0], [])
+        if len(found) != 1:
+            what = "it is missing" if not found else f"there are {', '.join(sorted(found))}"
+            raise ValueError(f"{where} must hold one picture for {image}, under the same path with any suffix, but {what}.")
+        pairs.append((image, found[0]))
+    return pairs
+
+
+def _factor(image: bytes, other: bytes, what: str, fit: Fit) -> int:
+    """By which whole factor the other picture is smaller than the image; 1 where it is no whole one."""
+    try:
+        (height, width), (low, narrow) = size_of(image), size_of(other)
+    except BrokenImageError as error:
+        raise ValueError(f"{what}, cannot be read: {error}; repair or replace it.") from None
+    if fit != "stretch" and abs(low * width - narrow * height) > max(height, width):  # more than a pixel of the map
+        raise ValueError(
+            f"{what}, must have the image's aspect, as both are fitted alike, got {low}×{narrow} (height × width) for {height}×{width}; "
+            "correct it, or set data.fit=stretch."
+        )
+    return height // low if height % low == 0 and width % narrow == 0 and height // low == width // narrow else 1
+
+
+def _ordered(names: list[str]) -> list[str]:
+    return sorted(names, key=lambda name: name.split("/"))
 
 
 class _File(NamedTuple):
@@ -90,7 +162,7 @@ def _build(
     source: _Source, canvas: Canvas, path: str | Path, *, labels: bool, captions: bool, limit_broken: int | None, into: Path | None
 ) -> Dataset:
     """Decodes all images."""
-    ordered = sorted(source.names, key=lambda name: name.split("/"))
+    ordered = _ordered(source.names)
     names = [name for name in ordered if name.rpartition("/")[2] not in METADATA]
     if not names:
         raise ValueError(f"{path} must hold images ({', '.join(sorted(SUFFIXES))}), got none; check the path{_hint(Path(path))}.")

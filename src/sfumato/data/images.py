@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Shaped, UInt16
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 # Named, as Pillow would otherwise try every format it knows, PostScript with its interpreter among them.
@@ -135,6 +135,22 @@ class Canvas:
 
 class BrokenImageError(Exception):
     """Why an image cannot be read."""
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Height and width of an image file, turned as its EXIF tag says; its pixels are not decoded.
+
+    Raises:
+        BrokenImageError: for bytes that cannot be read as an image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with _opened(data) as image:
+                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                return image.size if is_turned else image.size[::-1]
+    except _DAMAGE as error:
+        raise BrokenImageError(_reason(error)) from None
 
 
 def _reason(error: Exception) -> str:

@@ -122,12 +122,16 @@ class _ImageOptions(Options):
 
 
 class FolderData(_ImageOptions):
-    """A folder of images, or a zip of one; subfolders are classes unless `labels` is false."""
+    """A folder of images, or a zip of one; subfolders are classes unless `labels` is false.
+
+    `maps` are folders of pictures under the same relative paths, which are conditions by these names: {low: FOLDER}.
+    """
 
     kind: Literal["folder"] = "folder"
     path: DataPath
     labels: bool = True
     captions: bool = True
+    maps: dict[str, DataPath] = Field(default_factory=dict)
 
     def load(self) -> data.Dataset:
         """Reads and fits the images."""
@@ -139,6 +143,7 @@ class FolderData(_ImageOptions):
             labels=self.labels,
             captions=self.captions,
             limit_broken=self.limit_broken,
+            maps=self.maps,
             cache=data.cache_folder(),
         )
 

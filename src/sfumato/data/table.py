@@ -85,7 +85,7 @@ def table(
 
 @dataclass
 class _Found:
-    """Names of the numbers (features, then conditions), the numbers row by row, texts of labels and conditions, how many rows were dropped."""
+    """Names of the numbers (features, then conditions), the numbers row by row, texts of labels and conditions, rows dropped."""
 
     names: Sequence[str]
     numbers: "array[float]" = field(default_factory=lambda: array("d"))

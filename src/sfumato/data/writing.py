@@ -3,7 +3,7 @@
 import csv
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +18,31 @@ def write_csv(
     columns: Sequence[str] = (),
     classes: Sequence[str] = (),
     label: str = "label",
+    more: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Rows [n, d] under a line of names, as `table` reads them: with commas, every number so that it reads back as the same.
 
     Args:
-        labels: int64 [n], written as the names of their classes, in a last column.
+        labels: int64 [n], written as the names of their classes, in a column behind the numbers; an empty cell for -1.
         columns: the names; x1, x2, … where there are none.
         classes: names of the labels.
         label: the name of the labels' column.
+        more: the cells of further columns, by name.
 
     Raises:
         ValueError: values that are no rows of numbers.
     """
     if values.ndim != 2:
         raise ValueError(f"a CSV holds rows of numbers, got samples of shape {list(values.shape[1:])}; use .npz.")
-    names = [*(columns or [f"x{i + 1}" for i in range(values.shape[1])]), *([] if labels is None else [label])]
+    named = {} if labels is None else {label: [classes[number] if number >= 0 else "" for number in labels]}
+    named |= more or {}
+    names = [*(columns or [f"x{i + 1}" for i in range(values.shape[1])]), *named]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         for i, row in enumerate(values):
             # str of a float32 is as short as its own precision allows; its float64 would show digits that it does not have.
-            writer.writerow([*map(str, row), *([] if labels is None else [classes[labels[i]]])])
+            writer.writerow([*map(str, row), *(cells[i] for cells in named.values())])
 
 
 def write_png(path: Path, value: np.ndarray) -> None:
