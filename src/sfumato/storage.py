@@ -316,9 +316,10 @@ def name_of(width: float) -> str:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 (hex) of all weights, by name."""
+    """SHA-256 (hex) of all weights in float32, by name."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
+        value = value.float() if value.is_floating_point() else value
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data if value.numel() else b"")
     return digest.hexdigest()

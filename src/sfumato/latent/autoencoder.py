@@ -220,14 +220,16 @@ class Measured:
     Args:
         scaling: of the latent.
         residual: mean |x - D(z)| over the training data, in units of x.
+        made_from: fingerprint of the weights that latents were encoded by; "" where none were, or it was not kept.
     """
 
     scaling: Scaling
     residual: float
+    made_from: str = ""
 
     def to_json(self) -> str:
         """As JSON."""
-        return json.dumps({"scaling": self.scaling.to_json(), "residual": self.residual}, indent=2)
+        return json.dumps({"scaling": self.scaling.to_json(), "residual": self.residual, "made_from": self.made_from}, indent=2)
 
     @classmethod
     def from_file(cls, path: Path) -> "Measured":
@@ -238,7 +240,7 @@ class Measured:
         """
         try:
             record = json.loads(path.read_text())
-            return cls(Scaling.from_json(record["scaling"]), float(record["residual"]))
+            return cls(Scaling.from_json(record["scaling"]), float(record["residual"]), str(record.get("made_from", "")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is missing or damaged ({error}); delete it and train with --resume to measure anew.") from None
 

@@ -126,12 +126,22 @@ class LatentDiffusion(Diffusion):
         if self.model.path is None:
             self.autoencoder.build(spec)
         for first in model:
+            if not isinstance(first.network, Autoencoder):
+                inside = Path(first.name) / "autoencoder"
+                hint = f"take the one inside it, {inside}" if inside.is_dir() else "name a run of kind autoencoder"
+                raise ValueError(f"{first.name} is {first.sampler.kind}, not an autoencoder; {hint}, with model.path=….")
             refuse_other(spec, first.network, first.spec, first.name)
 
     def _latents(self, source: Source, earlier: "Sequence[Model]", out: Path, say: Callable[[str], None]) -> Source:
         """The latents of the training examples, from RUN/latents.npz; made here where they are not there."""
         assert isinstance(self, Recipe)
         path, first = out / "latents.npz", earlier[0]
+        weights = storage.weights_fingerprint(first.network)
+        if path.exists() and Measured.from_file(out / MEASURED).made_from not in ("", weights):
+            raise ValueError(
+                f"{path} were encoded by other weights of {first.name} than are there now; bring those back, or delete {path} and "
+                f"{out / 'diffusion'} to make them anew."
+            )
         if not path.exists():
             model = first.network
             refuse_other(source.spec, model, first.spec, first.name)
@@ -146,7 +156,7 @@ class LatentDiffusion(Diffusion):
                     values.append(z.cpu().numpy())
                     labels += [batch.cond["labels"].value.cpu().numpy()] if "labels" in batch.cond else []
             arrays: dict[str, Any] = {"arr_0": np.concatenate(values)} | ({"arr_1": np.concatenate(labels)} if labels else {})
-            storage.write_text(out / MEASURED, Measured(model.scaling, model.residual).to_json())
+            storage.write_text(out / MEASURED, Measured(model.scaling, model.residual, weights).to_json())
             with storage.writing(path), storage.aside(path) as partial, partial.open("wb") as file:
                 np.savez(file, **arrays)
             say(f"Encoded {len(arrays['arr_0'])} images to {path}, {' × '.join(map(str, arrays['arr_0'].shape[1:]))} each.")
