@@ -39,7 +39,7 @@ def rate(dataset: data.Dataset, seconds: float = 3.0, batch: int = 128) -> tuple
         order, count, start, busy = rng.permutation(len(dataset)), 0, time.perf_counter(), time.process_time()
         while (elapsed := time.perf_counter() - start) < seconds:
             rows = order[np.arange(count, count + batch) % len(order)]
-            x0, _ = dataset.batch(rows)
+            x0 = dataset.batch(rows).x
             coin = torch.rand(len(x0), generator=generator) < 0.5
             x0 = torch.where(coin.reshape(-1, 1, 1, 1), x0.flip(-1), x0)
             count += len(x0)

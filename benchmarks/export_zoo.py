@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sfumato.model import ZOO
-from sfumato.storage import latest, read_tensors
 from sfumato.recipe import load_recipe
+from sfumato.storage import ZOO, latest, read_tensors
 
 
 def main() -> None:

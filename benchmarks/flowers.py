@@ -29,10 +29,7 @@ import sfumato as sf
 from sfumato.data import Dataset
 from sfumato.noise import seeded
 from sfumato.pictures import sheet
-from sfumato.model import Run
-from sfumato.training import loop
-from sfumato.tasks.latent_diffusion import LatentRun
-from sfumato.recipe import Recipe, load_recipe
+from sfumato.recipe import load_recipe
 
 EQUAL = ["net.widths=[64,128,248]", "net.heads=8", "net.middle=caca"]  # 5.4 million parameters, where the recipe ldm has 5.6
 ROUNDS, WARM, STEPS = 3, 3, 9
@@ -69,8 +66,8 @@ def judge(dataset: Dataset, epochs: int) -> tuple[Judge, float]:
         for rows in torch.randperm(len(kept), generator=generator).split(64):
             if len(rows) < 64:
                 continue
-            x, labels = dataset.batch(kept[rows.numpy()])
-            assert labels is not None
+            batch = dataset.batch(kept[rows.numpy()])
+            x, labels = batch.x, batch.cond["labels"].value
             x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(3), x)
             shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
             loss = F.cross_entropy(net(x.roll(shift, (2, 3))), labels, label_smoothing=0.1)
@@ -79,8 +76,8 @@ def judge(dataset: Dataset, epochs: int) -> tuple[Judge, float]:
             optimizer.step()
             warming.step()
     net.eval()
-    x, labels = dataset.batch(held)
-    return net, float((seen(net, x)[1] == np.asarray(labels)).mean())
+    batch = dataset.batch(held)
+    return net, float((seen(net, batch.x)[1] == batch.cond["labels"].value.numpy()).mean())
 
 
 @torch.no_grad()
@@ -90,37 +87,39 @@ def seen(net: Judge, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return features.double().numpy(), net.head(features).argmax(1).numpy()
 
 
-def rate(recipe: Recipe) -> float:
+def rate(recipe: sf.Recipe) -> float:
     """Images a second of training steps after the first few."""
     short = {"steps": STEPS, "log_every": WARM, "checkpoint_every": STEPS, "trackers": ()}
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=short)})
     rates: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(recipe, Path(folder) / "run", watch=lambda line: rates.append(line["images_per_second"]))
+        calls = sf.Callbacks(on_log=lambda line: rates.append(line["images_per_second"]))
+        sf.train(recipe, out=Path(folder) / "run", callbacks=calls)
     return statistics.median(rates[1:])
 
 
-def speeds(latent: LatentRun, folder: Path) -> list[str]:
+def speeds(latent: sf.Model, folder: Path) -> list[str]:
     """The lines of the table of speeds."""
-    path = f"data.path={latent.recipe.data.path}"  # pyright: ignore[reportAttributeAccessIssue]
-    recipes = {"pixels": load_recipe("folder", [path, *EQUAL]), "latents": latent.recipe.second(folder / "latents.npz")}
+    path = f"data.path={latent.recipe.data.path}"
+    recipes = {"pixels": load_recipe("folder", [path, *EQUAL]), "latents": latent.recipe.stages(folder)[-1].recipe}
     found = {name: [] for name in recipes}
     for _ in range(ROUNDS):
         for name, recipe in recipes.items():
             found[name].append(rate(recipe))
     rows, median = [], {name: statistics.median(rates) for name, rates in found.items()}
-    for name, shape in {"pixels": latent.form.shape, "latents": latent.inner.form.shape}.items():
-        net = recipes[name].net.build(shape, len(latent.form.classes), None)
+    for name, spec in {"pixels": latent.spec, "latents": latent.network.latents}.items():
+        net, shape = recipes[name].net.build(spec.sizes, spec.conditions), spec.sizes
         number = sum(parameter.numel() for parameter in net.parameters())
         spread = f"{median[name]:.1f} ({min(found[name]):.1f} … {max(found[name]):.1f})"
         rows.append(f"| {name}, {' × '.join(map(str, shape))} | {number:,} | {spread} | {median[name] / median['pixels']:.2f} |")
     return ["| diffusion of | parameters | images a second of training | ratio |", "| --- | ---: | ---: | ---: |", *rows]
 
 
-def quality(runs: dict[str, tuple[Path, Run | LatentRun]], dataset: Dataset, count: int, epochs: int, out: Path) -> list[str]:
+def quality(runs: dict[str, tuple[Path, sf.Model]], dataset: Dataset, count: int, epochs: int, out: Path) -> list[str]:
     """The lines of the table of quality; sheets beside it."""
     net, accuracy = judge(dataset, epochs)
-    x, labels = dataset.batch(np.arange(len(dataset)))
+    batch = dataset.batch(np.arange(len(dataset)))
+    x, labels = batch.x, batch.cond["labels"].value
     features, guesses = seen(net, x)
     mean, cov = features.mean(0), np.cov(features.T)
 
@@ -138,7 +137,7 @@ def quality(runs: dict[str, tuple[Path, Run | LatentRun]], dataset: Dataset, cou
     for name, (folder, run) in runs.items():
         samples = run.sample(count)
         sheet(samples.values[:64], columns=8).save(out / f"samples-{name}.png")
-        part, guessed = seen(net, torch.cat([run.form.scaling.encode(values) for values in np.array_split(samples.values, 10)]))
+        part, guessed = seen(net, torch.cat([run.spec.codec.encode(values) for values in np.array_split(samples.values, 10)]))
         parameters, trained = told(folder)
         lines.append(row(name, f"{trained}; {parameters} parameters", part, float((guessed == samples.labels).mean())))
         print(lines[-1], flush=True)
@@ -154,7 +153,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     pixel, latent = sf.load(options.pixel), sf.load(options.latent)
-    if not (isinstance(pixel, Run) and isinstance(latent, LatentRun)):
+    if pixel.recipe.what == "latent-diffusion" or latent.recipe.what != "latent-diffusion":
         raise SystemExit("give a run of the recipe folder, then one of ldm-flowers.")
     hasten((pixel, latent))
     options.out.mkdir(parents=True, exist_ok=True)

@@ -27,21 +27,18 @@ from torch import Tensor
 
 import sfumato as sf
 from sfumato import latent
+from sfumato.data.options import data_union
 from sfumato.kernels.build import compiled
 from sfumato.kernels.choice import use
 from sfumato.noise import normal_like, seeded
 from sfumato.pictures import sheet
-from sfumato.model import Run
 from sfumato.runtime import keep_memory
 from sfumato.schedule import Schedule
-from sfumato.data.options import Data
-from sfumato.tasks import AnyRun
-from sfumato.tasks.latent_diffusion import LatentRun
-from sfumato.recipe import CurveSchedule
-from sfumato.tasks.vae import VAERun
+from sfumato.tasks.options import CurveSchedule
 
 BATCH = 50
 LEVELS = 49  # of the curve over log-SNR
+VAES = ("vae", "ladder")
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,15 @@ class Row:
         return cls(torch.cat([row.total for row in rows]), merge("parts"), merge("tighter"))
 
 
-def measure(run: AnyRun, x: Tensor, labels: Tensor | None, first: int, *, draws: int, steps: int, values: int) -> Row:
+def measure(run: sf.Model, x: Tensor, labels: Tensor | None, first: int, *, draws: int, steps: int, values: int) -> Row:
     """The bounds of one batch; its noise depends on (first) alone."""
-    if isinstance(run, VAERun):
-        bound = latent.bound(run.model, x, draws=4, generator=seeded(0, first))
+    if run.recipe.what in VAES:
+        bound = latent.bound(run.network, x, draws=4, generator=seeded(0, first))
         levels = [bound.prior, *bound.steps.unbind(1)]
         parts = {f"level {len(levels) - i}": level for i, level in enumerate(levels)} | {"decoder": bound.decoder}
-        return Row(bound.total, parts, {f"K = {draws}": latent.importance_bits(run.model, x, draws=draws, generator=seeded(1, first))})
-    if isinstance(run, LatentRun):
-        bound = run.bound(x, None, draws=16, values=values, seed=first)
+        return Row(bound.total, parts, {f"K = {draws}": latent.importance_bits(run.network, x, draws=draws, generator=seeded(1, first))})
+    if run.recipe.what == "latent-diffusion":
+        bound = run.sampler.bound(x, None, draws=16, values=values, seed=first)
         return Row(bound.total, {"latent": bound.latent, "decoder": bound.reconstruction}, {})
     width, schedule = 2 / (values - 1), schedule_of(run, values)
 
@@ -77,20 +74,20 @@ def measure(run: AnyRun, x: Tensor, labels: Tensor | None, first: int, *, draws:
 
     endless, chain = continuous(None), continuous(None, steps)
     parts = {"prior": endless.prior, "diffusion": endless.steps @ endless.weights, "decoder": endless.decoder}
-    given = {} if labels is None or not run.form.classes else {"given its label": continuous({"labels": labels}).total}
+    given = {} if labels is None or not run.spec.classes else {"given its label": continuous({"labels": labels}).total}
     return Row(endless.total, parts, {f"T = {steps}": chain.total} | given)
 
 
-def schedule_of(run: Run, values: int) -> Schedule:
+def schedule_of(run: sf.Model, values: int) -> Schedule:
     """The run's; a fixed curve from where sigma is a sixth of the distance of two values, if it begins cleaner: there x is known."""
-    options, enough = run.recipe.schedule, 2 * math.log(6 * (values - 1) / 2)
-    if run.learned is not None or not isinstance(options, CurveSchedule) or options.log_snr_max <= enough:
+    options, enough = getattr(run.recipe, "schedule", None), 2 * math.log(6 * (values - 1) / 2)
+    if not isinstance(options, CurveSchedule) or options.log_snr_max <= enough:
         return run.schedule
     return options.model_copy(update={"log_snr_max": enough}).build()
 
 
 @torch.no_grad()
-def bits_by_level(run: Run, x: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+def bits_by_level(run: sf.Model, x: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Log-SNRs [n], and ½ |eps_hat - eps|² / d / log 2 of each image there [n, b]: the area below is the bound's diffusion part."""
     noisy, clean = (float(schedule.level(t).log_snr) for t in (1.0, 0.0))
     places = torch.linspace(noisy, clean, LEVELS, dtype=torch.float64)
@@ -117,27 +114,26 @@ def draw_levels(curves: dict[str, tuple[Tensor, Tensor]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def refuse_other(run: AnyRun, path: str, shape: tuple[int, ...], held_out: float, values: int) -> None:
+def refuse_other(run: sf.Model, path: str, shape: tuple[int, ...], held_out: float, values: int) -> None:
     """Ends where the figures of a run would not compare with the others'."""
     training = run.recipe.training
-    if run.form.shape != shape:
-        raise SystemExit(f"{path} is of images {run.form.shape}, the data are {shape}.")
+    if run.spec.shape != shape:
+        raise SystemExit(f"{path} is of images {run.spec.shape}, the data are {shape}.")
     if held_out and (training.held_out, training.seed) != (held_out, 0):
         raise SystemExit(f"{path} left out a share of {training.held_out} by the seed {training.seed}, not {held_out} by 0.")
-    if isinstance(run, VAERun):
-        width = getattr(run.model.likelihood, "width", None)
+    if run.recipe.what in VAES:
+        width = getattr(run.network.likelihood, "width", None)
         if width is None or abs(width * (values - 1) - 2) > 1e-6:
-            raise SystemExit(f"{path} has the likelihood {run.model.likelihood}, which is no probability of {values} values.")
-    elif not isinstance(run, LatentRun) and float(run.schedule.level(0.0).sigma) == 0:
+            raise SystemExit(f"{path} has the likelihood {run.network.likelihood}, which is no probability of {values} values.")
+    elif run.recipe.what != "latent-diffusion" and float(run.schedule.level(0.0).sigma) == 0:
         raise SystemExit(f"{path} is of a chain that begins without noise: its bound in continuous time is infinite.")
 
 
-def hasten(runs: Iterable[AnyRun]) -> None:
+def hasten(runs: Iterable[sf.Model]) -> None:
     """Has runs compute as training and the command line do: memory kept, by the kernels where they can be had."""
     keep_memory()
     for run in runs:
-        for net in run.networks:
-            use(net, is_on=compiled())
+        use(run.network, is_on=compiled())
 
 
 def figure(values: Tensor) -> str:
@@ -164,11 +160,12 @@ def main() -> None:
     parser.add_argument("--values", type=int, default=256, help="how many values the data have")
     parser.add_argument("--out", type=Path, required=True, help="latent.md's folder, and the pictures'")
     options = parser.parse_args()
-    dataset = TypeAdapter(Data).validate_python(yaml.safe_load(options.data)).load()
+    dataset = TypeAdapter(data_union()).validate_python(yaml.safe_load(options.data)).load()
     if options.held_out:
         dataset = dataset.split(options.held_out, 0)[1]
     rows = np.sort(np.random.default_rng(0).permutation(len(dataset))[: options.count])
-    x, labels = dataset.batch(rows)
+    batch = dataset.batch(rows)
+    x, labels = batch.x, batch.cond["labels"].value if "labels" in batch.cond else None
     runs = {name: (path, sf.load(path)) for name, _, path in (argument.partition("=") for argument in options.runs)}
     for path, run in runs.values():
         refuse_other(run, path, dataset.shape, options.held_out, options.values)
@@ -200,13 +197,9 @@ def main() -> None:
         print(lines[-1], f"({time.perf_counter() - started:.0f} s)", flush=True)
         stem = name.lower().replace(" ", "-")
         sheet(run.sample(64).values, columns=8).save(options.out / f"samples-{stem}.png")
-        if isinstance(run, VAERun):
+        if run.recipe.what in VAES or run.recipe.what == "latent-diffusion":
             pictures.append(run.reconstruct(some))
-            names.append(name)
-        elif isinstance(run, LatentRun):
-            with torch.no_grad():
-                pictures.append(run.decode(run.autoencoder.model.encode(x[:16])))
-            names.append(f"{name} (autoencoder)")
+            names.append(name if run.recipe.what in VAES else f"{name} (autoencoder)")
         else:
             curves[name] = bits_by_level(run, x[: 2 * BATCH], schedule_of(run, options.values))
     sheet(np.concatenate(pictures), columns=16).save(options.out / "reconstructions.png")

@@ -26,10 +26,10 @@ LENGTHS = (10, 25, 50, 100, 250, 1000)
 BATCH = 50
 
 
-def digits(run: sf.Run, count: int) -> tuple[Tensor, Tensor]:
+def digits(run: sf.Model, count: int) -> tuple[Tensor, Tensor]:
     """The first digits with their labels, on their exact grid: the bytes round it by up to half of 1/255."""
     known = data.digits()
-    x0 = run.form.scaling.encode(known.values[:count]).double()
+    x0 = run.spec.codec.encode(known.values[:count]).double()
     return (x0 / WIDTH).round() * WIDTH, torch.as_tensor(known.labels)[:count]
 
 

@@ -13,8 +13,6 @@ import numpy as np
 
 import sfumato as sf
 from sfumato.runtime import keep_memory
-from sfumato.training.loop import train
-from sfumato.recipe import load_recipe
 
 
 def sliced_w2(a: np.ndarray, b: np.ndarray, directions: int = 500) -> float:
@@ -34,8 +32,7 @@ def main() -> None:
     results = {}
     for name in options.names:
         folder = options.out / name
-        train(load_recipe(name, options.changes), folder, resume=True)
-        run = sf.load(folder)
+        run = sf.train(sf.load_recipe(name, options.changes), out=folder, resume=True)
         samples = [run.sample(10_000, batch=10_000, seed=seed).values for seed in range(5)]
         fresh = [sf.data.TOYS[name](10_000, 1000 + seed) for seed in range(10)]
         ours = np.mean([sliced_w2(drawn, f) for drawn, f in zip(samples, fresh, strict=False)])

@@ -17,19 +17,18 @@ from typing import Any
 import torch
 from quality.protocol import processor
 
+import sfumato as sf
 from sfumato.runtime import keep_memory
-from sfumato.training.board import Board
+from sfumato.training.accumulator import Accumulator
 from sfumato.training.guard import Guard
-from sfumato.training.loop import train
-from sfumato.recipe import Training, load_recipe
 from sfumato.training.state import TrainState
-from sfumato.training.window import Window
+from sfumato.training.trackers import Trackers
 
 HERE = Path(__file__).parent
 PARTS: dict[str, list[tuple[type, str]]] = {
     "checkpoint": [(TrainState, "save")],
     "guard": [(Guard, "objection"), (Guard, "accept")],
-    "logs": [(Window, "add"), (Window, "add_examples"), (Window, "means"), (Board, "log")],
+    "logs": [(Accumulator, "add"), (Accumulator, "means"), (Trackers, "log")],
 }
 
 
@@ -59,10 +58,11 @@ def main() -> None:
     changes = ["data={kind: fashion-small}", f"training.checkpoint_every={args.steps // writes}", "training.warmup=20"]
     with tempfile.TemporaryDirectory() as folder:
         records: list[dict] = []
-        recipe = load_recipe("fashion", [*changes, "sampling.steps=1"], steps=args.steps)
-        train(recipe, Path(folder) / "run", watch=lambda record: records.append(dict(record)))
+        recipe = sf.load_recipe("fashion", [*changes, "sampling.steps=1"], steps=args.steps)
+        calls = sf.Callbacks(on_log=lambda record: records.append(dict(record)))
+        sf.train(recipe, out=Path(folder) / "run", callbacks=calls)
     step = 1 / (records[-1]["images_per_second"] / recipe.training.batch)
-    interval = Training().checkpoint_every
+    interval = sf.Training().checkpoint_every
     rows = [
         ("one checkpoint", spent["checkpoint"] / writes, spent["checkpoint"] / writes / (interval * step), f"of {interval} steps"),
         ("the guard, a step", spent["guard"] / args.steps, spent["guard"] / args.steps / step, "of a step"),

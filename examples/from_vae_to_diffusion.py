@@ -19,7 +19,6 @@ import sfumato as sf
 from sfumato import latent
 from sfumato.oracle.chain import Affine, LinearGaussianChain
 from sfumato.pictures import sheet
-from sfumato.tasks import load_recipe, train_of
 
 STEPS: list[Callable[["Walk"], None]] = []
 
@@ -43,13 +42,13 @@ class Walk:
         picture.savefig(path) if isinstance(picture, Figure) else picture.save(path)
         print(f"    {path}")
 
-    def train(self, name: str, *changes: str, steps: int) -> sf.Run:
+    def train(self, name: str, *changes: str, steps: int) -> sf.Model:
         """A recipe by name, into a folder beside the pictures; trained once, then loaded."""
         out = self.out / "runs" / name
         if not (out / "report.json").exists() and not (out / "diffusion" / "report.json").exists():
             steps = steps // 10 if self.quick else steps
-            recipe = load_recipe(name, [*changes, "training.checkpoint_every=100000", "training.trackers=[]"], steps=steps)
-            train_of(recipe)(recipe, out, resume=True, say=lambda text: print("    " + text))
+            recipe = sf.load_recipe(name, [*changes, "training.checkpoint_every=100000", "training.trackers=[]"], steps=steps)
+            sf.train(recipe, out=out, resume=True, callbacks=sf.Callbacks(on_message=lambda text: print("    " + text)))
         return sf.load(out)
 
 
@@ -67,7 +66,7 @@ def dots(axes, x, title="", colour="#30507a", limit=3.2) -> None:
 
 
 def roll(count: int) -> torch.Tensor:
-    return sf.data.toy("swiss-roll", 20_000, 0).batch(np.arange(count))[0].double()
+    return sf.data.toy("swiss-roll", 20_000, 0).batch(np.arange(count)).x.double()
 
 
 def clouds(scale: float) -> sf.GaussianMixture:
@@ -154,17 +153,18 @@ def variational_autoencoder(walk: Walk) -> None:
     """000 2.1, 002 VAE, 003 1.4.2: a latent plane of digits."""
     run = walk.train("vae-digits", steps=700)
     digits = sf.data.digits()
-    walk.keep(run.plane(16), "vae-plane")
+    walk.keep(run.sampler.plane(16), "vae-plane")
     walk.keep(
         sheet(np.concatenate([digits.values[:10], run.reconstruct(digits.values[:10]), run.sample(10).values]), columns=10), "vae-digits"
     )
-    x0, labels = digits.batch(np.arange(1500))
-    (z,) = run.model.encode(x0)
+    batch = digits.batch(np.arange(1500))
+    x0, labels = batch.x, batch.cond["labels"].value
+    (z,) = run.network.encode(x0)
     figure, (a,) = walk.figure(1, "Where the encoder puts the ten digits", 4.5, 4.2)
     a.scatter(*z.T, c=labels, cmap="tab10", s=5)
     a.set_aspect("equal")
     walk.keep(figure, "vae-latents")
-    bound = latent.bound(run.model, x0[:500], generator=torch.Generator().manual_seed(0))
+    bound = latent.bound(run.network, x0[:500], generator=torch.Generator().manual_seed(0))
     print(
         f"    {float(bound.decoder.mean()):.3f} for the pixels + {float(bound.prior.mean()):.3f} for the latent"
         f" = {float(bound.total.mean()):.3f} bits/dim"
@@ -175,8 +175,8 @@ def variational_autoencoder(walk: Walk) -> None:
 def hierarchical(walk: Walk) -> None:
     """000 2.2, 002 HVAE: latents of latents, from the coarsest down; each level's share of the bound."""
     run = walk.train("hvae-digits", steps=500)
-    x0 = sf.data.digits().batch(np.arange(500))[0]
-    uses = latent.level_use(run.model, x0, generator=torch.Generator().manual_seed(0))
+    x0 = sf.data.digits().batch(np.arange(500)).x
+    uses = latent.level_use(run.network, x0, generator=torch.Generator().manual_seed(0))
     for use in uses:
         print(f"    {use}")
     values = run.sample(20).values
@@ -226,9 +226,8 @@ def one_bound(walk: Walk) -> None:
 def the_denoiser(walk: Walk) -> None:
     """002, 004 DDPM: a network that tells the noise in x_t is all the decoder there is."""
     run = walk.train("swiss-roll", "data.count=20000", "training.batch=512", steps=700)
-    walk_ = run.walk(sampler="ancestral", steps=60)
     frames = []
-    walk_(range(1500), 0, None, lambda i, x: frames.append(x))
+    run.sample(1500, batch=1500, sampler="ancestral", steps=60, on_step=lambda i, x, x0: frames.append(x))
     figure, axes = walk.figure(5, "The reverse process: ancestral sampling, 60 steps", 2.4, 2.4)
     for each, k in zip(axes, (0, 20, 35, 48, 59), strict=True):
         dots(each, frames[k], f"step {k + 1}", limit=3.2)
@@ -341,11 +340,9 @@ def diffusion_in_a_latent_space(walk: Walk) -> None:
     """004, Latent Diffusion: the autoencoder of the beginning, and diffusion where its latents live."""
     run = walk.train("ldm-digits", f"autoencoder_training.steps={40 if walk.quick else 400}", "autoencoder_training.trackers=[]", steps=700)
     digits = sf.data.digits()
-    x0, labels = digits.batch(np.arange(10))
-    with torch.no_grad():
-        back = run.decode(run.autoencoder.model.encode(x0))
+    batch, back = digits.batch(np.arange(10)), run.reconstruct(digits.values[:10])
     walk.keep(sheet(np.concatenate([digits.values[:10], back, run.sample(40, labels=range(10)).values]), columns=10), "latent-diffusion")
-    bound = run.bound(x0, labels, values=17)
+    bound = run.sampler.bound(batch.x, batch.cond, values=17)
     print(f"    {float(bound.reconstruction.mean()):.2f} for the pixels + {float(bound.latent.mean()):.2f} for the latent, bits/dim")
 
 

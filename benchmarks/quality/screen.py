@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,9 +26,8 @@ from protocol import processor
 
 import sfumato as sf
 from sfumato import data
-from sfumato.runtime import keep_memory
-from sfumato.training.loop import Stopped, train
 from sfumato.recipe import load_recipe
+from sfumato.runtime import keep_memory
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -83,19 +83,20 @@ def unseen(name: str) -> data.Dataset:
 
 
 @torch.no_grad()
-def error(run: sf.Run, dataset: data.Dataset) -> float:
+def error(run: sf.Model, dataset: data.Dataset) -> float:
     """EDM's weighted error of a model."""
     count, generator = min(IMAGES, len(dataset)), torch.Generator().manual_seed(0)
-    x0, labels = dataset.batch(np.random.default_rng(0).permutation(len(dataset))[:count])
+    batch = dataset.batch(np.random.default_rng(0).permutation(len(dataset))[:count])
+    x0 = batch.x
     normal = torch.distributions.Normal(-1.2, 1.2)
     ratio = normal.icdf((torch.randperm(count, generator=generator) + 0.5) / count).exp()  # sigma over alpha
-    weight = (ratio**2 + run.form.data_std**2) / (ratio * run.form.data_std) ** 2
+    weight = (ratio**2 + run.spec.std**2) / (ratio * run.spec.std) ** 2
     alpha = (1 + ratio**2).rsqrt()
     eps, total = torch.randn(x0.shape, generator=generator), 0.0
     for part in torch.arange(count).split(50):
         level = sf.Level(*(value[part].reshape(-1, 1, 1, 1) for value in (alpha, ratio * alpha)))
-        cond = None if labels is None else {"labels": labels[part]}
-        guess = run.predictor(level.alpha * x0[part] + level.sigma * eps[part], level, cond).x0
+        cond = sf.condition.take(batch.cond, part)
+        guess = run.predictor(level.alpha * x0[part] + level.sigma * eps[part], level, cond or None).x0
         total += float((weight[part] * (guess - x0[part]).square().mean((1, 2, 3))).sum())
     return total / count
 
@@ -108,13 +109,13 @@ def follow(name: str, changes: list[str], seconds: float, widths: list[float]) -
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
 
-        def go(steps: int, every: int, **options: object) -> None:
+        def go(steps: int, every: int, **calls: Any) -> None:
             shutil.rmtree(out, ignore_errors=True)
             fitted = [f"training.warmup={max(10, steps // 20)}", f"training.checkpoint_every={every}"]
-            train(load_recipe(name, [*quiet, *fitted, *changes], steps=steps), out, **options)
+            sf.train(load_recipe(name, [*quiet, *fitted, *changes], steps=steps), out=out, callbacks=sf.Callbacks(**calls))
 
         marks: list[float] = []
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(sf.Stopped):
             go(10**6, 10**6, on_step=lambda step, loss: marks.append(time.process_time()), should_stop=lambda: len(marks) > 10)
         steps = max(LOOKS, int(seconds / np.median(np.diff(marks[3:]))))
         marks.clear()

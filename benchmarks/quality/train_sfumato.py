@@ -13,9 +13,8 @@ import torch
 
 import sfumato as sf
 from sfumato.kernels import choice
-from sfumato.runtime import keep_memory
-from sfumato.training.loop import Stopped, train
 from sfumato.recipe import load_recipe
+from sfumato.runtime import keep_memory
 
 
 def main() -> None:
@@ -36,17 +35,19 @@ def main() -> None:
         if not args.resume:
             shutil.rmtree(run_folder, ignore_errors=True)
         recipe = load_recipe("fashion", [*base, *quiet, f"training.warmup={max(20, steps // 20)}"], steps=steps)
-        train(recipe, run_folder, resume=args.resume, watch=lambda record: print(json.dumps(record), flush=True))
+        calls = sf.Callbacks(on_log=lambda record: print(json.dumps(record), flush=True))
+        sf.train(recipe, out=run_folder, resume=args.resume, callbacks=calls)
     run = sf.load(run_folder)
-    choice.use(run.denoiser.net, choice.is_faster())
+    choice.use(run.network.net, choice.is_faster())
     options = run.recipe.training
 
     def sampler(labels: torch.Tensor) -> torch.Tensor:
         nonlocal drawn
         rows, drawn = range(drawn, drawn + len(labels)), drawn + len(labels)
-        return walk(rows, args.seed, labels, None)
+        cond = {name: condition.to(run.device) for name, condition in run.conditions(range(len(labels)), labels).items()}
+        return run.sampler(sf.Request(rows, args.seed, run.device, cond, asked))
 
-    drawn, walk = 0, run.walk(steps=args.sampling_steps, guidance=args.guidance)
+    drawn, asked = 0, {"steps": args.sampling_steps, "guidance": args.guidance}
     images, labels, seconds = protocol.draw(sampler, args.count, args.sampling_batch)
     report = {
         "name": "sfumato" if args.guidance == 1 else f"sfumato, guidance {args.guidance:g}",
@@ -56,7 +57,7 @@ def main() -> None:
         "train_wall_seconds": json.loads((run_folder / "report.json").read_text())["seconds"],
         "steps": options.steps,
         "images": options.steps * options.batch,
-        "parameters": sum(p.numel() for p in run.denoiser.parameters()),
+        "parameters": sum(p.numel() for p in run.network.parameters()),
         "sampler": f"{run.recipe.sampling.sampler} on {run.recipe.sampling.spacing} levels, {args.sampling_steps}",
         "settings": run.recipe.model_dump(mode="json"),
         **seconds,
@@ -70,8 +71,9 @@ def measure(base: list[str], args: argparse.Namespace) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     progress = protocol.Progress(None, args.batch)
     recipe = load_recipe("fashion", [*base, "training.checkpoint_every=10000000"], steps=1_000_000)
-    with contextlib.suppress(Stopped):
-        train(recipe, folder, on_step=lambda step, loss: progress.add(loss), should_stop=lambda: progress.fraction >= 1)
+    with contextlib.suppress(sf.Stopped):
+        calls = sf.Callbacks(on_step=lambda step, loss: progress.add(loss), should_stop=lambda: progress.fraction >= 1)
+        sf.train(recipe, out=folder, callbacks=calls)
     shutil.rmtree(folder)
     print(json.dumps(progress.report()))
 
