@@ -12,10 +12,9 @@ from test_train import TINY
 
 import sfumato as sf
 from sfumato.classifier import Classifier
-from sfumato.form import Form
-from sfumato import storage as checkpoint, classifier
-from sfumato.training.loop import Stopped, train
-from sfumato.recipe import load_recipe
+from sfumato.classifiers import recipe_for
+from sfumato.storage import CheckpointError, read_spec, steps_in
+from sfumato.tasks.classifier import LOG_SNRS
 
 SMALL = ["net.widths=[8,8]", "training.batch=16", "training.checkpoint_every=2", "training.log_every=2", "training.keep=10"]
 GAUSSIANS = sf.GaussianMixture(
@@ -33,7 +32,7 @@ def _float32():
 def run_of(folder, tree, changes=()):
     folder.mkdir(exist_ok=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    return sf.load(train(load_recipe(folder / "recipe.yaml", [*changes]), folder / "run"))
+    return sf.train(sf.load_recipe(folder / "recipe.yaml", [*changes]), out=folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +65,10 @@ def weights(folder, step, stem):
 def test_a_classifier_learns_what_can_be_known(points, tmp_path):
     """Cross-entropy and guided scores near those of the exact classifier of the mixture, from almost clean to almost all noise."""
     changes = ["net.width=48", "net.depth=2", "training.rate=3e-3", "training.weight_decay=0", "training.batch=256"]
-    recipe = classifier.recipe_for(points, changes, steps=300)
-    learnt = classifier.load(classifier.train(points, recipe, tmp_path / "c")).double()
-    x0, labels = points.recipe.data.load().batch(np.arange(6000))
-    x0 = x0.double()
+    recipe = recipe_for(points, changes, steps=300)
+    learnt = sf.train_classifier(points, recipe, tmp_path / "c").double()
+    batch = points.recipe.data.load().batch(np.arange(6000))
+    x0, labels = batch.x.double(), batch.cond["labels"].value
     parts = [x0[labels == k] for k in range(3)]
     exact = sf.GaussianMixture(
         labels.bincount() / len(labels), torch.stack([part.mean(0) for part in parts]), torch.stack([part.T.cov() for part in parts])
@@ -85,9 +84,10 @@ def test_a_classifier_learns_what_can_be_known(points, tmp_path):
 
 
 def test_a_classifier_without_signal_knows_the_prior():
-    form = Form((2,), ("a", "b", "c"), sf.data.Scaling(shift=0.0, scale=1.0, dtype="float32"), 0.7)
+    scaling = sf.Scaling(shift=0.0, scale=1.0, dtype="float32")
+    spec = sf.DataSpec((2,), scaling, {"labels": sf.Classes(("a", "b", "c"))}, 0.7)
     prior = torch.tensor([0.5, 0.3, 0.2])
-    judge = Classifier(ThreeOfTwo(), form, prior)
+    judge = Classifier(ThreeOfTwo(), spec, prior)
     x = torch.randn(5, 2)
     blind = sf.Level(torch.tensor(0.0), torch.tensor(1.0))
     torch.testing.assert_close(judge.log_class(x, blind), prior.log().expand(5, 3))
@@ -108,14 +108,14 @@ class ThreeOfTwo(torch.nn.Module):
 
 
 def test_a_resumed_classifier_ends_in_the_same_bits(digits, tmp_path):
-    recipe = classifier.recipe_for(digits, SMALL, steps=6)
+    recipe = recipe_for(digits, SMALL, steps=6)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    classifier.train(digits, recipe, whole)
+    sf.train_classifier(digits, recipe, whole)
     asked = iter([False] * 2 + [True])
-    with pytest.raises(Stopped, match="stopped after step 3 of 6"):
-        classifier.train(digits, recipe, cut, should_stop=lambda: next(asked))
-    assert checkpoint.steps_in(cut / "checkpoints") == [2, 3]
-    classifier.train(digits, recipe, cut, resume=True)
+    with pytest.raises(sf.Stopped, match="stopped after step 3 of 6"):
+        sf.train_classifier(digits, recipe, cut, callbacks=sf.Callbacks(should_stop=lambda: next(asked)))
+    assert steps_in(cut / "checkpoints") == [2, 3]
+    sf.train_classifier(digits, recipe, cut, resume=True)
     for stem in ("model", "ema-0.100", "optimizer"):
         ours, theirs = weights(cut, 6, stem), weights(whole, 6, stem)
         assert ours.keys() == theirs.keys()
@@ -126,35 +126,38 @@ def test_a_resumed_classifier_ends_in_the_same_bits(digits, tmp_path):
     ]
     assert strip(cut) == strip(whole)
     assert [line["step"] for line in strip(whole)] == [2, 4, 6]
-    assert {f"accuracy@{log_snr:+d}" for log_snr in classifier.LOG_SNRS} <= strip(whole)[0].keys()
+    assert {f"accuracy@{log_snr:+d}" for log_snr in LOG_SNRS} <= strip(whole)[0].keys()
 
 
 def test_the_classifiers_own_folder_is_whole(digits, tmp_path):
-    recipe = classifier.recipe_for(digits, SMALL, steps=2)
-    folder = classifier.train(digits, recipe, tmp_path / "c")
+    recipe = recipe_for(digits, SMALL, steps=2)
+    folder = tmp_path / "c"
+    judge = sf.train_classifier(digits, recipe, folder)
     assert {"recipe.yaml", "manifest.json", "metrics.jsonl", "report.json", "checkpoints"} <= {path.name for path in folder.iterdir()}
     assert recipe.training.held_out == 0.1
-    prior = torch.tensor(json.loads((folder / "manifest.json").read_text())["prior"])
-    torch.testing.assert_close(classifier.load(folder).log_prior, prior.log())
-    assert prior.sum() == pytest.approx(1)
-    assert classifier.load(folder).form == digits.form
+    examples, _ = recipe.divided(recipe.data.load())
+    counts = examples.batch(np.arange(len(examples))).cond["labels"].value.bincount()
+    loaded = sf.load_classifier(folder)
+    torch.testing.assert_close(loaded.log_prior, ((counts + 1) / (counts + 1).sum()).log())
+    assert torch.equal(loaded.log_prior, judge.log_prior)
+    assert loaded.spec == read_spec(folder) == digits.spec
 
 
 def test_a_run_is_guided_by_its_classifier(digits, tmp_path):
     """Batches do not show, γ does, and γ = 0 is the model without labels."""
-    judge = classifier.load(classifier.train(digits, classifier.recipe_for(digits, SMALL, steps=4), tmp_path / "c"))
+    judge = sf.train_classifier(digits, recipe_for(digits, SMALL, steps=4), tmp_path / "c")
     options = {"steps": 3, "sampler": "ancestral"}
     whole, cut = (digits.sample(6, guidance=5.0, classifier=judge, batch=batch, **options).values.astype(int) for batch in (6, 4))
     assert np.abs(whole - cut).max() <= 1
-    levels, labels = digits.walk(steps=3).levels, torch.arange(6)
+    levels, labels = digits.sampler.plan(steps=3).levels, torch.arange(6)
     noise = sf.normal_like(torch.empty(6, 1, 8, 8), sf.row_generators(0, range(6)))
     by_hand = sf.guide.classifier(sf.guide.unconditional(digits.predictor), judge, 5.0)
     x0 = sf.sample(by_hand, levels[0].sigma * noise, levels, sf.steps.DDIM(), {"labels": labels})
     ours = digits.sample(6, guidance=5.0, classifier=judge, steps=3, sampler="ddim").values
-    assert np.array_equal(ours, digits.form.scaling.decode(x0))
+    assert np.array_equal(ours, digits.spec.codec.decode(x0))
     free = sf.sample(digits.predictor, levels[0].sigma * noise, levels, sf.steps.DDIM(), {"labels": torch.full((6,), -1)})
     zero = digits.sample(6, guidance=0.0, classifier=judge, steps=3, sampler="ddim").values
-    assert np.array_equal(zero, digits.form.scaling.decode(free))
+    assert np.array_equal(zero, digits.spec.codec.decode(free))
 
 
 def test_any_differentiable_function_guides_a_run(points):
@@ -165,20 +168,20 @@ def test_any_differentiable_function_guides_a_run(points):
 
 
 def test_strangers_are_refused(digits, points, tmp_path):
-    judge = classifier.load(classifier.train(digits, classifier.recipe_for(digits, SMALL, steps=2), tmp_path / "c"))
+    judge = sf.train_classifier(digits, recipe_for(digits, SMALL, steps=2), tmp_path / "c")
     with pytest.raises(ValueError, match=r"the classifier is of other data than .*: its shape is \(1, 8, 8\), not \(2,\)"):
         points.sample(4, classifier=judge)
     with pytest.raises(ValueError, match=r"for data of shape \(1, 8, 8\), got x_t of shape \(4, 2\)"):
         judge.log_class(torch.zeros(4, 2), sf.Cosine().level(0.5))
     with pytest.raises(ValueError, match="must have one positive share a class"):
-        Classifier(judge.net, judge.form, torch.ones(3))
+        Classifier(judge.net, judge.spec, torch.ones(3))
 
 
 def test_other_data_than_the_runs_are_refused(points, tmp_path):
     x0, labels = GAUSSIANS.sample(100, torch.Generator().manual_seed(1))
     np.savez(tmp_path / "other.npz", arr_0=x0.float().numpy(), arr_1=labels.numpy())
     with pytest.raises(ValueError, match="was trained on other data"):
-        classifier.train(points, classifier.recipe_for(points, [f"data.path={tmp_path / 'other.npz'}"]), tmp_path / "c")
+        sf.train_classifier(points, recipe_for(points, [f"data.path={tmp_path / 'other.npz'}"]), tmp_path / "c")
 
 
 def test_a_model_that_never_dropped_a_label_has_nothing_to_guide(tmp_path):
@@ -189,9 +192,9 @@ def test_a_model_that_never_dropped_a_label_has_nothing_to_guide(tmp_path):
 
 def test_a_classifier_keeps_every_label(digits):
     with pytest.raises(ValueError, match=r"leave training\.label_drop at 0"):
-        classifier.recipe_for(digits, ["training.label_drop=0.5"])
+        recipe_for(digits, ["training.label_drop=0.5"])
     with pytest.raises(ValueError, match=r"there is no option net\.wdiths; did you mean net\.widths\?"):
-        classifier.recipe_for(digits, ["net.wdiths=[3]"])
+        recipe_for(digits, ["net.wdiths=[3]"])
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((1, 8, 8), 1), ((3, 13, 22), 2), ((1, 5, 9), 1)])
@@ -210,10 +213,12 @@ def test_patch_classifiers_take_images_only():
 
 def test_a_run_keeps_its_classifier_within(digits):
     """As the command does where no place is named; a damaged one says so."""
-    home = classifier.train(digits, classifier.recipe_for(digits, SMALL, steps=1), Path(digits.name) / "classifier")
-    inside, itself = classifier.load(digits.name), classifier.load(home)
+    home = Path(digits.name) / "classifier"
+    trained = sf.train_classifier(digits, recipe_for(digits, SMALL, steps=1), home)
+    inside, itself = sf.load_classifier(digits.name), sf.load_classifier(home)
+    assert all(torch.equal(a, b) for a, b in zip(inside.state_dict().values(), trained.state_dict().values(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(inside.state_dict().values(), itself.state_dict().values(), strict=True))
     path = home / "checkpoints" / "00000001" / "ema-0.100.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(checkpoint.CheckpointError, match=r"ema-0\.100\.safetensors is damaged"):
-        classifier.load(digits.name)
+    with pytest.raises(CheckpointError, match=r"ema-0\.100\.safetensors is damaged"):
+        sf.load_classifier(digits.name)

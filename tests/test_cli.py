@@ -12,7 +12,6 @@ from PIL import Image
 
 import sfumato as sf
 from sfumato.cli import main
-from sfumato.training.loop import train
 from sfumato.recipe import load_recipe
 
 TINY = {
@@ -34,7 +33,8 @@ def run(tmp_path_factory):
     """A trained run, shared: commands only read it."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    return train(load_recipe(folder / "tiny.yaml"), folder / "run")
+    sf.train(load_recipe(folder / "tiny.yaml"), out=folder / "run")
+    return folder / "run"
 
 
 @pytest.fixture
@@ -110,10 +110,10 @@ BAD = {
     "unknown flag": (["train", "digits", "--stepz", "3"], 2, "stepz"),
     "unknown model": (["sample", "zoo:fashio", "--out", "s.npz"], 2, "the zoo holds"),
     "no run folder": (["sample", "nowhere", "--out", "s.npz"], 2, "is no run folder"),
-    "label out of range": (["sample", "RUN", "--labels", "10", "--out", "s.npz"], 2, "label 10 is out of range"),
-    "no class of this name": (["sample", "RUN", "--labels", "cat", "--out", "s.npz"], 2, 'there is no class "cat"; the classes are 0, 1'),
+    "label out of range": (["sample", "RUN", "--labels", "10", "--out", "s.npz"], 2, "class 10 is out of range; the classes are 0 0,"),
+    "no class of this name": (["sample", "RUN", "--labels", "cat", "--out", "s.npz"], 2, 'there is no class "cat"; there are 0, 1'),
     "misspelt class": (["sample", "zoo:fashion", "--labels", "sneeker", "--out", "s.npz"], 2, 'no class "sneeker"; did you mean sneaker?'),
-    "a label below none": (["sample", "RUN", "--labels", "-2", "--out", "s.npz"], 2, "label -2 is out of range"),
+    "a label below none": (["sample", "RUN", "--labels", "-2", "--out", "s.npz"], 2, "class -2 is out of range; the classes are 0 0,"),
     "labels with a gap": (["sample", "RUN", "--labels", "3,,5", "--out", "s.npz"], 2, "--labels takes numbers or names of classes"),
     "sampling in no steps": (["sample", "RUN", "--steps", "0", "--out", "s.npz"], 2, "steps must be at least 1"),
     "no samples": (["sample", "RUN", "--count", "0", "--out", "s.npz"], 2, "--count must be at least 1"),
@@ -127,7 +127,16 @@ BAD = {
     "a picture in a folder's place": (["sample", "RUN", "--out", "photos"], 2, "is not empty"),
     "a file in a folder's place": (["sample", "RUN", "--out", "empty.npz"], 2, "empty.npz is a folder"),
     "no labels": (["sample", "RUN", "--labels", "", "--out", "s.npz"], 2, "--labels takes numbers or names of classes"),
-    "bad path and bad label": (["sample", "RUN", "--labels", "10", "--out", "deep/er/s.npz"], 2, "label 10 is out of range"),
+    "bad path and bad label": (
+        ["sample", "RUN", "--labels", "10", "--out", "deep/er/s.npz"],
+        2,
+        "class 10 is out of range; the classes are 0 0,",
+    ),
+    "a file that is there": (
+        ["sample", "RUN", "--out", "letters.npz"],
+        2,
+        "letters.npz is there already; name another file, or add --force",
+    ),
     "infinite guidance": (["sample", "RUN", "--guidance", "nan", "--out", "s.npz"], 2, "guidance must be at least 0"),
     "no zoo name": (["sample", "zoo:", "--out", "s.npz"], 2, "there is no zoo:"),
     "true for a number": (["train", "digits", "--set", "training.steps=true"], 2, "takes no true or false"),
@@ -249,7 +258,7 @@ def test_suffixes_go_by_what_they_say(run, here, name, kind, capsys):
 
 
 def test_samples_do_not_become_a_moving_picture(run, here):
-    with pytest.raises(ValueError, match=r"draw s\.gif with Run\.reverse_gif"):
+    with pytest.raises(ValueError, match=r"draw s\.gif with Model\.reverse_gif"):
         sf.load(run).sample(2).save("s.gif")
     assert not (here / "s.gif").exists()
 
@@ -288,7 +297,10 @@ def test_guidance_without_classes_is_refused_and_the_recipes_is_off(here, capsys
     assert call("train", "moons", *small, *guided, "--out", "moons", capsys=capsys)[0] == 0
     draw = ["sample", "moons", "--count", "5", "--steps", "2"]
     code, _, err = call(*draw, "--guidance", "2", "--out", "a.npz", capsys=capsys)
-    assert (code, err) == (2, "sfumato: moons has no classes, so guidance has nothing to guide by; take guidance 1, or leave it out.\n")
+    assert (code, err) == (
+        2,
+        "sfumato: moons has no classes and no other conditions, so guidance has nothing to guide by; take guidance 1, or leave it out.\n",
+    )
     assert not (here / "a.npz").exists()
     caplog.clear()
     assert call(*draw, "--out", "b.npz", capsys=capsys)[0] == 0
@@ -353,16 +365,17 @@ def test_a_run_without_classes_has_no_classifier(here, capsys):
 
 def test_tuned_levels_are_kept_and_used(here, capsys):
     """A tuned walk is used for its steps and guidance alone, and not where a sampler is named."""
-    run = train(load_recipe("tiny.yaml", ["sampling.sampler=multistep"]), here / "tuned")
+    run = here / "tuned"
+    sf.train(load_recipe("tiny.yaml", ["sampling.sampler=multistep"]), out=run)
     code, out, _ = call("tune", str(run), "--steps", "3", "--rows", "12", capsys=capsys)
     assert code == 0
     assert "Distance from the fine solution" in out
-    model = sf.load(run)
-    ((steps, guidance), tuned), *others = model.tuned.items()
+    sampler = sf.load(run).sampler
+    ((steps, guidance), tuned), *others = sampler.tuned.items()
     assert (steps, guidance, others) == (3, 1.0, [])
     assert tuned.error <= tuned.default_error
-    assert model.walk(steps=3).levels == list(tuned.levels)
-    for other in (model.walk(steps=4), model.walk(steps=3, guidance=2.0), model.walk(steps=3, sampler="multistep")):
+    assert sampler.plan(steps=3).levels == list(tuned.levels)
+    for other in (sampler.plan(steps=4), sampler.plan(steps=3, guidance=2.0), sampler.plan(steps=3, sampler="multistep")):
         assert other.levels != list(tuned.levels)
     (run / "tuned" / "3-guidance-1.json").write_text("{")
     code, _, err = call("sample", str(run), "--out", "s.npz", capsys=capsys)

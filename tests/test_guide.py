@@ -320,11 +320,11 @@ def digits():
 
 def by_hand(run, guided, label, steps=5):
     """Six samples of one label, or of none (-1), under a predictor of our own choice."""
-    levels = run.walk(steps=steps).levels
+    levels = run.sampler.plan(steps=steps).levels
     generators = sf.row_generators(0, range(6))
-    noise = sf.normal_like(torch.empty(6, *run.form.shape), generators)
+    noise = sf.normal_like(torch.empty(6, *run.spec.sizes), generators)
     x = sf.sample(guided, levels[0].sigma * noise, levels, sf.steps.Adams(), {"labels": torch.full((6,), label)}, generator=generators)
-    return run.form.scaling.decode(x).astype(int)
+    return run.spec.codec.decode(x).astype(int)
 
 
 def drawn(run, **options):
@@ -336,17 +336,17 @@ def test_guidance_of_zero_forgets_the_label_at_every_level(digits):
     three, five, none = (drawn(digits, guidance=0.0, labels=[label]) for label in (3, 5, -1))
     assert np.array_equal(three, five)
     assert np.array_equal(three, none)
-    assert np.abs(three - by_hand(digits, sf.guide.unconditional(digits.denoiser), 3)).max() <= 1
+    assert np.abs(three - by_hand(digits, sf.guide.unconditional(digits.network), 3)).max() <= 1
 
 
 def test_guidance_below_one_weakens_the_label_at_every_level(digits):
-    wanted = by_hand(digits, sf.guide.classifier_free(digits.denoiser, 0.25), 3)
+    wanted = by_hand(digits, sf.guide.classifier_free(digits.network, 0.25), 3)
     assert np.abs(drawn(digits, guidance=0.25, labels=[3]) - wanted).max() <= 1
 
 
 def test_guidance_above_one_keeps_to_its_interval(digits):
-    strong = sf.guide.classifier_free(digits.denoiser, 3.0)
-    wanted = by_hand(digits, sf.guide.interval(strong, digits.denoiser, -3.2, 4.6), 3)
+    strong = sf.guide.classifier_free(digits.network, 3.0)
+    wanted = by_hand(digits, sf.guide.interval(strong, digits.network, -3.2, 4.6), 3)
     assert np.abs(drawn(digits, guidance=3.0, labels=[3]) - wanted).max() <= 1
     assert np.abs(by_hand(digits, strong, 3) - wanted).max() > 1
 
@@ -356,7 +356,7 @@ def test_no_label_is_drawn_without_one(digits, none):
     """Guidance then has nothing to do, and the other samples in the cycle keep theirs."""
     samples = digits.sample(6, steps=5, labels=[none, 4])
     assert samples.labels.tolist() == [-1, 4, -1, 4, -1, 4]
-    free = by_hand(digits, sf.guide.unconditional(digits.denoiser), 4)
+    free = by_hand(digits, sf.guide.unconditional(digits.network), 4)
     assert np.abs(samples.values[::2].astype(int) - free[::2]).max() <= 1
     assert np.abs(samples.values[1::2].astype(int) - free[1::2]).max() > 1
 
@@ -365,17 +365,19 @@ def with_drop(run, share):
     """The run, had its labels been dropped in this share of its training; the recipe guides nowhere."""
     training = run.recipe.training.model_copy(update={"label_drop": share})
     sampling = run.recipe.sampling.model_copy(update={"guidance": 1.0})
-    return replace(run, recipe=run.recipe.model_copy(update={"training": training, "sampling": sampling}))
+    recipe = run.recipe.model_copy(update={"training": training, "sampling": sampling})
+    return sf.Model(run.name, recipe, run.spec, run.network)
 
 
-def without_classes(run):
-    return replace(run, form=replace(run.form, classes=()))
+def with_classes(run, *names):
+    conditions = {"labels": sf.Classes(names)} if names else {}
+    return sf.Model(run.name, run.recipe, replace(run.spec, conditions=conditions), run.network)
 
 
 MEANINGLESS = {
     r"was never trained without a label \(training\.label_drop=0\), so guidance": lambda run: with_drop(run, 0.0),
     r"was trained without its labels \(training\.label_drop=1\), so only a classifier": lambda run: with_drop(run, 1.0),
-    r"has no classes, so guidance has nothing to guide by": without_classes,
+    r"has no classes and no other conditions, so guidance has nothing to guide by": with_classes,
 }
 
 
@@ -400,14 +402,14 @@ def test_a_model_trained_without_its_labels_is_drawn_without_them(digits):
     run = with_drop(digits, 1.0)
     samples = run.sample(6, steps=5)
     assert samples.labels.tolist() == [-1] * 6
-    assert np.abs(samples.values.astype(int) - by_hand(run, sf.guide.unconditional(run.denoiser), 3)).max() <= 1
-    lights = lambda x_t, level, cond: (cond["labels"] - 4.5) * x_t.flatten(1).mean(1)  # noqa: E731
+    assert np.abs(samples.values.astype(int) - by_hand(run, sf.guide.unconditional(run.network), 3)).max() <= 1
+    lights = lambda x_t, level, cond: (cond["labels"].value - 4.5) * x_t.flatten(1).mean(1)  # noqa: E731
     assert run.sample(6, steps=5, classifier=lights, guidance=2.0).labels.tolist() == list(range(6))
 
 
 def test_the_recipes_guidance_is_off_where_it_means_nothing(digits):
     """Its own guidance of 1.5, on data that came without classes."""
-    run = without_classes(digits)
+    run = with_classes(digits)
     assert run.recipe.sampling.guidance == 1.5
     assert np.array_equal(drawn(run), drawn(run, guidance=1.0))
 
@@ -415,21 +417,24 @@ def test_the_recipes_guidance_is_off_where_it_means_nothing(digits):
 @pytest.mark.parametrize("labels", [[7, 8], ["sneaker", "bag"], ["Sneaker", 8], ("7", "BAG"), np.array([7, 8]), torch.tensor([7, 8])])
 def test_classes_go_by_their_names(labels):
     torch.set_default_dtype(torch.float32)
-    assert sf.load("zoo:fashion").labels(range(4), labels).tolist() == [7, 8, 7, 8]
+    found = sf.load("zoo:fashion").conditions(range(4), labels)["labels"]
+    assert found.value.tolist() == [7, 8, 7, 8]
+    assert found.given.all()
 
 
 def test_text_is_a_name_before_it_is_a_number(digits):
-    run = replace(digits, form=replace(digits.form, classes=("3", "1", "cat", "Cat")))
-    assert run.labels(range(5), ["3", "1", "2", "cat", "Cat"]).tolist() == [0, 1, 2, 2, 3]
-    assert run.labels(range(2), [3, 1]).tolist() == [3, 1]
-    with pytest.raises(ValueError, match='there is no class "CAT"; the classes are 3, 1, cat, Cat'):
-        run.labels(range(1), ["CAT"])
+    run = with_classes(digits, "3", "1", "cat", "Cat")
+    numbers = lambda *labels: run.conditions(range(len(labels)), labels)["labels"].value.tolist()  # noqa: E731
+    assert numbers("3", "1", "2", "cat", "Cat") == [0, 1, 2, 2, 3]
+    assert numbers(3, 1) == [3, 1]
+    with pytest.raises(ValueError, match='there is no class "CAT"; there are 3, 1, cat, Cat, or their numbers 0 … 3, or none'):
+        numbers("CAT")
 
 
 @pytest.mark.parametrize("count", [9, 64, 100])
 @pytest.mark.parametrize("classes", [1, 2, 3, 5, 10, 40])
 def test_a_sheet_is_about_square_with_a_class_a_column(digits, classes, count):
-    columns = replace(digits, form=replace(digits.form, classes=tuple(map(str, range(classes))))).columns(None, count)
+    columns = with_classes(digits, *map(str, range(classes))).columns(None, count)
     assert columns % classes == 0
     assert columns == classes or 1 / 2 <= columns / (count / columns) <= 2
     assert digits.columns(list(range(classes)), count) == columns

@@ -18,12 +18,9 @@ import sfumato as sf
 from sfumato import latent
 from sfumato.cli import main
 from sfumato.noise import seeded
-from sfumato import storage as checkpoint
-from sfumato import tasks as kinds
-from sfumato.tasks import autoencoder, vae
-from sfumato.training.loop import Stopped
-from sfumato.recipe import load_recipe as load_plain
-from sfumato.recipe import recipe_names
+from sfumato.recipe import load_recipe, recipe_names
+from sfumato.storage import CheckpointError, steps_in
+from sfumato.tasks import LatentDiffusion, VAETask, VDMTask, autoencoder
 
 TRAINING = {"steps": 6, "batch": 8, "checkpoint_every": 2, "log_every": 2, "warmup": 2, "keep": 10, "trackers": []}
 STEM = "ema-0.100"
@@ -75,11 +72,16 @@ def _float32():
 def recipe_of(folder, name, changes=()):
     path = Path(folder) / f"{name}.yaml"
     path.write_text(yaml.safe_dump(TREES[name]))
-    return kinds.load_recipe(path, changes)
+    return load_recipe(path, changes)
 
 
-def train(recipe, out, **options):
-    return kinds.train_of(recipe)(recipe, out, **options)
+def train(recipe, out, *, resume=False, **calls):
+    sf.train(recipe, out=out, resume=resume, callbacks=sf.Callbacks(**calls))
+    return out
+
+
+def steps_of(recipe):
+    return sum(each.steps for each in recipe.trainings().values())
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +111,10 @@ def records(run):
 def test_a_stopped_run_ends_in_the_same_bits(runs, tmp_path, name, at):
     """Stopped in whichever stage; the second stop is in the diffusion, of a run that has two."""
     recipe = recipe_of(tmp_path, name)
-    if at > kinds.steps_of(recipe):
+    if at > steps_of(recipe):
         pytest.skip("this run has no second stage")
     asked = iter([False] * (at - 1) + [True] + [False] * 20)
-    with pytest.raises(Stopped, match=f"stopped after step {3 if at in (3, 9) else at} of 6"):
+    with pytest.raises(sf.Stopped, match=f"stopped after step {3 if at in (3, 9) else at} of 6"):
         train(recipe, tmp_path / "cut", should_stop=lambda: next(asked))
     train(recipe, tmp_path / "cut", resume=True)
     ours, theirs = weights(tmp_path / "cut"), weights(runs[name])
@@ -145,12 +147,12 @@ def test_the_networks_of_a_run_are_all_that_it_samples_with(runs, name):
     hook.remove()
     weighty = {module for module in ran if any(True for _ in module.parameters(recurse=False))}
     assert len(weighty) > 1
-    assert weighty <= {module for net in run.networks for module in net.modules()}
+    assert weighty <= set(run.network.modules())
 
 
 @every_kind
 def test_a_run_repeats_from_its_own_recipe(runs, tmp_path, name):
-    recipe = kinds.load_recipe(runs[name] / "recipe.yaml")
+    recipe = load_recipe(runs[name] / "recipe.yaml")
     assert recipe == recipe_of(tmp_path, name)
     with pytest.raises(ValueError, match="already holds a run; add --resume"):
         train(recipe, runs[name])
@@ -162,26 +164,26 @@ def test_a_run_repeats_from_its_own_recipe(runs, tmp_path, name):
 def test_the_bound_is_logged_level_by_level(runs):
     (line,) = [record for record in records(runs["vae"]) if record["step"] == 6]
     run = sf.load(runs["vae"])
-    _, held_out = run.recipe.data.load().split(0.1, 0)
-    x0 = held_out.batch(np.random.default_rng(0).permutation(len(held_out))[:200])[0]
-    bound = latent.bound(run.model, x0, generator=seeded(0, 0))
+    _, held_out = run.recipe.divided(run.recipe.data.load())
+    x0 = held_out.batch(np.random.default_rng(0).permutation(len(held_out))[:200]).x
+    bound = latent.bound(run.network, x0, generator=seeded(0, 0))
     assert line["bits_per_dim"] == pytest.approx(float(bound.total.mean()), rel=1e-6)
     nats = [line["nats_2"], line["nats_1"]]
     assert nats == pytest.approx([64 * math.log(2) * float(part.mean()) for part in (bound.prior, bound.steps[:, 0])], rel=1e-5)
-    assert len(latent.level_use(run.model, torch.zeros(4, 1, 8, 8))) == 2
+    assert len(latent.level_use(run.network, torch.zeros(4, 1, 8, 8))) == 2
 
 
 @pytest.mark.parametrize("name", ["vae", "ladder"])
 def test_dropout_acts_in_training_alone(runs, name):
     """The same weights without dropout say the same of x, but not while they are trained."""
-    run, x0 = sf.load(runs[name]), sf.data.digits().batch(np.arange(4))[0]
+    run, x0 = sf.load(runs[name]), sf.data.digits().batch(np.arange(4)).x
     plain = run.recipe.model_copy(update={"model": run.recipe.model.model_copy(update={"dropout": 0.0})})
-    alike = vae.build(plain, run.form).eval()
-    alike.net.load_state_dict(run.model.net.state_dict())
-    said = [model.decode(model.encode(x0)) for model in (run.model, alike)]
+    alike = plain.build(run.spec).eval()
+    alike.net.load_state_dict(run.network.net.state_dict())
+    said = [model.decode(model.encode(x0)) for model in (run.network, alike)]
     assert torch.equal(*said)
-    run.model.train()
-    assert not torch.equal(run.model.decode(run.model.encode(x0)), said[1])
+    run.network.train()
+    assert not torch.equal(run.network.decode(run.network.encode(x0)), said[1])
 
 
 def test_the_schedules_ends_are_logged_and_move(runs):
@@ -207,7 +209,7 @@ def test_warming_up_charges_less_at_first(tmp_path):
 
 def test_a_collapsed_level_is_said_at_the_end(tmp_path):
     said = []
-    train(recipe_of(tmp_path, "ladder", ["training.steps=1", "objective={beta: 1000}"]), tmp_path / "run", say=said.append)
+    train(recipe_of(tmp_path, "ladder", ["training.steps=1", "objective={beta: 1000}"]), tmp_path / "run", on_message=said.append)
     assert any("level 1 has collapsed" in sentence for sentence in said)
 
 
@@ -215,16 +217,16 @@ def test_a_vae_run_reconstructs_and_walks(runs):
     run = sf.load(runs["vae"])
     values = sf.data.digits().values[:3]
     assert run.reconstruct(values).shape == values.shape
-    way = run.interpolate(values[0], values[1], 4)
+    way = run.sampler.interpolate(values[0], values[1], 4)
     ends = run.reconstruct(values[:2])
     assert np.abs(way[[0, -1]].astype(int) - ends.astype(int)).max() <= 1
     with pytest.raises(ValueError, match=r"needs model\.kind=vae"):
-        sf.load(runs["ladder"]).plane()
+        sf.load(runs["ladder"]).sampler.plane()
 
 
 def test_a_plane_is_drawn(tmp_path):
     run = sf.load(train(recipe_of(tmp_path, "vae", ["model.latents=[2]", "training.steps=1"]), tmp_path / "run"))
-    picture = run.plane(5)
+    picture = run.sampler.plane(5)
     assert picture.width > 5 * 8
     assert picture.width == picture.height
 
@@ -233,11 +235,11 @@ def test_a_vae_learns(tmp_path):
     """On digits: below what the best law without latents could say, pixel by pixel."""
     changes = ["training={steps: 150, batch: 64, rate: 0.003, log_every: 150, checkpoint_every: 150}", "model.latents=[8]"]
     run = sf.load(train(recipe_of(tmp_path, "vae", [*changes, "objective={warmup: 50}", "model.widths=[16]"]), tmp_path / "run"))
-    x0 = sf.data.digits().batch(np.arange(300))[0]
+    x0 = sf.data.digits().batch(np.arange(300)).x
     counts = torch.stack([((x0 * 8 + 8).round() == v).double().mean(0) for v in range(17)])
     alone = float(-torch.special.xlogy(counts, counts).sum(0).mean() / math.log(2))
-    assert float(latent.bound(run.model, x0, generator=torch.Generator().manual_seed(0)).total.mean()) < alone + 0.35
-    assert not latent.level_use(run.model, x0)[0].is_collapsed
+    assert float(latent.bound(run.network, x0, generator=torch.Generator().manual_seed(0)).total.mean()) < alone + 0.35
+    assert not latent.level_use(run.network, x0)[0].is_collapsed
 
 
 def test_the_stages_of_latent_diffusion_lie_in_its_folder(runs):
@@ -246,8 +248,8 @@ def test_the_stages_of_latent_diffusion_lie_in_its_folder(runs):
         p.name for p in out.iterdir()
     }
     run, inner = sf.load(out), sf.load(out / "diffusion")
-    assert run.inner.form == inner.form
-    assert inner.form.shape == (2, 4, 4)
+    assert run.network.latents == inner.spec
+    assert inner.spec.shape == (2, 4, 4)
     with np.load(out / "latents.npz") as latents:
         values, labels = latents["arr_0"], latents["arr_1"]
     kept = len(sf.data.digits().split(0.1, 0)[0])
@@ -261,36 +263,36 @@ def test_latents_are_those_of_their_images(runs):
     """Row for row: the file's latents decode to what the autoencoder makes of the images, and of their mirror images."""
     run = sf.load(runs["ldm"])
     examples = sf.data.digits().split(0.1, 0)[0]
-    x0 = examples.batch(np.arange(40))[0]
+    x0 = examples.batch(np.arange(40)).x
     with np.load(runs["ldm"] / "latents.npz") as latents:
         values = torch.from_numpy(latents["arr_0"])
-    law = run.autoencoder.model.posterior(x0)
-    shift, scale = run.autoencoder.model.scaling.shift, run.autoencoder.model.scaling.scale
+    law = run.network.autoencoder.posterior(x0)
+    shift, scale = run.network.autoencoder.scaling.shift, run.network.autoencoder.scaling.scale
     apart = (values[:40] * scale + shift - law.mean) / (law.log_variance / 2).exp()
     assert apart.square().mean() == pytest.approx(1, abs=0.1)
-    mirrored = run.autoencoder.model.posterior(x0.flip(-1))
+    mirrored = run.network.autoencoder.posterior(x0.flip(-1))
     apart = (values[len(examples) : len(examples) + 40] * scale + shift - mirrored.mean) / (mirrored.log_variance / 2).exp()
     assert apart.square().mean() == pytest.approx(1, abs=0.1)
 
 
 def test_samples_are_decoded_latents(runs):
     run = sf.load(runs["ldm"])
-    inner = run.inner.sample(3, labels=[1, 2], guidance=2.0)
+    inner = sf.load(runs["ldm"] / "diffusion").sample(3, labels=[1, 2], guidance=2.0)
     ours = run.sample(3, labels=[1, 2], guidance=2.0)
-    assert np.array_equal(ours.values, run.decode(torch.from_numpy(inner.values)))
+    assert np.array_equal(ours.values, run.spec.codec.decode(run.sampler.decode(torch.from_numpy(inner.values))))
     assert np.array_equal(ours.labels, [1, 2, 1])
     with pytest.raises(ValueError, match=r"do not fit the autoencoder .*, whose latent has the shape \(2, 4, 4\)"):
-        run.decode(torch.zeros(1, 3, 4, 4))
+        run.sampler.decode(torch.zeros(1, 3, 4, 4))
 
 
 def test_a_bound_through_both_stages(runs):
     run = sf.load(runs["ldm"])
-    x0, labels = sf.data.digits().batch(np.arange(6))
-    bound = run.bound(x0, labels)
+    some = sf.data.digits().batch(np.arange(6))
+    bound = run.sampler.bound(some.x, some.cond)
     assert bound.total.shape == (6,)
     assert bound.total.isfinite().all()
     assert (bound.reconstruction > 0).all()
-    coarse = run.bound(x0, labels, values=17)  # a grey of 17 holds some sixteen bytes
+    coarse = run.sampler.bound(some.x, some.cond, values=17)  # a grey of 17 holds some sixteen bytes
     saved = bound.reconstruction - coarse.reconstruction
     assert (saved > 1).all()
     assert (saved <= math.log2(255 / 16) + 0.1).all()
@@ -298,32 +300,32 @@ def test_a_bound_through_both_stages(runs):
 
 
 def test_an_autoencoder_whose_latent_follows_nothing_is_warned_of(runs, caplog):
-    run = sf.load(runs["ldm"]).autoencoder
-    autoencoder.measured(run.model, sf.data.digits())
+    model = sf.load(runs["ldm"]).network.autoencoder
+    autoencoder.measured(model, sf.data.digits())
     assert "collapsed" not in caplog.text
-    torch.nn.init.zeros_(run.model.encoder.outward.weight)
-    autoencoder.measured(run.model, sf.data.digits())
+    torch.nn.init.zeros_(model.encoder.outward.weight)
+    autoencoder.measured(model, sf.data.digits())
     assert "The autoencoder's latent has collapsed" in caplog.text
 
 
 def test_a_bound_does_not_hang_on_where_a_latent_is_scaled(runs):
     """z = 0.4 + 1.5 (0.3 + 0.5 x) is x scaled once by 0.85 and 0.75: the autoencoder's scaling and the run's are one map."""
     run = sf.load(runs["ldm"])
-    x0, labels = sf.data.digits().batch(np.arange(4))
+    some = sf.data.digits().batch(np.arange(4))
 
     scaling = lambda shift, scale: sf.data.Scaling(shift=shift, scale=scale, dtype="float32")  # noqa: E731
 
     def bits(outer, inner):
-        run.autoencoder.model.scaling = scaling(*outer)
-        form = replace(run.inner.form, scaling=scaling(*inner))
-        return replace(run, inner=replace(run.inner, form=form)).bound(x0, labels).total
+        run.network.autoencoder.scaling = scaling(*outer)
+        latents = replace(run.sampler.inner, spec=replace(run.sampler.inner.spec, codec=scaling(*inner)))
+        return replace(run.sampler, inner=latents).bound(some.x, some.cond).total
 
     assert torch.allclose(bits((0.4, 1.5), (0.3, 0.5)), bits((0.85, 0.75), (0.0, 1.0)), rtol=1e-5)
 
 
 def test_a_ready_autoencoder_takes_the_place_of_the_stage(runs, tmp_path):
     recipe = recipe_of(tmp_path, "ldm", [f"model.path={runs['ldm'] / 'autoencoder'}"])
-    assert kinds.steps_of(recipe) == 6
+    assert steps_of(recipe) == 6
     out = train(recipe, tmp_path / "run")
     assert not (out / "autoencoder").exists()
     assert all(torch.equal(a, b) for a, b in zip(weights_of(out / "diffusion"), weights_of(runs["ldm"] / "diffusion"), strict=True))
@@ -342,7 +344,7 @@ def test_diffusers_autoencoder_is_the_first_stage(tmp_path):
     )  # fmt: skip
     model.save_pretrained(tmp_path / "theirs")
     run = sf.load(train(recipe_of(tmp_path, "ldm", [f"model.path={tmp_path / 'theirs'}"]), tmp_path / "run"))
-    assert run.autoencoder.model.scaling.scale == 2.0
+    assert run.network.autoencoder.scaling.scale == 2.0
     assert run.sample(2).values.shape == (2, 8, 8, 1)
 
 
@@ -365,32 +367,35 @@ def test_an_autoencoder_for_other_data_is_refused(runs, tmp_path):
 def test_a_run_that_is_no_autoencoder_is_refused_by_its_kind(runs, tmp_path):
     inside = re.escape(str(runs["ldm"] / "autoencoder"))
     messages = {
-        "vae": r"kind vae, not of an autoencoder\.$",
-        "ldm": f"kind latent-diffusion, .*; take the one inside it, {inside}",
+        "vae": r"vae is a VAE, not an autoencoder; name a run of kind autoencoder",
+        "ldm": f"is latent diffusion, not an autoencoder; take the one inside it, {inside}",
+        "ldm/diffusion": "is a diffusion model, not an autoencoder",
     }
     for name, message in messages.items():
+        path = runs["ldm"].parent / name
         with pytest.raises(ValueError, match=message):
-            train(recipe_of(tmp_path, "ldm", [f"model.path={runs[name]}"]), tmp_path / "run")
-    with pytest.raises(ValueError, match="kind denoiser, not of an autoencoder"):
-        autoencoder.load(runs["ldm"] / "diffusion")
+            train(recipe_of(tmp_path, "ldm", [f"model.path={path}"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_an_autoencoder_alone_is_trained_and_not_sampled(tmp_path):
     tree = {"model": TREES["ldm"]["autoencoder"] | {"kind": "autoencoder"}, "data": {"kind": "digits"}, "training": TRAINING}
     (tmp_path / "ae.yaml").write_text(yaml.safe_dump(tree))
-    recipe = kinds.load_recipe(tmp_path / "ae.yaml")
     seen = []
 
     def features(x):
         seen.append(x.shape)
         return [x]
 
-    out = autoencoder.train(recipe, tmp_path / "run", features=features)
+    recipe = load_recipe(tmp_path / "ae.yaml").model_copy(update={"features": features})
+    out = train(recipe, tmp_path / "run")
     assert sum(len(size) == 4 and size[0] == 8 for size in seen) == 12  # beside the few by which memory is foreseen
-    assert autoencoder.load(out).residual > 0
-    with pytest.raises(ValueError, match="is an autoencoder alone, which makes no samples"):
-        sf.load(out)
+    run = sf.load(out)
+    assert run.network.residual > 0
+    values = sf.data.digits().values[:3]
+    assert run.reconstruct(values).shape == values.shape
+    with pytest.raises(ValueError, match=f"an autoencoder alone makes no samples.* --set model.path={re.escape(str(out))}"):
+        run.sample(2)
 
 
 @pytest.mark.parametrize(
@@ -408,6 +413,8 @@ def test_an_autoencoder_alone_is_trained_and_not_sampled(tmp_path):
         ("vdm", ["data={kind: fashion-small}"], "model.values is 17, but the data have values .* set model.values=256 for bytes"),
         ("vae", ["data={kind: fashion-small}"], "likelihood.values is 17, but the data have values"),
         ("ldm", ["data={kind: toy, name: moons, count: 50}"], "an autoencoder is for images"),
+        ("ldm", ["sampling.spacing=leading"], "spacing.leading counts the steps of a chain"),
+        ("vdm", ["sampling.spacing=leading"], "spacing.leading counts the steps of a chain"),
     ],
     ids=[
         "bernoulli on points",
@@ -418,6 +425,8 @@ def test_an_autoencoder_alone_is_trained_and_not_sampled(tmp_path):
         "vdm of other values",
         "vae of other values",
         "ldm on points",
+        "ldm with the spacing of a chain",
+        "vdm with the spacing of a chain",
     ],
 )
 def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, name, changes, message):
@@ -429,7 +438,7 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, n
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("vae", ["runtime.precision=auto"], r"set runtime\.precision=float32"),
+        ("vae", ["runtime.precision=bfloat16"], r"bfloat16 is too coarse for a likelihood bound; set runtime\.precision=float32"),
         ("vae", ["model.widths=[12]"], "multiples of its 8 groups"),
         ("vae", ["model.latnets=[2]"], r"did you mean model\.latents\?"),
         ("vdm", ["model.log_snr_max=-9"], "log_snr_min < log_snr_max"),
@@ -445,10 +454,21 @@ def test_options_that_do_not_fit_get_a_sentence(tmp_path, name, changes, message
         recipe_of(tmp_path, name, changes)
 
 
+def test_a_bound_is_computed_in_float32_where_nothing_else_is_asked_for(tmp_path, monkeypatch):
+    """On a processor that multiplies bfloat16, too."""
+    monkeypatch.setattr("sfumato.runtime.multiplies_bfloat16", lambda: True)
+    changes = ["training.steps=1", "runtime.precision=auto"]
+    precision = [
+        json.loads((train(recipe_of(tmp_path, name, changes), tmp_path / name) / "manifest.json").read_text())["precision"]
+        for name in ("vae", "vdm")
+    ]
+    assert precision == ["float32", "float32"]
+
+
 def test_an_unknown_kind_names_the_nearest(tmp_path):
     (tmp_path / "odd.yaml").write_text(yaml.safe_dump(TREES["vae"] | {"model": {"kind": "vea"}}))
     with pytest.raises(ValueError, match=r'there is no model\.kind "vea"; did you mean vae\?'):
-        kinds.load_recipe(tmp_path / "odd.yaml")
+        load_recipe(tmp_path / "odd.yaml")
 
 
 @pytest.mark.parametrize("scale", ["0", "NaN"])
@@ -457,24 +477,24 @@ def test_a_scale_of_zero_or_nan_stops_a_load(runs, tmp_path, scale):
 
     shutil.copytree(runs["ldm"], tmp_path / "run")
     (tmp_path / "run" / "latent.json").write_text(f'{{"scaling": {{"shift": 0, "scale": {scale}, "dtype": "float32"}}, "residual": 1}}')
-    with pytest.raises(checkpoint.CheckpointError, match=r"latent\.json is missing or damaged \(the scale of a Scaling must be positive"):
+    with pytest.raises(CheckpointError, match=r"latent\.json is missing or damaged \(the scale of a Scaling must be positive"):
         sf.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.split("-")[0] in ("vae", "hvae", "hvae2", "vdm", "ldm")])
 def test_shipped_recipes_of_the_family_build(name):
-    recipe = kinds.load_recipe(name, ["data.path=DATA"] if name in ("ldm", "ldm-flowers") else [])
+    recipe = load_recipe(name, ["data.path=DATA"] if name in ("ldm", "ldm-flowers") else [])
     assert recipe.about
     size = 64 if name in ("ldm", "ldm-flowers") else 28 if name.endswith("fashion") else 8
-    form = sf.form.Form((3 if size == 64 else 1, size, size), ("a", "b"), sf.data.IMAGES, 0.5)
-    if isinstance(recipe, kinds.VAERecipe):
-        kinds.vae.build(recipe, form)
-    elif isinstance(recipe, kinds.VDMRecipe):
-        kinds.vdm.build(recipe, form)
+    labels = {"labels": sf.Classes(("a", "b"))}
+    spec = sf.DataSpec((3 if size == 64 else 1, size, size), sf.data.IMAGES, labels, 0.5)
+    if isinstance(recipe, VAETask | VDMTask):
+        recipe.build(spec)
     else:
-        shape = recipe.autoencoder.build(form).latent_shape(form.shape)
-        assert math.prod(shape) <= math.prod(form.shape) / 2
-        recipe.net.build(shape, 2)
+        assert isinstance(recipe, LatentDiffusion)
+        shape = recipe.autoencoder.build(spec).latent_shape(spec.sizes)
+        assert math.prod(shape) <= math.prod(spec.sizes) / 2
+        recipe.net.build(shape, labels)
 
 
 def call(*arguments, capsys):
@@ -495,7 +515,7 @@ def test_the_commands_train_and_sample_every_kind(tmp_path, capsys, monkeypatch)
     assert call("sample", "runs/ldm", "--out", "ldm.gif", "--count", "2", "--steps", "3", capsys=capsys)[0] == 0
     assert Image.open("ldm.gif").n_frames >= 2
     code, _, err = call("sample", "runs/vae", "--out", "x.png", "--steps", "3", capsys=capsys)
-    assert (code, "drawn in one pass" in err) == (2, True)
+    assert (code, "a VAE is sampled without steps; leave it out" in err) == (2, True)
     code, _, err = call("sample", "runs/vae", "--out", "x.gif", capsys=capsys)
     assert (code, "drawn in one pass" in err) == (2, True)
     code, _, err = call("sample", "runs/ldm", "--out", "x.gif", "--forward", capsys=capsys)
@@ -505,21 +525,16 @@ def test_the_commands_train_and_sample_every_kind(tmp_path, capsys, monkeypatch)
     assert "vae-fashion" in out
 
 
-def test_a_plain_denoisers_recipe_is_asked_for_by_name():
-    with pytest.raises(ValueError, match="vae-digits is for a model of kind vae; this is for recipes of plain denoisers"):
-        load_plain("vae-digits")
-
-
 @pytest.mark.parametrize(("whole", "stages"), [(24, (16, 8)), (18, (12, 6)), (3, (2, 1)), (2, (1, 1)), (180, (120, 60))])
 def test_the_steps_of_two_stages_are_shared_as_their_own_are(tmp_path, whole, stages):
     (tmp_path / "ldm.yaml").write_text(yaml.safe_dump(TREES["ldm"] | {"autoencoder_training": TRAINING | {"steps": 12}}))
-    recipe = kinds.load_recipe(tmp_path / "ldm.yaml", steps=whole)
-    assert tuple(stage.steps for stage in kinds.stages_of(recipe).values()) == stages
-    assert kinds.steps_of(recipe) == whole
+    recipe = load_recipe(tmp_path / "ldm.yaml", steps=whole)
+    assert tuple(stage.steps for stage in recipe.trainings().values()) == stages
+    assert steps_of(recipe) == whole
     with pytest.raises(ValueError, match="for both stages together, so it must be at least 2, got 1"):
-        kinds.load_recipe(tmp_path / "ldm.yaml", steps=1)
-    given = kinds.load_recipe(tmp_path / "ldm.yaml", ["model.path=somewhere"], steps=whole)
-    assert (kinds.steps_of(given), given.training.steps) == (whole, whole)
+        load_recipe(tmp_path / "ldm.yaml", steps=1)
+    given = load_recipe(tmp_path / "ldm.yaml", ["model.path=somewhere"], steps=whole)
+    assert (steps_of(given), given.training.steps) == (whole, whole)
 
 
 def test_the_second_stage_of_a_latent_run_is_made_longer_and_the_first_is_not(tmp_path):
@@ -528,26 +543,26 @@ def test_the_second_stage_of_a_latent_run_is_made_longer_and_the_first_is_not(tm
     latents, before = (run / "latents.npz").read_bytes(), weights(run)
     with pytest.raises(ValueError, match=r"autoencoder_training\.steps: 6 → 8\); give the first stage its old steps"):
         train(recipe_of(tmp_path, "ldm", ["autoencoder_training.steps=8", "training.steps=8"]), run, resume=True)
-    train(recipe_of(tmp_path, "ldm", ["training.steps=8"]), run, resume=True, say=said.append)
+    train(recipe_of(tmp_path, "ldm", ["training.steps=8"]), run, resume=True, on_message=said.append)
     assert (run / "latents.npz").read_bytes() == latents
-    assert checkpoint.steps_in(run / "autoencoder" / "checkpoints")[-1] == 6
-    assert checkpoint.steps_in(run / "diffusion" / "checkpoints")[-1] == 8
+    assert steps_in(run / "autoencoder" / "checkpoints")[-1] == 6
+    assert steps_in(run / "diffusion" / "checkpoints")[-1] == 8
     assert all(torch.equal(before[name], value) for name, value in weights(run).items())
     assert len([sentence for sentence in said if "goes on from step 6 to 8" in sentence]) == 1
-    assert kinds.load_recipe(run / "recipe.yaml").training.steps == 8
+    assert load_recipe(run / "recipe.yaml").training.steps == 8
     assert sf.load(run).sample(2, steps=2).values.shape == (2, 8, 8, 1)
 
 
 def test_an_autoencoder_made_longer_is_measured_anew(tmp_path):
     tree = {"model": {"kind": "autoencoder", "latent": 2, "widths": [8]}, "data": {"kind": "digits"}, "training": TRAINING}
     (tmp_path / "ae.yaml").write_text(yaml.safe_dump(tree))
-    short, long = (kinds.load_recipe(tmp_path / "ae.yaml", steps=steps) for steps in (4, 8))
+    short, long = (load_recipe(tmp_path / "ae.yaml", steps=steps) for steps in (4, 8))
     run = train(short, tmp_path / "run")
     first = (run / "latent.json").read_text()
     train(short, run, resume=True)
     assert (run / "latent.json").read_text() == first
     train(long, run, resume=True)
-    found, examples = autoencoder.load(run), sf.data.digits()
-    again = autoencoder.measured(found.model, examples)
-    assert found.residual == pytest.approx(again.residual, rel=1e-6)
+    model = sf.load(run).network
+    kept = model.residual
+    assert kept == pytest.approx(autoencoder.measured(model, sf.data.digits()).residual, rel=1e-6)
     assert (run / "latent.json").read_text() != first

@@ -5,8 +5,7 @@ import torch
 import yaml
 
 import sfumato as sf
-from sfumato.tasks import load_recipe as load_any
-from sfumato.recipe import Recipe, load_recipe, read_tree, recipe_names
+from sfumato.recipe import load_recipe, read_tree, recipe_names
 
 
 def test_a_recipe_survives_its_yaml(tmp_path):
@@ -42,15 +41,16 @@ NEED_PATH = ("cifar10", "cifar100", "folder", "datasets", "datasaurus", "table",
 @pytest.mark.parametrize("name", [n for n in recipe_names() if n not in NEED_PATH and "model" not in read_tree(n)])
 def test_shipped_recipes_build(name):
     recipe = load_recipe(name)
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, sf.Recipe)
+    assert isinstance(recipe, sf.Diffusion)
     recipe.schedule.build()
     shape = {"mlp": (2,)}.get(recipe.net.kind, (1, 8, 8))
-    recipe.net.build(shape, 2)
+    recipe.net.build(shape, {"labels": sf.Classes(("a", "b"))})
 
 
 def refusal(name, changes):
     with pytest.raises(ValueError, match=r"\.$|yaml") as refused:
-        load_any(name, changes)
+        load_recipe(name, changes)
     assert len(str(refused.value)) < 300  # a sentence, without the recipe in it
     return str(refused.value)
 
@@ -60,10 +60,10 @@ def test_a_sampler_of_learned_variances_needs_one(name):
     sentence = refusal(name, ["sampling.sampler=ancestral-learned"])
     assert sentence.startswith(f"{name}: sampling.sampler=ancestral-learned needs a learned variance")
     assert "set sampling.sampler=ancestral," in sentence
-    load_any(name, ["sampling.sampler=ancestral"])
+    load_recipe(name, ["sampling.sampler=ancestral"])
     if name in ("digits", "swiss-roll"):
         learned = ["objective.variance=learned", "objective.loss=hybrid", "schedule.kind=discrete"]
-        assert load_any(name, ["sampling.sampler=ancestral-learned", *learned]).objective.variance == "learned"
+        assert load_recipe(name, ["sampling.sampler=ancestral-learned", *learned]).objective.variance == "learned"
 
 
 CHAINS = ["{kind: discrete, zero_terminal: true}", "{kind: discrete, betas: [0.1, 1.0], steps: 2}", "{kind: discrete}", "{kind: ve}", "{}"]
@@ -74,14 +74,14 @@ CHAINS = ["{kind: discrete, zero_terminal: true}", "{kind: discrete, betas: [0.1
 def test_a_target_that_is_blind_where_sampling_begins_is_refused(schedule, target):
     """Where the two equations for x0 and eps are one at the last level, and nowhere else."""
     changes = [f"schedule={schedule}", f"objective.target={target}"]
-    last = load_any("moons", changes[:1]).schedule.build().level(torch.ones((), dtype=torch.float64), like=torch.ones(()))
+    last = load_recipe("moons", changes[:1]).schedule.build().level(torch.ones((), dtype=torch.float64), like=torch.ones(()))
     try:
         sf.Prediction.solve(torch.ones(()), torch.ones(()), last, getattr(sf, f"{target}_target"))
     except ValueError:
         assert f"moons: objective.target={target} says nothing of the data" in refusal("moons", changes)
-        load_any("moons", [*changes[:1], "objective.target=v"])
+        load_recipe("moons", [*changes[:1], "objective.target=v"])
     else:
-        load_any("moons", changes)
+        load_recipe("moons", changes)
     assert target not in ("eps", "score") or ("zero" not in schedule and "1.0" not in schedule) or bool(last.alpha == 0)
 
 
@@ -97,9 +97,9 @@ def test_a_target_that_is_blind_where_sampling_begins_is_refused(schedule, targe
     ],
 )
 def test_the_order_of_changes_does_not_matter(name, changes):
-    first, *others = (load_any(name, order) for order in permutations(changes))
+    first, *others = (load_recipe(name, order) for order in permutations(changes))
     assert all(other == first for other in others)
-    assert load_any(name, [*changes, changes[0]]) == first
+    assert load_recipe(name, [*changes, changes[0]]) == first
 
 
 def test_of_two_values_for_one_option_the_later_holds():

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 import sfumato as sf
-from sfumato.model import ZOO, zoo_names
+from sfumato.storage import ZOO, zoo_names
 
 
 @pytest.fixture(autouse=True)

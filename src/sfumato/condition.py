@@ -333,8 +333,8 @@ class Classes(ConditionSpec):
                 return found[0]
         if part.casefold() in ("none", "-1"):
             return -1
-        if part.isascii() and part.isdecimal() and int(part) < len(self):
-            return int(part)
+        if part.isascii() and part.removeprefix("-").isdecimal():
+            return self._in_range(int(part))
         near = get_close_matches(part, self.names, 1)
         hint = f"did you mean {near[0]}?" if near else f"{_listed(self.names, 'there are')}, or their numbers 0 … {len(self) - 1}, or none."
         raise ValueError(f'there is no class "{part}"; {hint}')
@@ -355,9 +355,12 @@ class Classes(ConditionSpec):
             number = operator.index(label)
         except TypeError:
             raise ValueError(f"{what}: a class is a number or a name, got {label!r}.") from None
+        return self._in_range(number, f"{what}: ")
+
+    def _in_range(self, number: int, where: str = "") -> int:
         if not -1 <= number < len(self):
             names = ", ".join(f"{i} {name}" for i, name in enumerate(self.names[:20])) + (", …" if len(self) > 20 else "")
-            raise ValueError(f"{what}: {number} is out of range; the classes are {names} (or -1 for none).")
+            raise ValueError(f"{where}class {number} is out of range; the classes are {names} (or -1 for none).")
         return number
 
     def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:

@@ -72,7 +72,7 @@ def classifier(predict: Predictor, log_prob: LogProb, scale: float) -> Predictor
 
     Args:
         predict: the model to guide.
-        log_prob: `train.classifier.load` gives a trained one, `label_log_prob` makes one of class probabilities.
+        log_prob: `load_classifier` gives a trained one, `label_log_prob` makes one of class probabilities.
         scale: γ.
 
     Raises:

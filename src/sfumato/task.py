@@ -243,7 +243,7 @@ class Task(Options):
         Raises:
             ValueError: they do not.
         """
-        self.sampler(model, spec)
+        self.sampler(model, spec).check({}, {})
 
     def metrics(self, model: Any, held_out: Source) -> dict[str, float]:
         """Numbers for each line of metrics.jsonl: of the averaged model on held-out examples (on training ones, where there are none)."""
@@ -315,7 +315,13 @@ class Recipe(Options):
         return Random(share, seed) if by == "random" else Block(share) if by == "block" else Group(by, share, seed)
 
     def with_steps(self, steps: int) -> "Recipe":
-        """The same recipe with so many steps, of all its trainings together."""
+        """The same recipe with so many steps, of all its trainings together.
+
+        Raises:
+            ValueError: too few.
+        """
+        if steps < 1:
+            raise ValueError(f"training.steps got {steps}, but it must be at least 1.")
         return self.model_copy(update={"training": self.training.model_copy(update={"steps": steps})})
 
 

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 import sfumato as sf
 from sfumato.cli import app
 from sfumato.convert import save_diffusers
-from sfumato.convert.imported import as_run
+from sfumato.convert.imported import as_model
+from sfumato.recipe import load_recipe
 from sfumato.storage import CheckpointError
-from sfumato.training.loop import train
-from sfumato.recipe import Sampling, load_recipe
+from sfumato.tasks.options import Sampling
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
@@ -74,7 +74,7 @@ def question(model, rows=4):
 def ours_of(run, x, steps, labels):
     log_snr = run.schedule.log_snr((steps + 1).double() / len(run.schedule)).to(x)
     with torch.no_grad():
-        return run.denoiser.net(x, log_snr, None if labels is None else {"labels": labels})
+        return run.network.net(x, log_snr, None if labels is None else {"labels": labels})
 
 
 def theirs_of(model, x, steps, labels):
@@ -87,7 +87,7 @@ def theirs_of(model, x, steps, labels):
 def test_outputs_are_equal(name, dtype, tolerance, tmp_path):
     theirs = their_unet(**CONFIGS[name])
     run = sf.load(saved(tmp_path, theirs))
-    theirs.to(dtype), run.denoiser.to(dtype)
+    theirs.to(dtype), run.network.to(dtype)
     x, steps, labels = question(theirs)
     ours, wanted = ours_of(run, x.to(dtype), steps, labels), theirs_of(theirs, x.to(dtype), steps, labels)
     scale = float(wanted.abs().max())
@@ -114,8 +114,8 @@ def test_what_came_back_is_loaded_again(name, tmp_path):
     again = sf.load(tmp_path / "ours")
     assert torch.equal(again.schedule.betas, run.schedule.betas)
     assert again.recipe.net == run.recipe.net
-    assert again.form == run.form
-    assert all(torch.equal(a, b) for a, b in zip(run.denoiser.parameters(), again.denoiser.parameters(), strict=True))
+    assert again.spec == run.spec
+    assert all(torch.equal(a, b) for a, b in zip(run.network.parameters(), again.network.parameters(), strict=True))
 
 
 def test_between_two_steps_is_between_their_answers(tmp_path):
@@ -125,9 +125,7 @@ def test_between_two_steps_is_between_their_answers(tmp_path):
     x = torch.randn(2, 3, 8, 8)
     ends = run.schedule.log_snr(torch.tensor([301.0, 302.0]).double() / 1000)
     middle = torch.lerp(ends[0], ends[1], 0.25).expand(2).float()
-    torch.testing.assert_close(
-        run.denoiser.net(x, middle), theirs_of(theirs, x, torch.tensor([300.25, 300.25]), None), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(run.network.net(x, middle), theirs_of(theirs, x, torch.tensor([300.25, 300.25]), None), rtol=1e-4, atol=1e-4)
 
 
 LINEAR = {"beta_schedule": "linear"}
@@ -174,9 +172,9 @@ def test_the_same_noise_gives_the_same_images(name, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(4, generator=torch.Generator().manual_seed(1), num_inference_steps=10, output_type="np", **extra).images
     generator = torch.Generator().manual_seed(1)
-    walk = sf.load(tmp_path).walk(steps=10)
+    plan = sf.load(tmp_path).sampler.plan(steps=10)
     noise = torch.randn(4, 3, 8, 8, generator=generator)
-    ours = sf.sample(walk.predict, noise, walk.levels, walk.step, generator=generator)
+    ours = sf.sample(plan.predict, noise, plan.levels, plan.step, generator=generator)
     images = (ours / 2 + 0.5).clamp(0, 1).movedim(1, -1)
     assert float(images.std()) > 0.05
     torch.testing.assert_close(images, torch.from_numpy(theirs), rtol=0, atol=1e-4)
@@ -208,17 +206,17 @@ def test_a_network_of_ours_becomes_theirs(schedule, target, tmp_path):
     objective, ends = f"objective={{target: {target}, times: {{kind: uniform}}}}", ("log_snr_max", "log_snr_min")
     changes = [net, f"schedule={{kind: {schedule}}}", objective, *(f"sampling.{end}=null" for end in ends)]
     recipe = load_recipe("fashion", changes)
-    form = sf.run.Form((1, 8, 8), ("a", "b"), sf.data.IMAGES, 1.0)
-    denoiser = sf.run.build_denoiser(recipe, form).float().eval()
+    spec = sf.DataSpec((1, 8, 8), sf.data.IMAGES, {"labels": sf.Classes(("a", "b"))}, 1.0)
+    denoiser = recipe.build(spec).float().eval()
     for parameter in denoiser.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    run = sf.Run("ours", recipe, form, denoiser)
+    run = sf.Model("ours", recipe, spec, denoiser)
     save_diffusers(run, tmp_path, steps=50)
     pipeline, again = diffusers.DDPMPipeline.from_pretrained(tmp_path), sf.load(tmp_path)
     x, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 0, -1])
     steps = torch.tensor([0, 7, 30, 49])
     times = (steps + 1).double() / 50 if schedule == "cosine" else (steps + 1).double() / 1000
-    wanted = run.denoiser.net(x, run.schedule.log_snr(times).float(), {"labels": labels})
+    wanted = run.network.net(x, run.schedule.log_snr(times).float(), {"labels": labels})
     theirs = theirs_of(pipeline.unet, x, steps, labels.where(labels >= 0, 2))
     torch.testing.assert_close(theirs, wanted, rtol=1e-5, atol=1e-5)
     assert len(again.schedule) == (50 if schedule == "cosine" else 1000)
@@ -345,8 +343,8 @@ def test_a_missing_file_is_named(missing, tmp_path):
 
 def ours_with(*, data_std=1.0, target=sf.eps_target, net=None, shape=(1, 8, 8), **layout):
     net = net or sf.nets.UNet(shape, sf.nets.UNetLayout(**{"channels": (32, 64), "attention": (False, True), **layout}))
-    run = as_run("ours", net, shape, sf.Discrete.linear(50), sf.eps_target, Sampling())
-    run.denoiser.data_std, run.denoiser.target = data_std, target
+    run = as_model("ours", net, shape, sf.Discrete.linear(50), sf.eps_target, Sampling())
+    run.network.data_std, run.network.target = data_std, target
     return run
 
 
@@ -382,7 +380,7 @@ def test_a_trained_run_becomes_a_pipeline(tmp_path):
         "schedule={kind: discrete, betas: cosine, steps: 100}",
         *(f"sampling.{end}=null" for end in ("log_snr_max", "log_snr_min")),
     ]
-    run = sf.load(train(load_recipe("digits", changes, steps=2), tmp_path / "run"))
+    run = sf.train(load_recipe("digits", changes, steps=2), out=tmp_path / "run")
     save_diffusers(run, tmp_path / "pipe")
     unet = diffusers.DDPMPipeline.from_pretrained(tmp_path / "pipe").unet
     x, steps, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 40, 99]), torch.tensor([0, 9, 3])

@@ -194,11 +194,11 @@ def made(name, folder):
 def test_outputs_are_equal(name, dtype, tolerance, tmp_path):
     tensors, reference, run = made(name, tmp_path)
     reference.w = {name: value.to(dtype) for name, value in tensors.items()}
-    run.denoiser.to(dtype)
+    run.network.to(dtype)
     x, steps = torch.randn(4, 3, 8, 8, dtype=dtype), torch.tensor([0, 1, 500, 999])
     labels = torch.arange(4) if "label_emb.weight" in tensors else None
     wanted = reference(x, steps, labels)
-    ours = run.denoiser.net(x, CHAIN.log_snr((steps + 1).double() / 1000).to(dtype), None if labels is None else {"labels": labels})
+    ours = run.network.net(x, CHAIN.log_snr((steps + 1).double() / 1000).to(dtype), None if labels is None else {"labels": labels})
     scale = float(wanted.abs().max())
     assert scale > 0.1
     assert float((ours - wanted).abs().max()) < tolerance * max(1.0, scale)
@@ -207,7 +207,7 @@ def test_outputs_are_equal(name, dtype, tolerance, tmp_path):
 @every_config
 def test_weights_come_back(name, tmp_path):
     tensors, _, run = made(name, tmp_path)
-    again = openai_weights(run.denoiser.net, interleaved=CONFIGS[name][1].get("interleaved", True))
+    again = openai_weights(run.network.net, interleaved=CONFIGS[name][1].get("interleaved", True))
     assert again.keys() == tensors.keys()
     assert [key for key, value in tensors.items() if not torch.equal(value, again[key])] == []
 
@@ -218,7 +218,7 @@ def test_steps_can_count_in_thousandths(tmp_path):
     chain = sf.Discrete.cosine(50)
     run = load_openai(tmp_path / "model.pt", (3, 8, 8), chain, rescaled=True)
     x = torch.randn(1, 3, 8, 8)
-    ours = run.denoiser.net(x, chain.log_snr(torch.tensor([31 / 50], dtype=torch.float64)).float())
+    ours = run.network.net(x, chain.log_snr(torch.tensor([31 / 50], dtype=torch.float64)).float())
     torch.testing.assert_close(ours, Reference(tensors, blocks=1, heads=4)(x, torch.tensor([600])), rtol=1e-5, atol=1e-5)
 
 
@@ -226,7 +226,7 @@ def test_a_learned_variance_is_sampled_with(tmp_path):
     _, _, run = made("guided-diffusion", tmp_path)
     assert run.recipe.sampling.sampler == "ancestral-learned"
     assert run.sample(3, steps=3).values.shape == (3, 8, 8, 3)
-    assert len(run.form.classes) == 6
+    assert len(run.spec.classes) == 6
 
 
 @pytest.mark.parametrize(

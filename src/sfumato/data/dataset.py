@@ -318,6 +318,7 @@ def of_images(
     classes: tuple[str, ...] = (),
     name: str,
     by: Standard = "channel",
+    skipped: tuple[str, ...] = (),
     **more: Any,
 ) -> Dataset:
     """Images [n, h, w, c] as a data set: bytes are brought to [-1, 1]; 16 bits, of which most files use a part, are standardised.
@@ -327,11 +328,15 @@ def of_images(
         classes: as above.
         name: as above.
         by: how 16 bits are standardised, as `Scaling.measure` takes it.
+        skipped: files that could not be read, which `notes` tell of too.
         more: as `Dataset` takes it.
 
     Raises:
         ValueError: as `Dataset`.
     """
+    if skipped:
+        note = f"Left out {len(skipped)} files that could not be read: {', '.join(skipped[:5])}."
+        more |= {"skipped": skipped, "notes": (note, *more.get("notes", ()))}
     if values.dtype == np.uint8:
         return Dataset(values=values, labels=labels, classes=classes, name=name, scaling=IMAGES, **more)
     scaling = Scaling.measure(values, by=by)

@@ -132,12 +132,9 @@ class Diffusion(Task):
                 f"sampling.log_snr_max and log_snr_min cut a continuous curve, the schedule is {self.schedule.kind}; "
                 "set sampling.log_snr_max=null and sampling.log_snr_min=null"
             )
-        step = SAMPLERS[self.sampling.sampler]
-        if isinstance(step, steps.Ancestral) and step.variance == "learned" and self.objective.variance != "learned":
-            raise ValueError(
-                f"sampling.sampler={self.sampling.sampler} needs a learned variance, which objective.variance={self.objective.variance} "
-                "does not learn; set sampling.sampler=ancestral, or objective.variance=learned with objective.loss=hybrid"
-            )
+        if self.objective.variance != "learned":
+            hint = "set sampling.sampler=ancestral, or objective.variance=learned with objective.loss=hybrid"
+            refuse_learned_variance(self.sampling, f"objective.variance={self.objective.variance}", hint)
         if self.objective.is_blind_at(self.noise):
             raise ValueError(
                 f"objective.target={self.objective.target} says nothing of the data at the schedule's last level, which has no signal; "
@@ -157,6 +154,12 @@ class Diffusion(Task):
     def noise(self) -> Schedule:
         """The noise schedule."""
         return self.schedule.build()
+
+    @property
+    def ended(self) -> Schedule:
+        """The noise schedule between the ends that it is sampled from."""
+        changes = {name: value for name in ("log_snr_max", "log_snr_min") if (value := getattr(self.sampling, name)) is not None}
+        return self.schedule.model_copy(update=changes).build() if changes else self.noise
 
     @cached_property
     def times(self) -> loss.TimeSampler:
@@ -221,10 +224,8 @@ class Diffusion(Task):
 
     def sampler(self, model: Denoiser, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> "DiffusionSampler":
         """Walks from noise to data."""
-        changes = {name: value for name in ("log_snr_max", "log_snr_min") if (value := getattr(self.sampling, name)) is not None}
-        ended = self.schedule.model_copy(update=changes).build() if changes else self.noise
         drop = self.training.label_drop if isinstance(self, Recipe) else None
-        return DiffusionSampler(model, spec, self.noise, ended, self.sampling, drop, name=name).of_run(folder)
+        return DiffusionSampler(model, spec, self.noise, self.ended, self.sampling, drop, name=name).of_run(folder)
 
 
 @dataclass(frozen=True)
@@ -374,12 +375,8 @@ class DiffusionSampler(Sampler):
         return SamplingPlan(predict, step, self.levels(steps))
 
     def levels(self, steps: int) -> list[Level]:
-        """From noise to the data. A chain ends there; on a curve the last step goes from the curve's last level to it."""
-        spacing = SPACINGS[self.options.spacing]
-        if isinstance(self.ended, Discrete) or steps < 2:
-            return grid(self.ended, steps, spacing=spacing)
-        one = torch.ones((), dtype=torch.float64)
-        return [*grid(self.ended, steps - 1, spacing=spacing), Level(one, 0 * one)]
+        """From noise to the data, as `levels_of`."""
+        return levels_of(self.ended, self.options, steps)
 
     def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> Tuned:
         """Levels and method for so many evaluations, fitted to this model: see `sfumato.tune`."""
@@ -424,10 +421,30 @@ class DiffusionSampler(Sampler):
         return guide.classifier(guide.unconditional(self.denoiser), classifier, scale)
 
 
+def levels_of(schedule: Schedule, sampling: Sampling, steps: int) -> list[Level]:
+    """From noise to the data. A chain ends there; on a curve the last step goes from the curve's last level to it.
+
+    Raises:
+        ValueError: steps below 1, or a spacing that does not fit the schedule.
+    """
+    spacing = SPACINGS[sampling.spacing]
+    if isinstance(schedule, Discrete) or steps < 2:
+        return grid(schedule, steps, spacing=spacing)
+    one = torch.ones((), dtype=torch.float64)
+    return [*grid(schedule, steps - 1, spacing=spacing), Level(one, 0 * one)]
+
+
 def refuse_guidance(sampling: Sampling, training: Training) -> None:
     """Refuses guidance of a model that will not have seen examples without conditions."""
     if sampling.guidance != 1 and not training.label_drop:
         raise ValueError("sampling.guidance needs a model that has seen dropped labels; set training.label_drop above 0")
+
+
+def refuse_learned_variance(sampling: Sampling, what: str, hint: str) -> None:
+    """Refuses a sampler that needs a learned variance, of a model that learns none; `what` says which, `hint` what to do."""
+    step = SAMPLERS[sampling.sampler]
+    if isinstance(step, steps.Ancestral) and step.variance == "learned":
+        raise ValueError(f"sampling.sampler={sampling.sampler} needs a learned variance, which {what} does not learn; {hint}")
 
 
 def target_of(name: str) -> prediction.Target:

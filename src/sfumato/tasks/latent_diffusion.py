@@ -30,7 +30,7 @@ from sfumato.options import Options, Training
 from sfumato.schedule import Schedule
 from sfumato.task import Recipe, Request, Sampler, Stage, recipe_class, register
 from sfumato.tasks.autoencoder import MEASURED, AutoencoderModel, AutoencoderTask, encoded, measured, refuse_misfit, refuse_other
-from sfumato.tasks.diffusion import Diffusion, DiffusionSampler
+from sfumato.tasks.diffusion import Diffusion, DiffusionSampler, levels_of
 from sfumato.tuning import Tuned
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class LatentDiffusion(Diffusion):
         return [] if self.model.path is None else [self.model.path]
 
     def examine(self, model: Any, spec: DataSpec, source: Source) -> None:
-        """Refuses data that the autoencoder is not for; `model` is those that the recipe needs."""
+        """Refuses data that the autoencoder is not for, and a spacing that is not for the schedule; `model` is those of `needs`."""
+        levels_of(self.ended, self.sampling, self.sampling.steps)
         if others := sorted(set(spec.conditions) - {"labels"}):
             raise ValueError(f"latent diffusion takes labels and no other conditions yet, got {', '.join(others)}; leave those out.")
         if self.model.path is None:

@@ -14,7 +14,7 @@ from sfumato.noise import seeded
 from sfumato.options import Options, Training
 from sfumato.schedule import LearnedSchedule
 from sfumato.task import LossTerms, Recipe, State, Task, examples_of, register
-from sfumato.tasks.diffusion import DiffusionSampler, read_tuned, refuse_guidance, target_of
+from sfumato.tasks.diffusion import DiffusionSampler, refuse_guidance, refuse_learned_variance, target_of
 from sfumato.tasks.options import Sampling
 from sfumato.tasks.vae import refuse_other_values
 
@@ -63,6 +63,7 @@ class VDMTask(Task):
     def _has_its_own_ends(self) -> "VDMTask":
         if self.sampling.log_snr_max is not None or self.sampling.log_snr_min is not None:
             raise ValueError("a learned schedule has its own ends; leave sampling.log_snr_max and log_snr_min out")
+        refuse_learned_variance(self.sampling, "a vdm", "set sampling.sampler=ancestral, or another that needs none")
         return self
 
     def check_training(self, training: Training) -> None:
@@ -119,5 +120,4 @@ class VDMTask(Task):
     def sampler(self, model: latent.VDM, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> DiffusionSampler:
         """That of diffusion, under the learned schedule."""
         drop = self.training.label_drop if isinstance(self, Recipe) else None
-        tuned = {} if folder is None else read_tuned(folder)
-        return DiffusionSampler(model.denoiser, spec, model.schedule, model.schedule, self.sampling, drop, tuned, name)
+        return DiffusionSampler(model.denoiser, spec, model.schedule, model.schedule, self.sampling, drop, name=name).of_run(folder)
