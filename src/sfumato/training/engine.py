@@ -1,6 +1,6 @@
 """Where a training runs: one process or many, on CPUs or GPUs, as `torchrun` or `accelerate launch` started them.
 
-Every process draws the whole batch's rows, levels and dropped labels from the same seeds and computes its own share of it; losses and
+Every process makes the draws of the whole batch from the same seeds and computes its own share of it; losses and
 gradients are summed over the processes once a step. So many processes make the steps of one, up to the order of summation, and a
 checkpoint of one can be gone on with by many.
 """
