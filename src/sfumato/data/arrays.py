@@ -208,6 +208,8 @@ def _conditions(given: Mapping[str, Any], count: int, name: str) -> tuple[dict[s
             is_given = ~np.isnan(array.reshape(count, -1)).any(axis=1)
         elif np.issubdtype(array.dtype, np.integer) and array.ndim == 1:
             array = _class_numbers(array, name)
+            if array.min(initial=0) < -1:
+                raise ValueError(f"{what} must be classes, counted from 0 (or -1 for none), got {array.min()}.")
             is_given = array >= 0
         elif array.dtype == np.uint8 and array.ndim == 4:
             is_given = np.ones(count, dtype=bool)

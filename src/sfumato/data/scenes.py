@@ -54,6 +54,10 @@ __all__ = [
 # (colour, shape), or for two objects (colour, shape, relation, colour, shape).
 Combination = tuple[str, ...]
 
+_CLASSES = {
+    1: ("colour", "shape", "size", "place"),
+    2: ("colour", "shape", "size", "relation", "colour2", "shape2", "size2"),
+}  # by the number of objects
 _CHUNK = 1 << 22  # points that are drawn at a time
 
 
@@ -198,6 +202,10 @@ class Scenes:
         Raises:
             ValueError: as `draw`, and for names that there are not.
         """
+        every = (*_CLASSES[self.objects], "numbers", "low", "outline")
+        names = every if conditions is None else tuple(conditions)
+        if wrong := [name for name in names if name not in every]:
+            raise ValueError(f'scenes have no condition "{wrong[0]}"; those of these scenes are {", ".join(every)}.')
         drawn = self.draw(count, held_out=held_out)
         known: dict[str, tuple[np.ndarray, ConditionSpec]] = {
             name: (numbers, Classes(drawn.class_names[name], tuple(np.bincount(numbers, minlength=len(drawn.class_names[name])).tolist())))
@@ -208,11 +216,7 @@ class Scenes:
             "low": (drawn.low, Map(3)),
             "outline": (drawn.outline, Map(1)),
         }
-        names = tuple(known) if conditions is None else tuple(conditions)
-        if wrong := [name for name in names if name not in known]:
-            raise ValueError(f'scenes have no condition "{wrong[0]}"; those of these scenes are {", ".join(known)}.')
-        chosen = {name: known[name] for name in names}
-        return of_images(drawn.images, name="scenes", captions=drawn.captions, conditions=chosen)
+        return of_images(drawn.images, name="scenes", captions=drawn.captions, conditions={name: known[name] for name in names})
 
 
 def _scene(combination: Combination, sizes: list[str], place: str | None, numbers: list[list[float]]) -> Scene:
