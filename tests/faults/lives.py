@@ -24,7 +24,7 @@ TINY = {
         "keep": 2,
         "log_every": 3,
     },
-    "runtime": {"precision": "float32"},
+    "runtime": {"precision": "float32", "kernels": "torch"},  # compiling them would take a minute
     "sampling": {"steps": 1},
 }
 
