@@ -1,13 +1,14 @@
 """What is wrong with a recipe or a run, or will be, and what to do about it: `doctor.recipe`, `doctor.run`."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sfumato.doctor.check import Check, Finding, Limit, Reading, Severity, checks, examine
 from sfumato.doctor.outcome import Outcome
 from sfumato.doctor.plan import Plan
 from sfumato.recipe import load_recipe
-from sfumato.task import Recipe
+from sfumato.task import Recipe, Stage
 
 __all__ = ["Check", "Finding", "Limit", "Outcome", "Plan", "Reading", "Severity", "checks", "recipe", "run"]
 
@@ -25,7 +26,12 @@ def recipe(source: str | Path | Recipe | Plan, changes: Sequence[str] = (), *, t
     """
     if not isinstance(source, Plan):
         source = Plan(source if isinstance(source, Recipe) else load_recipe(source, changes), trial_seconds=trial_seconds)
-    return _worst_first(examine(source))
+    found, whole = list(examine(source)), source.recipe
+    for stage in whole.stages(Path())[:1]:
+        if stage.recipe.data == whole.data:  # later stages are trained on what is not there yet
+            of_stage = examine(Plan(stage.recipe, trial_seconds=source.trial_seconds))
+            found += [_of_stage(finding, stage.name, whole) for finding in of_stage if finding not in found]
+    return _worst_first(found)
 
 
 def run(model: str | Path | Outcome, changes: Sequence[str] = (), *, samples: int = 256) -> tuple[Finding, ...]:
@@ -41,10 +47,23 @@ def run(model: str | Path | Outcome, changes: Sequence[str] = (), *, samples: in
     """
     outcome = model if isinstance(model, Outcome) else Outcome(model, changes, samples=samples)
     if stages := outcome.recipe.stages(outcome.folder):
-        there = [outcome.folder / stage.name for stage in stages if (outcome.folder / stage.name / "recipe.yaml").is_file()]
-        return _worst_first(finding for folder in there for finding in run(folder, samples=samples))
-    of_plan = [finding for finding in examine(outcome.plan) if finding.id != "data-refused"]  # `data-elsewhere` says it of a run
-    return _worst_first([*examine(outcome), *of_plan])
+        there = [stage for stage in stages if (outcome.folder / stage.name / "recipe.yaml").is_file()]
+        found = {s.name: run(outcome.folder / s.name, _changes_of(s, outcome.recipe, changes), samples=samples) for s in there}
+        return _worst_first(_of_stage(finding, name, outcome.recipe) for name, findings in found.items() for finding in findings)
+    left_out = {"data-refused"} | ({"floats-for-images"} if outcome.is_later_stage else set())  # `data-elsewhere` says it; latents are none
+    return _worst_first([*examine(outcome), *(finding for finding in examine(outcome.plan) if finding.id not in left_out)])
+
+
+def _changes_of(stage: Stage, whole: Recipe, changes: Sequence[str]) -> list[str]:
+    """Those changes of the whole, of where its data are and how it is sampled, that are changes of a stage."""
+    groups = {"sampling"} | ({"data"} if stage.recipe.data == whole.data else set())
+    return [change for change in changes if change.partition("=")[0].partition(".")[0] in groups & set(type(stage.recipe).model_fields)]
+
+
+def _of_stage(finding: Finding, name: str, whole: Recipe) -> Finding:
+    """The finding with its stage named, and its advice in the options of the whole."""
+    change = finding.change.replace("--set training.", f"--set {name}_training.") if hasattr(whole, f"{name}_training") else finding.change
+    return replace(finding, measured=f"In the stage {name}: {finding.measured}", change=change)
 
 
 def _worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from sfumato.data.arrays import seem_last
+from sfumato.data.options import DatasetsData, FolderData
 from sfumato.doctor.check import ERROR, NOTE, WARNING, Reading, above, below, check, share
 from sfumato.doctor.neighbours import features, nearest
 from sfumato.doctor.plan import Plan
-from sfumato.data.options import FolderData
 
 MOST_ROWS = 100_000  # hashed to find copies
 ENOUGH = 100  # examples, below which a statistic of neighbours says nothing
@@ -189,7 +189,7 @@ def grey_as_rgb(plan: Plan) -> Reading | None:
         coloured,
         f"{share(coloured)} of the pixels have any colour.",
         "Grey images are stored as RGB: the network learns three copies of one channel, and samples get a cast where they disagree.",
-        "--set data.channels=1" if hasattr(plan.recipe.data, "channels") else "Save one channel: values[..., :1].",
+        "--set data.channels=1" if isinstance(plan.recipe.data, FolderData | DatasetsData) else "Save one channel: values[..., :1].",
     )
 
 
@@ -205,7 +205,7 @@ def alpha_channel(plan: Plan) -> Reading | None:
         f"Images have {plan.x0.shape[1]} channels" + ("; the fourth is constant." if constant else "."),
         "The fourth channel is learnt like a colour, with pixels that nobody sees behind it, and viewers will show samples transparent.",
         "--set data.channels=3"
-        if hasattr(plan.recipe.data, "channels")
+        if isinstance(plan.recipe.data, FolderData | DatasetsData)
         else "Lay the images on a colour and save three channels: values[..., :3].",
     )
 

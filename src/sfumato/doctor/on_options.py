@@ -9,7 +9,6 @@ from sfumato.doctor.plan import Plan, log_snr
 from sfumato.options import Training
 from sfumato.runtime import multiplies_bfloat16
 from sfumato.schedule import finite_ends
-from sfumato.tasks.options import ChainSchedule, VESchedule
 from sfumato.tasks.options import ChainSchedule, CurveSchedule, VESchedule
 
 
@@ -116,14 +115,14 @@ def untrained_levels(plan: Plan) -> Reading | None:
     "few-steps",
     WARNING,
     below(5, "second-order methods need about 8 steps for a picture, 5 for a likeness; fewer is for distilled models"),
-    of_levels=True,
 )
 def few_steps(plan: Plan) -> Reading | None:
     """Sampling steps."""
-    steps = plan.recipe.sampling.steps
+    if plan.sampling is None:
+        return None
     return Reading(
-        float(steps),
-        f"sampling.steps is {steps}.",
+        float(plan.sampling.steps),
+        f"sampling.steps is {plan.sampling.steps}.",
         "In so few steps the sampler averages over what the image could be: samples are blurred and grey.",
         "--set sampling.steps=20",
     )
@@ -200,12 +199,11 @@ def no_checkpoint_on_the_way(plan: Plan) -> Reading | None:
     "guidance-untaught",
     WARNING,
     below(0.02, "Ho & Salimans drop 10% to 20% of the labels; below 2% the unconditional model is an afterthought"),
-    of_levels=True,
 )
 def guidance_untaught(plan: Plan) -> Reading | None:
     """Share of the labels that training drops, or keeps if that is less, where sampling is guided by them."""
-    training, sampling = plan.recipe.training, plan.recipe.sampling
-    if sampling.guidance == 1 or (plan.dataset is not None and plan.dataset.labels is None):
+    training, sampling = plan.recipe.training, plan.sampling
+    if sampling is None or sampling.guidance == 1 or (plan.dataset is not None and plan.dataset.labels is None):
         return None
     taught = min(training.label_drop, 1 - training.label_drop)
     return Reading(
@@ -220,14 +218,14 @@ def guidance_untaught(plan: Plan) -> Reading | None:
     "guidance-too-strong",
     WARNING,
     above(8, "guidance of pixels is useful from 1 to 4; 7.5 is a habit of latent models; beyond 8 colours saturate"),
-    of_levels=True,
 )
 def guidance_too_strong(plan: Plan) -> Reading | None:
     """sampling.guidance."""
-    scale = plan.recipe.sampling.guidance
+    if plan.sampling is None:
+        return None
     return Reading(
-        scale,
-        f"sampling.guidance is {scale:g}.",
+        plan.sampling.guidance,
+        f"sampling.guidance is {plan.sampling.guidance:g}.",
         "x0 is pushed far out of the data's range: saturated colours, and all samples of a class alike.",
         "--set sampling.guidance=2",
     )

@@ -14,12 +14,12 @@ from sfumato.doctor.outcome import Outcome
 @check("samples-not-finite", ERROR, above(0, "NaN has no grey level"))
 def samples_not_finite(run: Outcome) -> Reading | None:
     """Whether sampling gives something else than numbers, or nothing."""
+    other = "" if run.plan.sampling is None else f"; if the losses are sound, take --sampler {_other(run)}"
     return Reading(
         float(bool(run.sample_refusal)),
         run.sample_refusal,
         "The weights or the sampler have diverged: such samples are shown black.",
-        f"Begin anew with --set training.rate={min(run.recipe.training.rate / 4, HEALTHY_RATE):.1g}; if the losses are sound, "
-        f"take --sampler {_other(run)}",
+        f"Begin anew with --set training.rate={min(run.recipe.training.rate / 4, HEALTHY_RATE):.1g}{other}",
     )
 
 
@@ -50,7 +50,12 @@ def saturated(run: Outcome) -> Reading | None:
     )
 
 
-@check("colour-shift", WARNING, above(0.25, "256 samples know a mean to 0.06 deviations, and short trainings are off by 0.1"))
+@check(
+    "colour-shift",
+    WARNING,
+    above(0.25, "256 samples know a mean to 0.06 deviations, and short trainings are off by 0.1"),
+    of_levels=True,
+)
 def colour_shift(run: Outcome) -> Reading | None:
     """Largest difference between the mean of a channel (or feature) in the samples and in the data, in standard deviations of the data."""
     if not run.is_comparable:
@@ -98,7 +103,7 @@ def samples_alike(run: Outcome) -> Reading | None:
     )
 
 
-@check("blurred", WARNING, below(0.6, "healthy samples have 0.8 to 1.3 of the data's steps between neighbouring pixels"))
+@check("blurred", WARNING, below(0.6, "healthy samples have 0.8 to 1.3 of the data's steps between neighbouring pixels"), of_levels=True)
 def blurred(run: Outcome) -> Reading | None:
     """Mean square of the steps between neighbouring pixels, over the data's."""
     if (ratio := _roughness(run)) is None:
@@ -111,7 +116,7 @@ def blurred(run: Outcome) -> Reading | None:
     )
 
 
-@check("grainy", WARNING, above(1.6, "as for `blurred`"))
+@check("grainy", WARNING, above(1.6, "as for `blurred`"), of_levels=True)
 def grainy(run: Outcome) -> Reading | None:
     """The same ratio, from above."""
     if (ratio := _roughness(run)) is None:
@@ -124,7 +129,12 @@ def grainy(run: Outcome) -> Reading | None:
     )
 
 
-@check("flat", WARNING, below(0.8, "healthy samples have 0.95 to 1.05 of the data's contrast; the mean of all digits has 0.7"))
+@check(
+    "flat",
+    WARNING,
+    below(0.8, "healthy samples have 0.95 to 1.05 of the data's contrast; the mean of all digits has 0.7"),
+    of_levels=True,
+)
 def flat(run: Outcome) -> Reading | None:
     """Median standard deviation of the pixels within a sample, over the data's."""
     if not run.is_comparable or run.real.ndim != 4:

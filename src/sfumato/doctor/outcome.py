@@ -24,7 +24,7 @@ from sfumato.model import Model
 from sfumato.noise import seeded
 from sfumato.recipe import load_recipe
 from sfumato.schedule import Level
-from sfumato.storage import CheckpointError, folder_of, name_of, read_spec, read_state, read_tensors, steps_in
+from sfumato.storage import CheckpointError, folder_of, name_of, read_manifest, read_spec, read_state, read_tensors, steps_in
 
 JUDGED = 96  # examples whose loss is compared level by level
 LEVELS = 6
@@ -69,6 +69,14 @@ class Outcome:
     def has_levels(self) -> bool:
         """Whether it is of a kind of model that is trained at the noise levels of a schedule."""
         return self.recipe.has_levels
+
+    @cached_property
+    def is_later_stage(self) -> bool:
+        """Whether its data are what an earlier stage made."""
+        try:
+            return bool(read_manifest(self.folder).get("made_from"))
+        except CheckpointError:
+            return False
 
     @property
     def records(self) -> Sequence[Mapping[str, Any]]:
@@ -212,7 +220,7 @@ class Outcome:
     @cached_property
     def _drawn(self) -> tuple[Float[Tensor, "n *x"] | None, str]:
         """x0 of samples with the labels' frequencies of the data, or why there are none."""
-        if self.run is None:
+        if self.run is None or self.run.sampler.use:  # a kind that makes no samples says what it is for
             return None, ""
         labels = None
         if self.plan.labels is not None and self.run.spec.classes:

@@ -19,6 +19,7 @@ from sfumato.doctor.files import Picture, pictures
 from sfumato.doctor.trial import Trial, try_out
 from sfumato.noise import seeded
 from sfumato.schedule import Level, Schedule
+from sfumato.tasks.options import Sampling
 
 SUBSET = 1500  # examples looked at where a check compares each with each
 FARTHEST = 30.0  # nats: stands for an infinite log-SNR
@@ -69,6 +70,12 @@ class Plan:
     def has_levels(self) -> bool:
         """Whether it is of a kind of model that is trained at the noise levels of a schedule."""
         return self.recipe.has_levels
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How it is sampled in steps; None for a kind that is drawn in another way, or not at all."""
+        options = getattr(self.recipe, "sampling", None)
+        return options if isinstance(options, Sampling) else None
 
     @property
     def dataset(self) -> Dataset | None:
