@@ -48,3 +48,10 @@ def test_an_option_is_a_value(value):
 def test_a_result_cannot_change(kind):
     assert kind.__dataclass_params__.frozen
     assert hasattr(kind, "__slots__")
+
+
+def test_a_copy_computes_its_own_schedule():
+    task = sf.Diffusion(net=sf.nets.options.MLPNet())
+    before = task.noise
+    assert isinstance(task.model_copy(update={"schedule": sf.tasks.options.CurveSchedule(kind="flow")}).noise, sf.Flow)
+    assert task.noise is before

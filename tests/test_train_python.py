@@ -147,7 +147,8 @@ def test_callbacks_are_called(tmp_path):
         on_message=seen["messages"].append,
     )
     more: list[int] = []
-    sf.train(sf.Diffusion(net=OwnNet()), POINTS, tmp_path / "run", training=FEW, callbacks=[calls, sf.Callbacks(on_step=lambda s, _: more.append(s))])
+    both = [calls, sf.Callbacks(on_step=lambda step, loss: more.append(step))]
+    sf.train(sf.Diffusion(net=OwnNet()), POINTS, tmp_path / "run", training=FEW, callbacks=both)
     assert [step for step, _ in seen["steps"]] == more == list(range(1, 21))
     assert [record["step"] for record in seen["logs"]] == [5, 10, 15, 20]
     assert seen["logs"] == [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -195,9 +196,8 @@ def test_fine_tuning_begins_with_the_weights_of_a_run(tmp_path):
     labels = (POINTS[:, 0] > 0).astype(np.int64)
     still = FEW.model_copy(update={"rate": 1e-12, "steps": 1, "checkpoint_every": 1})
     said: list[str] = []
-    second = sf.train(
-        task, (POINTS, labels), tmp_path / "second", training=still, init_from=tmp_path / "first", callbacks=sf.Callbacks(on_message=said.append)
-    )
+    calls = sf.Callbacks(on_message=said.append)
+    second = sf.train(task, (POINTS, labels), tmp_path / "second", training=still, init_from=tmp_path / "first", callbacks=calls)
     assert any("new conditions that add nothing at first: labels" in text for text in said)
     x, level = torch.randn(7, 2), sf.Cosine().level(0.5)
     for cond in ({"labels": torch.tensor([0, 1, -1, 0, 1, -1, 0])}, None):  # the new condition adds nothing yet

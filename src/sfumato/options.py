@@ -38,6 +38,13 @@ class Options(BaseModel):
                 raise ValueError(f"{name} takes no true or false")
         return values
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Any:
+        """A copy with some options changed; what was computed of the old ones is not taken over."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
+
     def to_yaml(self) -> str:
         """All options, complete, as YAML that reads back as the same."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)

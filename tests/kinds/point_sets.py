@@ -1,6 +1,7 @@
 """A kind of model that the library has never seen: sets of points whose size varies, denoised together whatever their order."""
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 import sfumato as sf
 
-MOST = 6  # points in a set
+MOST, LEVELS = 6, sf.grid(sf.Cosine(log_snr_max=9, log_snr_min=-9), 20)  # points in a set; of a walk
 
 
 @sf.register_data
@@ -21,15 +22,13 @@ class SetsData(sf.Options):
 
 
 class Sets(sf.Source):
+    spec = sf.DataSpec((None, 2), sf.Scaling(shift=0.0, scale=1.0, dtype="float32"))
+
     def __init__(self, count: int, garbage: float = 0.0) -> None:
         rng = np.random.default_rng(0)
         sizes, centres = rng.integers(1, MOST + 1, count), rng.normal(size=(count, 1, 2))
         self.mask = np.arange(MOST) < sizes[:, None]
         self.points = np.where(self.mask[..., None], centres + 0.1 * rng.normal(size=(count, MOST, 2)), garbage).astype(np.float32)
-
-    @property
-    def spec(self) -> sf.DataSpec:
-        return sf.DataSpec((None, 2), sf.Scaling(shift=0.0, scale=1.0, dtype="float32"))
 
     def __len__(self) -> int:
         return len(self.points)
@@ -70,11 +69,10 @@ class PointSets(sf.Task):
         return SetSampler(model)
 
 
+@dataclass
 class SetSampler(sf.Sampler):
+    model: Any
     kind = "a model of point sets"
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
 
     def __call__(self, request: sf.Request) -> Tensor:
         generators = sf.row_generators(request.seed, request.rows)
@@ -83,5 +81,5 @@ class SetSampler(sf.Sampler):
         def predict(x: Tensor, level: sf.Level, cond: Any = None) -> sf.Prediction:
             return sf.Prediction.solve(self.model(x, level.log_snr.to(x).expand(len(x)), cond, mask), x, level, sf.x0_target)
 
-        noise, levels = sf.normal_like(torch.empty(len(mask), MOST, 2, dtype=torch.float32), generators), sf.grid(sf.Cosine(log_snr_max=9, log_snr_min=-9), 20)
-        return torch.where(mask[..., None], sf.sample(predict, noise, levels, sf.steps.DDIM()), torch.nan)
+        noise = sf.normal_like(torch.empty(len(mask), MOST, 2, dtype=torch.float32), generators)
+        return torch.where(mask[..., None], sf.sample(predict, noise, LEVELS, sf.steps.DDIM()), torch.nan)

@@ -6,7 +6,7 @@ Training times, noise and dropped conditions are drawn here, of the step's `Draw
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -194,8 +194,8 @@ class Diffusion(Task):
         except (RuntimeError, TypeError, IndexError) as error:
             shape = list(batch.x.shape)
             raise ValueError(
-                f"the network of the user's own cannot take these data: called as module(x {shape}, log_snr [{len(batch)}], cond) it failed "
-                f"with {type(error).__name__}: {' '.join(str(error).split())}; it must return a tensor of x's shape."
+                f"the network of the user's own cannot take these data: called as module(x {shape}, log_snr [{len(batch)}], cond) it failed"
+                f" with {type(error).__name__}: {' '.join(str(error).split())}; it must return a tensor of x's shape."
             ) from error
 
     def begin(self, model: Denoiser) -> State | None:
@@ -224,8 +224,8 @@ class Diffusion(Task):
 
     def sampler(self, model: Denoiser, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> "DiffusionSampler":
         """Walks from noise to data."""
-        drop = self.training.label_drop if isinstance(self, Recipe) else None
-        return DiffusionSampler(model, spec, self.noise, self.ended, self.sampling, drop, name=name).of_run(folder)
+        training = self.training if isinstance(self, Recipe) else None
+        return DiffusionSampler(model, spec, self.noise, self.ended, self.sampling, training, name=name).of_run(folder)
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class DiffusionSampler(Sampler):
         noise: the schedule that it was trained under.
         ended: the same between the ends that it is sampled from.
         options: how it is sampled unless told otherwise.
-        drop: the chance with which conditions were dropped in training; None where that is not known.
+        training: how conditions were dropped; None where that is not known.
         tuned: levels and methods by steps and guidance, taken where nothing else is asked for.
     """
 
@@ -256,7 +256,7 @@ class DiffusionSampler(Sampler):
     noise: Schedule
     ended: Schedule
     options: Sampling
-    drop: float | None = None
+    training: Training | None = None
     tuned: Mapping[tuple[int, float], Tuned] = field(default_factory=dict)
     name: str = "this model"
     kind = "a diffusion model"
@@ -266,8 +266,8 @@ class DiffusionSampler(Sampler):
         """With the tuned levels of a run folder, where there is one; warns of guidance in its recipe that changes nothing."""
         if folder is None:
             return self
-        if self._unguided and self.options.guidance != 1:
-            logger.warning("%s; its recipe's guidance of %g changes nothing.", self._unguided, self.options.guidance)
+        if self.options.guidance != 1 and (reason := self._unguided(self.spec.conditions)):
+            logger.warning("%s; its recipe's guidance of %g changes nothing.", reason, self.options.guidance)
         return replace(self, tuned=read_tuned(folder))
 
     @property
@@ -284,9 +284,14 @@ class DiffusionSampler(Sampler):
         """How often the network is asked for a sample, about."""
         return options.get("steps") or self.options.steps
 
-    def default(self, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
-        """Every class in turn; none, of a model that was trained without its conditions."""
-        return None if self.drop == 1 and "classifier" not in options else super().default(spec, options)
+    def default(self, name: str, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
+        """Every class in turn; none, of a model that was trained without the condition."""
+        return None if self._dropped(name) == 1 and "classifier" not in options else super().default(name, spec, options)
+
+    def _dropped(self, name: str) -> float | None:
+        """The chance with which training dropped a condition, with the others or alone."""
+        training = self.training
+        return None if training is None else 1 - (1 - training.label_drop) * (1 - training.drop.get(name, 0.0))
 
     def check(self, options: Mapping[str, Any], cond: Cond) -> None:
         """Refuses what cannot be drawn, before anything is.
@@ -297,13 +302,13 @@ class DiffusionSampler(Sampler):
         super().check(options, cond)
         self.plan(**options)
         for name, condition in cond.items():
-            is_label = name == "labels"
-            if self.drop == 1 and "classifier" not in options and bool(condition.given.any()):
+            is_label, dropped = name == "labels", self._dropped(name)
+            if dropped == 1 and "classifier" not in options and bool(condition.given.any()):
                 raise ValueError(
-                    f"{self.name} was trained without its {'labels' if is_label else 'conditions'} (training.label_drop=1), so it cannot "
+                    f"{self.name} was trained without {'its labels' if is_label else name} ({self._option(name)}=1), so it cannot "
                     f"draw {'a class' if is_label else name}; leave {'the labels' if is_label else 'it'} out, or guide by a classifier."
                 )
-            if self.drop == 0 and not bool(condition.given.all()):
+            if dropped == 0 and not bool(condition.given.all()):
                 raise ValueError(
                     f"{self.name} was never trained without {'a label' if is_label else name} (training.label_drop=0), so it cannot draw "
                     f"without {'one; name a class' if is_label else 'it; give it for all'}."
@@ -356,7 +361,7 @@ class DiffusionSampler(Sampler):
         scales = list(asked.values()) if isinstance(asked, Mapping) else [asked]
         if not all(0 <= scale < math.inf for scale in scales):
             raise ValueError(f"guidance must be at least 0 (1 = off), got {asked}.")
-        reason = "" if classifier is not None else self._unguided
+        reason = "" if classifier is not None else self._unguided(asked if isinstance(asked, Mapping) else self.spec.conditions)
         if guidance is not None and any(scale != 1 for scale in scales) and reason:
             raise ValueError(f"{reason}; take guidance 1, or leave it out.")
         if isinstance(asked, Mapping) and (unknown_names := sorted(set(asked) - set(self.spec.conditions))):
@@ -392,15 +397,22 @@ class DiffusionSampler(Sampler):
         storage.write_text(path, json.dumps({"steps": steps, "guidance": scale, "walk": json.loads(tuned.to_json())}, indent=1))
         return path
 
-    @property
-    def _unguided(self) -> str:
-        """Why the model's own conditions cannot guide it; empty where they can."""
+    def _option(self, name: str) -> str:
+        """The option that dropped a condition."""
+        alone = self.training is not None and self.training.drop.get(name) == 1 and self.training.label_drop < 1
+        return f"training.drop.{name}" if alone else "training.label_drop"
+
+    def _unguided(self, names: Iterable[str]) -> str:
+        """Why these conditions cannot guide the model; empty where they can."""
         if not self.spec.conditions:
             return f"{self.name} has no classes and no other conditions, so guidance has nothing to guide by"
-        if self.drop == 0:
-            return f"{self.name} was never trained without a label (training.label_drop=0), so guidance has nothing to compare a label with"
-        if self.drop == 1:
-            return f"{self.name} was trained without its labels (training.label_drop=1), so only a classifier can guide it"
+        chances = {name: self._dropped(name) for name in names if name in self.spec.conditions}
+        if chances and all(chance == 1 for chance in chances.values()):
+            what = "its labels" if list(chances) == ["labels"] else ", ".join(chances)
+            return f"{self.name} was trained without {what} ({self._option(next(iter(chances)))}=1), so only a classifier can guide it"
+        if never := [name for name, chance in chances.items() if chance == 0]:
+            what = "a label" if never[0] == "labels" else never[0]
+            return f"{self.name} was never trained without {what} (training.label_drop=0), so guidance has nothing to compare {what} with"
         return ""
 
     def _guided(self, scale: float | Mapping[str, float], classifier: guide.LogProb | None) -> Predictor:
@@ -409,7 +421,7 @@ class DiffusionSampler(Sampler):
             return guide.classifier_free(self.denoiser, scale) if self.spec.conditions else self.denoiser
         if not self.spec.classes:
             raise ValueError(f"{self.name} has no classes, so a classifier cannot guide it; take a model of labelled data.")
-        if self.drop == 0:
+        if self._dropped("labels") == 0:
             raise ValueError(
                 f"{self.name} has never seen a dropped label, so a classifier has no unconditional model to guide; "
                 "train it with training.label_drop above 0 (1 = without labels)."
@@ -436,7 +448,7 @@ def levels_of(schedule: Schedule, sampling: Sampling, steps: int) -> list[Level]
 
 def refuse_guidance(sampling: Sampling, training: Training) -> None:
     """Refuses guidance of a model that will not have seen examples without conditions."""
-    if sampling.guidance != 1 and not training.label_drop:
+    if sampling.guidance != 1 and not training.label_drop and not any(training.drop.values()):
         raise ValueError("sampling.guidance needs a model that has seen dropped labels; set training.label_drop above 0")
 
 

@@ -142,7 +142,13 @@ def manifest_of(recipe: Any, source: Source | Stream, spec: DataSpec, engine: En
     training = recipe.training
     data = {"name": source.name, "fingerprint": source.fingerprint(), "notes": list(source.notes)}
     if isinstance(source, Source):
-        data |= {"examples": len(source), "held_out": training.held_out, "held_out_by": training.held_out_by, "split_seed": training.seed}
+        data |= {
+            "examples": len(source),
+            "skipped": list(source.skipped),
+            "held_out": training.held_out,
+            "held_out_by": training.held_out_by,
+            "split_seed": training.seed,
+        }
     return {
         "spec": spec.to_json(),
         "data": data,
