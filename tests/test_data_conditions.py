@@ -440,3 +440,41 @@ def test_samples_of_a_table_hold_their_conditions(tmp_path):
     assert [(row["age"], row["city"]) for row in rows] == [("33.0", "Oslo"), ("33.0", "Rome")] * 2
     again = data.table(tmp_path / "s.csv", conditions=["age", "city"])
     np.testing.assert_array_equal(again.values.astype(np.float32), np.array([[row["x"], row["y"]] for row in rows], np.float32))
+
+
+def with_drops(run, label_drop, **drops):
+    """The run, had its training dropped conditions so; its recipe guides nowhere."""
+    model = sf.load(run)
+    training = model.recipe.training.model_copy(update={"label_drop": label_drop, "drop": drops})
+    recipe = model.recipe.model_copy(update={"training": training, "sampling": model.recipe.sampling.model_copy(update={"guidance": 1.0})})
+    return sf.Model("it", recipe, model.spec, model.network)
+
+
+def test_a_condition_that_was_never_dropped_must_be_given_and_guides_nothing(scenes):
+    nothing = dict.fromkeys(EVERY)
+    run = with_drops(scenes, 0.0, **dict.fromkeys(["shape", "size", "place", "numbers", "low", "outline"], 0.5))
+    with pytest.raises(ValueError, match=r"it was never trained without colour \(training\.label_drop=0\), so it cannot draw without it"):
+        run.sample(2, cond=nothing)
+    assert len(run.sample(2, cond=nothing | {"colour": ["red"]}).values) == 2
+    with pytest.raises(ValueError, match="it was never trained without colour .*so guidance has nothing to compare colour with"):
+        run.sample(2, cond={"numbers": None}, guidance=2.0)
+    with pytest.raises(ValueError, match="never trained without colour"):
+        run.sample(2, guidance={"shape": 2.0, "colour": 2.0})
+    assert len(run.sample(2, guidance={"shape": 2.0}).values) == 2
+
+
+def test_a_condition_that_was_always_dropped_cannot_be_given(scenes):
+    run = with_drops(scenes, 0.1, colour=1.0)
+    with pytest.raises(ValueError, match=r"it was trained without colour \(training\.drop\.colour=1\), so it cannot draw colour"):
+        run.sample(2, cond={"colour": ["red"]})
+    with pytest.raises(ValueError, match=r"it was trained without colour \(training\.drop\.colour=1\), so only a classifier can guide it"):
+        run.sample(2, guidance={"colour": 2.0})
+    drawn = run.sample(2)  # the default leaves it out
+    assert (drawn.cond["colour"] == -1).all()
+    assert (drawn.cond["shape"] >= 0).all()
+
+
+def test_guidance_of_a_recipe_needs_conditions_that_are_dropped():
+    with pytest.raises(ValueError, match="needs a model that has seen dropped labels"):
+        load_recipe("scenes", ["training.label_drop=0", f"training.drop={dict.fromkeys(EVERY, 0)}"])
+    assert load_recipe("scenes", ["training.label_drop=0"]).sampling.guidance == 1.5

@@ -185,7 +185,7 @@ class Model:
         for name, spec in self.spec.conditions.items():
             value, every = asked.get(name), 1
             if name not in asked:
-                value = self.sampler.default(spec, options or {})
+                value = self.sampler.default(name, spec, options or {})
                 if value is not None:
                     value, every, turn = list(value), turn, turn * len(value)
             given[name] = spec.rows(value, [row // every for row in rows], f"the condition {name} of {self.name}")

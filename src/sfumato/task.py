@@ -141,7 +141,7 @@ class Sampler:
         """How often the network is asked for a sample, about."""
         return 1
 
-    def default(self, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
+    def default(self, name: str, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
         """What a condition is where nothing is asked for: every class in turn; None for not given."""
         return range(len(spec.names)) if isinstance(spec, Classes) else None
 

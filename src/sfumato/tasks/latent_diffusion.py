@@ -219,9 +219,9 @@ class LatentSampler(Sampler):
         """Those of the denoiser."""
         return self.inner.evaluations(options)
 
-    def default(self, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
+    def default(self, name: str, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
         """As the diffusion's."""
-        return self.inner.default(spec, options)
+        return self.inner.default(name, spec, options)
 
     def check(self, options: Mapping[str, Any], cond: Cond) -> None:
         """As the diffusion's."""

@@ -119,5 +119,5 @@ class VDMTask(Task):
 
     def sampler(self, model: latent.VDM, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> DiffusionSampler:
         """That of diffusion, under the learned schedule."""
-        drop = self.training.label_drop if isinstance(self, Recipe) else None
-        return DiffusionSampler(model.denoiser, spec, model.schedule, model.schedule, self.sampling, drop, name=name).of_run(folder)
+        training = self.training if isinstance(self, Recipe) else None
+        return DiffusionSampler(model.denoiser, spec, model.schedule, model.schedule, self.sampling, training, name=name).of_run(folder)
