@@ -90,7 +90,7 @@ class Conditioner(nn.Module):
 
     def part(self, name: str) -> "ClassEmbedding | NumberEmbedding | MapStem":
         """The weights of one condition."""
-        return cast("ClassEmbedding | NumberEmbedding | MapStem", self.get_submodule(_key(name)))
+        return cast("ClassEmbedding | NumberEmbedding | MapStem", getattr(self, _key(name)))
 
     def begin_at_zero(self, *names: str) -> None:
         """Sets to zero what these conditions add, given or not, so that the network computes what it would without them; they still learn.
@@ -132,9 +132,9 @@ class ClassEmbedding(nn.Module):
         nn.init.zeros_(self.weight)
 
     def _refuse(self, one: Condition) -> None:
-        if bool((one.given & ((one.value < 0) | (one.value >= self.classes))).any()):
-            values = one.value[one.given]
-            raise ValueError(f"{self.name} must lie in 0 … {self.classes - 1} (or be -1 for none), got {values.min()} to {values.max()}.")
+        low, high = map(int, one.value.where(one.given, 0).aminmax()) if len(one) else (0, 0)
+        if low < 0 or high >= self.classes:
+            raise ValueError(f"{self.name} must lie in 0 … {self.classes - 1} (or be -1 for none), got {low} to {high}.")
         if self.must_be_given and not bool(one.given.all()):
             raise ValueError(self._must_be_given())
 
