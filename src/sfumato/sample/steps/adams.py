@@ -21,7 +21,7 @@ from sfumato.sample.steps.known import Known, bounded, combine, half_log_snr, la
 from sfumato.schedule import Level
 
 _SHORT = 0.8  # in half log-SNR: a longer step is not corrected, as the prediction at its end says too little of its middle
-_LONGEST = 2.5  # over a longer one more than the last v is not used
+_LONGEST = 2.5  # in half log-SNR: the longest step over which two v are used (`latest`)
 _PLACES, _MASSES = ((1 + np.polynomial.legendre.leggauss(32)[0]) / 2, np.polynomial.legendre.leggauss(32)[1] / 2)
 
 

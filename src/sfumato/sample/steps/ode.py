@@ -24,7 +24,7 @@ from sfumato.sample.steps.chain import DDIM, refuse_eta
 from sfumato.sample.steps.known import Known, bounded, combine, half_log_snr, latest, refuse_order, remember
 from sfumato.schedule import Level
 
-# The longest steps, in half log-SNR, over which more than the latest prediction is used: x0 weighs most at the far end of a step, eps at the
+# The longest steps, in half log-SNR, over which two predictions are used (`latest`): x0 weighs most at the far end of a step, eps at the
 # near one; Heun's eps at the far end is multiplied by exp(h) / 2. Longer ones are DDIM's.
 _LONGEST_X0, _LONGEST_EPS, _LONGEST_HEUN = 1.5, 2.0, 1.3
 
@@ -63,9 +63,9 @@ class Multistep:
     order=1 is DDIM(eta); order=2 is 2M, with half of 1 - exp(-h) for the slope's integral; order=3 integrates the parabola exactly (the
     authors' code takes half of its last term, and has order 2). eta is DDIM's: at 1 it solves the reverse SDE (SDE-DPM-Solver++).
 
-    The first steps are of lower order, and so is one that is long beside the step before (order 2 goes up to twice its length, order 3 to
-    1.2 times), or longer than 3 nats of log-SNR: there a curve through the last predictions is no longer a forecast, and of an order too
-    high worse than DDIM. A step to a level without noise is always of order 1.
+    The first steps are of lower order, and so is one that is long beside the step before (order 2 goes up to 1.5 times its length,
+    order 3 to 1.15 times), or longer than 3 nats of log-SNR (2 for order 3): a curve through the last predictions is no longer a forecast
+    there, and worse than DDIM. A step to a level without noise is always of order 1.
     """
 
     order: int = 2
