@@ -21,7 +21,8 @@ from sfumato.sample.steps.known import Known, bounded, combine, half_log_snr, la
 from sfumato.schedule import Level
 
 _SHORT = 0.8  # in half log-SNR: a longer step is not corrected, as the prediction at its end says too little of its middle
-_LONGEST = 2.5  # in half log-SNR: the longest step over which two v are used (`latest`)
+_WIDE = 0.25  # in φ: along a wider arc x is turned, not moved along its tangent, where no more than one v is used
+_LONGEST = 3.0  # in half log-SNR: the longest step over which two v are used (`latest`)
 _PLACES, _MASSES = ((1 + np.polynomial.legendre.leggauss(32)[0]) / 2, np.polynomial.legendre.leggauss(32)[1] / 2)
 
 
@@ -31,7 +32,7 @@ class Adams:
 
     The predictor is of Adams-Bashforth, the corrector of Adams-Moulton one order above, for steps of at most 1.6 nats of log-SNR; the last
     x is not corrected. Its first steps are of lower order, as are those that are long beside the step before (`Multistep` says how long)
-    or of more than 5 nats. A first-order step that is long turns (x, v) by its arc, as DDIM does, and is exact on data of one point; a step
+    or of more than 6 nats. A first-order step that is long turns (x, v) by its arc, as DDIM does, and is exact on data of one point; a step
     to the data returns x0.
     """
 
@@ -69,7 +70,7 @@ def _advance(x: Tensor, t: Level, s: Level, last: Known, candidates: Sequence[Se
     found = bounded(candidates, lambda places: _arcs(now, then, places))
     if found is not None:
         return combine(radius_s / radius * x, -radius_s, *found)
-    if not candidates and then - now <= _SHORT:
+    if not candidates and then - now <= _SHORT and _arcs(now, then, (now,))[0] <= _WIDE:
         return combine(radius_s / radius * x, -radius_s, _arcs(now, then, (now,)), [last])
     cosine = float(t.alpha) * float(s.alpha) + float(t.sigma) * float(s.sigma)
     sine = float(t.sigma) * float(s.alpha) - float(t.alpha) * float(s.sigma)
