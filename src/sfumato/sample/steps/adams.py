@@ -23,6 +23,7 @@ from sfumato.schedule import Level
 _SHORT = 0.8  # in half log-SNR: a longer step is not corrected, as the prediction at its end says too little of its middle
 _WIDE = 0.25  # in φ: along a wider arc x is turned, not moved along its tangent, where no more than one v is used
 _LONGEST = 3.0  # in half log-SNR: the longest step over which two v are used (`latest`)
+_WHOLE = 1.5  # in φ: no polynomial is laid through v over a wider arc, which is nearly that from noise to data
 _PLACES, _MASSES = ((1 + np.polynomial.legendre.leggauss(32)[0]) / 2, np.polynomial.legendre.leggauss(32)[1] / 2)
 
 
@@ -60,7 +61,9 @@ class Adams:
             known = remember((v, now), past, self.order + 1)
             if now - past[0][1] <= _SHORT:
                 x = _advance(before, level, t, known[0], [known[:count] for count in range(len(known), 1, -1)])
-        return _advance(x, t, s, known[0], latest(known[: self.order], half_log_snr(s), _LONGEST)), (x, t, known)
+        then = half_log_snr(s)
+        near = [each for each in latest(known[: self.order], then, _LONGEST) if _arc(each[-1][1], then) <= _WHOLE]
+        return _advance(x, t, s, known[0], near), (x, t, known)
 
 
 def _advance(x: Tensor, t: Level, s: Level, last: Known, candidates: Sequence[Sequence[Known]]) -> Tensor:
@@ -70,7 +73,7 @@ def _advance(x: Tensor, t: Level, s: Level, last: Known, candidates: Sequence[Se
     found = bounded(candidates, lambda places: _arcs(now, then, places))
     if found is not None:
         return combine(radius_s / radius * x, -radius_s, *found)
-    if not candidates and then - now <= _SHORT and _arcs(now, then, (now,))[0] <= _WIDE:
+    if not candidates and then - now <= _SHORT and _arc(now, then) <= _WIDE:
         return combine(radius_s / radius * x, -radius_s, _arcs(now, then, (now,)), [last])
     cosine = float(t.alpha) * float(s.alpha) + float(t.sigma) * float(s.sigma)
     sine = float(t.sigma) * float(s.alpha) - float(t.alpha) * float(s.sigma)
@@ -81,10 +84,15 @@ def _radius(level: Level) -> float:
     return math.hypot(float(level.alpha), float(level.sigma))
 
 
+def _arc(now: float, then: float) -> float:
+    """φ from half log-SNR `then` to `now`."""
+    return math.atan(math.exp(-now)) - math.atan(math.exp(-then))
+
+
 @lru_cache(maxsize=4096)
 def _arcs(now: float, then: float, nodes: tuple[float, ...]) -> list[float]:
     """The w with Σ w_i p(nodes_i) = ∫ p dφ from half log-SNR `then` to `now`, for every polynomial p in it that the nodes determine."""
-    arc = math.atan(math.exp(-now)) - math.atan(math.exp(-then))
+    arc = _arc(now, then)
     if len(nodes) == 1:
         return [arc]
     length = then - now
