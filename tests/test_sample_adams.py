@@ -59,13 +59,14 @@ def test_weights_integrate_polynomials_over_the_arc(order, now, then):
 
 
 def test_a_long_step_with_one_v_turns():
-    """Of two nats, or of a wide arc: DDIM's, under any scales; a short one goes along the tangent, as it did."""
+    """Of four nats, or of a wide arc: DDIM's, under any scales; a short one goes along the tangent."""
     for scales in SCALES:
         schedule, x = sf.Cosine(scales=scales), torch.randn(16, 2)
-        t, long, wide, short = (schedule.level(at) for at in schedule.time(torch.tensor([-0.5, 1.5, 0.7, -0.4])))
-        for s in (long, wide):
-            turned, _ = sf.steps.Adams(1)(mixture, x, t, s, None, None)
-            torch.testing.assert_close(turned, sf.steps.DDIM()(mixture, x, t, s, None, None)[0], rtol=1e-10, atol=1e-12)
+        t, long, wide, short = (schedule.level(at) for at in schedule.time(torch.tensor([-0.5, 3.5, 0.7, -0.4])))
+        noisy, less = (schedule.level(at) for at in schedule.time(torch.tensor([-9.0, -5.0])))
+        for start, end in ((t, long), (t, wide), (noisy, less)):
+            turned, _ = sf.steps.Adams(1)(mixture, x, start, end, None, None)
+            torch.testing.assert_close(turned, sf.steps.DDIM()(mixture, x, start, end, None, None)[0], rtol=1e-10, atol=1e-12)
         straight, _ = sf.steps.Adams(1)(mixture, x, t, short, None, None)
         arc = torch.atan2(t.sigma, t.alpha) - torch.atan2(short.sigma, short.alpha)
         u, v = x / torch.hypot(t.alpha, t.sigma), mixture(x, t).v(t)

@@ -10,6 +10,7 @@ import torch
 from problems import gaussian, label, mixture
 
 import sfumato as sf
+from sfumato.run import load
 from sfumato.sample import flow
 
 POINT = sf.GaussianMixture(torch.ones(1), torch.tensor([[0.3, -0.7]], dtype=torch.float64), torch.zeros(1, 2, 2))
@@ -75,7 +76,7 @@ def test_one_and_two_steps_are_exact_on_one_point(name, space):
 def test_no_method_is_much_worse_than_ddim(name, space):
     """By more than a tenth, and a hundredth of the data's scale, on two mixtures at three numbers of steps; most are far better.
 
-    At five steps, two thirds: Adams on levels that are far apart at both ends comes to 1.65 times DDIM's error on the tighter mixture.
+    At five steps, a half: Adams on levels that are far apart at both ends comes to 1.5 times DDIM's error on the tighter mixture.
     """
     for oracle, steps in itertools.product((mixture, TIGHT), (2, 5, 24)):
         levels = sf.grid(SCHEDULES[name], steps, spacing=SPACINGS[space])
@@ -83,7 +84,7 @@ def test_no_method_is_much_worse_than_ddim(name, space):
         worse = {
             repr(step): (error, ddim)
             for step, error in zip(METHODS, others, strict=True)
-            if error > (1.67 if steps == 5 else 1.1) * ddim + 0.01
+            if error > (1.5 if steps == 5 else 1.1) * ddim + 0.01
         }
         assert not worse, (steps, oracle is TIGHT)
 
@@ -136,7 +137,7 @@ def test_lower_order_final_lowers_the_last_steps(step):
 @steady
 def test_the_default_of_a_trained_model_at_one_and_two_steps():
     """zoo:digits: the distance of the default, and of others, to a solution of 30 steps is DDIM's at most."""
-    run = sf.load("zoo:digits")
+    run = load("zoo:digits")
     draw = lambda sampler, steps: run.walk(steps=steps, guidance=1.0, sampler=sampler)(range(10), 0, run.labels(range(10)))  # noqa: E731
     truth = draw("adams", 30)
     for steps in (1, 2):

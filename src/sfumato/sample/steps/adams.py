@@ -21,7 +21,7 @@ from sfumato.sample.steps.known import Known, bounded, combine, half_log_snr, la
 from sfumato.schedule import Level
 
 _SHORT = 0.8  # in half log-SNR: a longer step is not corrected, as the prediction at its end says too little of its middle
-_WIDE = 0.25  # in φ: along a wider arc x is turned, not moved along its tangent, where no more than one v is used
+_STRAIGHT, _WIDE = 1.6, 0.25  # in half log-SNR and in φ: over a longer step x is turned where one v is used, not moved along its tangent
 _LONGEST = 3.0  # in half log-SNR: the longest step over which two v are used (`latest`)
 _WHOLE = 1.5  # in φ: no polynomial is laid through v over a wider arc, which is nearly that from noise to data
 _PLACES, _MASSES = ((1 + np.polynomial.legendre.leggauss(32)[0]) / 2, np.polynomial.legendre.leggauss(32)[1] / 2)
@@ -73,7 +73,7 @@ def _advance(x: Tensor, t: Level, s: Level, last: Known, candidates: Sequence[Se
     found = bounded(candidates, lambda places: _arcs(now, then, places))
     if found is not None:
         return combine(radius_s / radius * x, -radius_s, *found)
-    if not candidates and then - now <= _SHORT and _arc(now, then) <= _WIDE:
+    if not candidates and then - now <= _STRAIGHT and _arc(now, then) <= _WIDE:
         return combine(radius_s / radius * x, -radius_s, _arcs(now, then, (now,)), [last])
     cosine = float(t.alpha) * float(s.alpha) + float(t.sigma) * float(s.sigma)
     sine = float(t.sigma) * float(s.alpha) - float(t.alpha) * float(s.sigma)
