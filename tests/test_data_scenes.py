@@ -158,6 +158,7 @@ def test_scene_depends_on_seed_and_number_alone(objects):
             np.testing.assert_array_equal(part.classes[name], numbers[rows])
     for other in (replace(scenes, seed=4).draw(20), scenes.draw(20, held_out=True), scenes.draw(20, 20)):
         assert not set(other.scenes) & set(whole.scenes)
+        assert not np.isclose(other.numbers[:, 0], whole.numbers[:, 0], atol=1e-6).any()
     assert Scenes(size=64, objects=objects, held_out=0.2, seed=3).draw(20).scenes == whole.scenes
 
 

@@ -165,6 +165,24 @@ def test_unipc(order):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        ("UniPCMultistepScheduler", sf.steps.UniPC(2)),
+        ("UniPCMultistepScheduler", sf.steps.UniPC(3)),
+        ("DPMSolverMultistepScheduler", sf.steps.Multistep(2)),
+    ],
+    ids=str,
+)
+def test_lower_order_final(kind, step):
+    """Their flag, which they heed below 15 steps."""
+    scheduler = without_repeats(scheduler_of(getattr(diffusers, kind), **{**OPEN_END, "lower_order_final": True}, solver_order=step.order))
+    outputs, x = eps_and_x(len(scheduler.timesteps))
+    path = theirs(scheduler, outputs, x)
+    torch.testing.assert_close(ours(sf.steps.LowerOrderFinal(step), levels_of(scheduler), outputs, x)[-3:], path[-3:], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours(step, levels_of(scheduler), outputs, x)[-1], path[-1], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_multistep_is_unipcs_predictor(order):
     """Also at order 3, where their DPM-Solver++ differs (below)."""

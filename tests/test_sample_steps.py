@@ -50,7 +50,7 @@ def test_the_corrector_gains_an_order(step, order):
     assert math.log2(quantile_error(step, sf.grid(schedule, 64)) / quantile_error(step, sf.grid(schedule, 128))) > order - 0.2
 
 
-UNEQUAL = [3.0, 2.0, 3.5, 1.5, 2.5]
+UNEQUAL = [3.0, 2.6, 2.8, 2.4, 2.6]  # the longest is 1.08 times the one before, so that none is of a lower order
 
 
 @pytest.mark.parametrize(

@@ -440,8 +440,8 @@ BY_HAND: dict[str, Callable[[Shelf, Any], Subject]] = {  # what the words of a f
 }
 BY_TRAINING = ["no-checkpoint", "stopped-early", "loss-not-finite", "steps-rejected", "loss-exploded", "loss-spikes", "loss-never-fell",
                "rate-was-zero", "always-clipped", "learnt-nothing", "worse-than-gaussian", "only-gaussian", "held-out-gap",
-               "average-worse", "samples-not-finite", "training-copies"]  # fmt: skip
-BY_SAMPLING = ["saturated", "colour-shift", "collapsed", "samples-alike", "blurred", "grainy", "flat"]
+               "average-worse", "samples-not-finite", "training-copies", "colour-shift"]  # fmt: skip
+BY_SAMPLING = ["saturated", "collapsed", "samples-alike", "blurred", "grainy", "flat"]
 
 
 def shared(name: str) -> Path:

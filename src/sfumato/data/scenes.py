@@ -259,7 +259,7 @@ def _listed(every: list[Combination], listed: Sequence[Sequence[str]]) -> set[Co
     """The combinations that are in the list, or that have an object in it."""
     held = set[Combination]()
     for entry in map(tuple, listed):
-        matching = {_told(it) for it in every if entry in (it, it[:2], it[3:])}
+        matching = {_told(it) for it in every if entry in (it, it[:2])}  # as either object, since told both ways
         if not matching:
             raise ValueError(f"held_out names the combination {entry}, which these scenes do not have; one that they have is {every[0]}.")
         held |= matching

@@ -79,11 +79,13 @@ def held_out_gap(run: Outcome) -> Reading | None:
     if (errors := run.errors) is None or errors.on_training is None:
         return None
     ratios = errors.model / errors.on_training
+    training, examples = run.recipe.training, len(run.plan.rows[0])
+    fewer = max(1, min(training.steps // 3, 100 * examples // training.batch))  # no example shown more than 100 times
     return Reading(
         float(ratios.max()),
         f"The error on held-out examples is {_at(errors, ratios, int(ratios.argmax()))} times that on training examples.",
         "The network is learning the training examples by heart: samples will be copies of them.",
-        f"--set training.steps={max(1, run.recipe.training.steps // 3)}, a smaller network, net.dropout for a U-Net, or more data",
+        f"More data is the cure; or --set training.steps={fewer}, a smaller network, or net.dropout for a U-Net",
     )
 
 

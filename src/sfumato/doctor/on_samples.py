@@ -68,7 +68,7 @@ def colour_shift(run: Outcome) -> Reading | None:
         float(shift.abs().max()),
         f"Channel {worst} is {abs(float(shift[worst])):.2f} deviations {'higher' if shift[worst] > 0 else 'lower'} than in the data.",
         "Samples have a cast: too little noise where sampling begins, an average that lags, or too short a training at the noisy levels.",
-        f"--sampler {_other(run)} --steps 100 tells whether it is the sampler; if not, {run.longer()}",
+        f"{run.longer()}; --sampler {_other(run)} --steps 100 tells beforehand whether it is the sampler",
     )
 
 

@@ -28,6 +28,15 @@ class Step(Protocol):
         ...
 
 
+@runtime_checkable
+class Ending(Protocol):
+    """A method that is another one near the end of a walk."""
+
+    def before_end(self, remaining: int) -> Step:
+        """The method for a step that is one of `remaining` still to be made."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """Where a walk stands: the level, x there, and the x0 that was predicted from it (x itself at the end, where nothing is predicted)."""
@@ -103,10 +112,11 @@ def walk(
     _refuse_no_step(step)
     refuse_array(x)
     refuse_cond(cond, len(x))
-    asked, memory = _Asked(predict, cond), None
+    asked, memory, steps = _Asked(predict, cond), None, len(levels) - 1
     for i, (t, s) in enumerate(pairwise(levels)):
-        asked.place, asked.first = (i, len(levels) - 1, t), None
-        x, memory = step(asked, x, t, s, memory, generator)
+        asked.place, asked.first = (i, steps, t), None
+        method = step.before_end(steps - i) if isinstance(step, Ending) else step
+        x, memory = method(asked, x, t, s, memory, generator)
         if not math.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32))):
             raise ValueError(
                 f"x is not finite after {asked.where}: the predictor returned NaN or infinity there, or the step is unstable; "

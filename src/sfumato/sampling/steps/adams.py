@@ -6,6 +6,7 @@ is the one between the levels and the other beyond. Salimans & Ho (2022), append
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator
-from sfumato.sampling.steps.known import Known, combine, forecast, half_log_snr, refuse_order
+from sfumato.sampling.steps.known import Known, bounded, combine, half_log_snr, latest, refuse_order, remember
 from sfumato.schedule import Level
 
 _SHORT = 0.8  # in half log-SNR: a longer step is not corrected, as the prediction at its end says too little of its middle
+_STRAIGHT, _WIDE = 1.6, 0.25  # in half log-SNR and in φ: over a longer step x is turned where one v is used, not moved along its tangent
+_LONGEST = 3.0  # in half log-SNR: the longest step over which two v are used (`latest`)
+_WHOLE = 1.5  # in φ: no polynomial is laid through v over a wider arc, which is nearly that from noise to data
 _PLACES, _MASSES = ((1 + np.polynomial.legendre.leggauss(32)[0]) / 2, np.polynomial.legendre.leggauss(32)[1] / 2)
 
 
@@ -28,7 +32,9 @@ class Adams:
     """v laid through the last `order` levels in log-SNR and integrated over φ, then through the new one too: one evaluation a step.
 
     The predictor is of Adams-Bashforth, the corrector of Adams-Moulton one order above, for steps of at most 1.6 nats of log-SNR; the last
-    x is not corrected. Its first steps are of lower order, as are those long beside the step before; a step to the data returns x0.
+    x is not corrected. Its first steps are of lower order, as are those that are long beside the step before (`Multistep` says how long)
+    or of more than 6 nats. A first-order step that is long turns (x, v) by its arc, as DDIM does, and is exact on data of one point; a step
+    to the data returns x0.
     """
 
     order: int = 3
@@ -52,30 +58,41 @@ class Adams:
         known: tuple[Known, ...] = ((v, now),)
         if memory is not None:
             before, level, past = memory
-            known = (*known, *past)[: self.order + 1]
+            known = remember((v, now), past, self.order + 1)
             if now - past[0][1] <= _SHORT:
-                x = _turn(before, level, t, known)
-        return _turn(x, t, s, forecast(known[: self.order], half_log_snr(s))), (x, t, known)
+                x = _advance(before, level, t, known[0], [known[:count] for count in range(len(known), 1, -1)])
+        then = half_log_snr(s)
+        near = [each for each in latest(known[: self.order], then, _LONGEST) if _arc(each[-1][1], then) <= _WHOLE]
+        return _advance(x, t, s, known[0], near), (x, t, known)
 
 
-def _turn(x: Tensor, t: Level, s: Level, known: tuple[Known, ...]) -> Tensor:
-    """x at s from x at t, with v laid through what is known of it; at the data cos φ u - sin φ v, which is x0."""
+def _advance(x: Tensor, t: Level, s: Level, last: Known, candidates: Sequence[Sequence[Known]]) -> Tensor:
+    """x at s from x at t with v laid through the first bounded candidate; without one, along the last v, or turned with it."""
     radius, radius_s = _radius(t), _radius(s)
     now, then = half_log_snr(t), half_log_snr(s)
-    if math.isinf(then):
-        return torch.sub(float(t.alpha) / radius**2 * x, known[0][0], alpha=float(t.sigma) / radius).mul_(radius_s)
-    known = tuple(each for each in known if math.isfinite(each[1])) or known
-    return combine(radius_s / radius * x, -radius_s, _arcs(now, then, tuple(at for _, at in known)), known)
+    found = bounded(candidates, lambda places: _arcs(now, then, places))
+    if found is not None:
+        return combine(radius_s / radius * x, -radius_s, *found)
+    if not candidates and then - now <= _STRAIGHT and _arc(now, then) <= _WIDE:
+        return combine(radius_s / radius * x, -radius_s, _arcs(now, then, (now,)), [last])
+    cosine = float(t.alpha) * float(s.alpha) + float(t.sigma) * float(s.sigma)
+    sine = float(t.sigma) * float(s.alpha) - float(t.alpha) * float(s.sigma)
+    return torch.sub(cosine / (radius**2 * radius_s) * x, last[0], alpha=sine / (radius * radius_s)).mul_(radius_s)
 
 
 def _radius(level: Level) -> float:
     return math.hypot(float(level.alpha), float(level.sigma))
 
 
+def _arc(now: float, then: float) -> float:
+    """φ from half log-SNR `then` to `now`."""
+    return math.atan(math.exp(-now)) - math.atan(math.exp(-then))
+
+
 @lru_cache(maxsize=4096)
 def _arcs(now: float, then: float, nodes: tuple[float, ...]) -> list[float]:
     """The w with Σ w_i p(nodes_i) = ∫ p dφ from half log-SNR `then` to `now`, for every polynomial p in it that the nodes determine."""
-    arc = math.atan(math.exp(-now)) - math.atan(math.exp(-then))
+    arc = _arc(now, then)
     if len(nodes) == 1:
         return [arc]
     length = then - now

@@ -10,6 +10,7 @@ two they take and through which levels they lay a polynomial. Lu et al. (2022), 
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,24 +21,39 @@ from torch import Tensor
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator, normal_like
 from sfumato.sampling.steps.chain import DDIM, refuse_eta
-from sfumato.sampling.steps.known import Known, combine, forecast, half_log_snr, refuse_order, remember
+from sfumato.sampling.steps.known import Known, bounded, combine, half_log_snr, latest, refuse_order, remember
 from sfumato.schedule import Level
+
+# The longest steps, in half log-SNR, over which two predictions are used (`latest`): x0 weighs most at the far end of a step, eps at the
+# near one; Heun's eps at the far end is multiplied by exp(h) / 2. Longer ones are DDIM's.
+_LONGEST_X0, _LONGEST_EPS, _LONGEST_HEUN = 1.5, 2.0, 1.3
 
 
 @dataclass(frozen=True)
 class Heun:
-    """The trapezoidal rule on d(x/alpha)/d(sigma/alpha) = eps; two evaluations a step. Karras et al. (2022), alg. 1, arXiv:2206.00364."""
+    """The trapezoidal rule on d(x/alpha)/d(sigma/alpha) = eps; two evaluations a step. Karras et al. (2022), alg. 1, arXiv:2206.00364.
+
+    The rule has no meaning over long steps: an error of eps at the step's end is multiplied by half the ratio of sigma/alpha. A step of
+    more than 2.6 nats of log-SNR is Euler's, which is DDIM's, and takes one evaluation; a walk that begins with one says so in a warning.
+    """
 
     def __call__(
-        self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: None, generator: Generator | None
-    ) -> tuple[Float[Tensor, "b *x"], None]:
-        """One Heun step; Euler's (which is DDIM's) where s has no noise, or either no signal."""
-        if math.isinf(half_log_snr(t)) or math.isinf(half_log_snr(s)):
-            return DDIM()(predict, x, t, s, None, generator)
+        self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: bool | None, generator: Generator | None
+    ) -> tuple[Float[Tensor, "b *x"], bool]:
+        """One Heun step; Euler's (which is DDIM's) where it is long, s has no noise, or either no signal. Remembers that it has begun."""
+        length = abs(half_log_snr(s) - half_log_snr(t))
+        if length > _LONGEST_HEUN:
+            if memory is None and math.isfinite(length):
+                warnings.warn(
+                    f"Heun's rule has no meaning over a step of {2 * length:.3g} nats of log-SNR, so DDIM's is taken there; take more "
+                    f"steps (of at most {2 * _LONGEST_HEUN:g} nats), or another sampler.",
+                    stacklevel=2,
+                )
+            return DDIM()(predict, x, t, s, None, generator)[0], True
         ratio = float(s.alpha) / float(t.alpha)
         length = float(s.sigma) - float(t.sigma) * ratio
         eps, start = predict(x, t).eps, ratio * x
-        return start + length / 2 * (eps + predict(start + length * eps, s).eps), None
+        return start + length / 2 * (eps + predict(start + length * eps, s).eps), True
 
 
 @dataclass(frozen=True)
@@ -47,8 +63,9 @@ class Multistep:
     order=1 is DDIM(eta); order=2 is 2M, with half of 1 - exp(-h) for the slope's integral; order=3 integrates the parabola exactly (the
     authors' code takes half of its last term, and has order 2). eta is DDIM's: at 1 it solves the reverse SDE (SDE-DPM-Solver++).
 
-    The first steps are of lower order, and so is one more than four times as long as the step before: there a curve through the last
-    predictions is no longer a forecast. A step to a level without noise is always such a one, and so is the last of a uniform grid.
+    The first steps are of lower order, and so is one that is long beside the step before (order 2 goes up to 1.5 times its length,
+    order 3 to 1.15 times), or longer than 3 nats of log-SNR (2 for order 3): a curve through the last predictions is no longer a forecast
+    there, and worse than DDIM. A step to a level without noise is always of order 1.
     """
 
     order: int = 2
@@ -71,7 +88,7 @@ class Multistep:
         """One multistep update; remembers the last x0."""
         now, then = half_log_snr(t), half_log_snr(s)
         known = remember((predict(x, t).x0, now), memory or (), self.order)
-        x_s = _move(x, t, s, forecast(known, then), self.eta)
+        x_s = _move(x, t, s, known[0], latest(known, then, _LONGEST_X0), self.eta)
         if self.eta > 0:
             fresh = float(s.sigma) * self.eta * math.sqrt(-math.expm1(2 * (now - then)))
             x_s = x_s + fresh * normal_like(x, generator)
@@ -105,10 +122,10 @@ class UniPC:
         now, past = (predict(x, t).x0, half_log_snr(t)), ()
         if memory is not None:
             before, level, past = memory
-            if math.isfinite(past[0][1]):
-                x = _move(before, level, t, (*past, now))
+            if now[1] - past[0][1] <= _LONGEST_X0:
+                x = _move(before, level, t, past[0], [(*past[:count], now) for count in range(len(past), 0, -1)])
         known = remember(now, past, self.order)
-        return _move(x, t, s, forecast(known, half_log_snr(s))), (x, t, known)
+        return _move(x, t, s, known[0], latest(known, half_log_snr(s), _LONGEST_X0)), (x, t, known)
 
 
 @dataclass(frozen=True)
@@ -137,27 +154,33 @@ class AdamsBashforth:
         """One Adams-Bashforth update; remembers the last eps."""
         p, now, then = predict(x, t), half_log_snr(t), half_log_snr(s)
         known = remember((p.eps, now), memory or (), self.order)
-        near = forecast(known, then)
-        if len(near) == 1:
+        weigh = lambda places: _weights(now - then, [(at - now) / (then - now) for at in places])  # noqa: E731
+        found = bounded(latest(known, then, _LONGEST_EPS), weigh)
+        if found is None:
             return s.alpha * p.x0 + s.sigma * p.eps, known
-        weights = _weights(now - then, [(at - now) / (then - now) for _, at in near])
-        return combine(float(s.alpha) / float(t.alpha) * x, float(s.sigma), weights, near), known
+        return combine(float(s.alpha) / float(t.alpha) * x, float(s.sigma), *found), known
 
 
-def _move(x: Tensor, t: Level, s: Level, known: Sequence[Known], eta: float = 0.0) -> Tensor:
-    """x at s from x at t with x0 laid through what is known of it; the mean, where eta makes the step random."""
+def _move(x: Tensor, t: Level, s: Level, last: Known, candidates: Sequence[Sequence[Known]], eta: float = 0.0) -> Tensor:
+    """x at s from x at t with x0 laid through the first bounded candidate, or the last x0 kept; the mean, where eta makes it random."""
     now, then = half_log_snr(t), half_log_snr(s)
     h = then - now
     kept = math.sqrt(1 + eta**2 * math.expm1(-2 * h)) if eta > 0 else 1.0  # DDIM's sqrt(1 - v / sigma_s²)
     ratio = float(s.sigma) / float(t.sigma) * kept
-    if len(known) == 1:
-        return combine(ratio * x, float(s.alpha) - float(t.alpha) * ratio, [1.0], known)
-    nodes, stretched = [(at - now) / h for _, at in known], h - math.log(max(kept, 1e-300))
-    if len(known) > 2:
-        return combine(ratio * x, float(s.alpha), _weights(stretched, nodes), known)
-    total = -math.expm1(-stretched)
-    slope = total / (2 * (nodes[1] - nodes[0]))
-    return combine(ratio * x, float(s.alpha), [total - slope, slope], known)
+    stretched = h - math.log(max(kept, 1e-300))
+
+    def weigh(places: tuple[float, ...]) -> list[float]:
+        nodes = [(at - now) / h for at in places]
+        if len(nodes) > 2:
+            return _weights(stretched, nodes)
+        total = -math.expm1(-stretched)
+        slope = total / (2 * (nodes[1] - nodes[0]))
+        return [total - slope, slope]
+
+    found = bounded(candidates, weigh)
+    if found is None:
+        return combine(ratio * x, float(s.alpha) - float(t.alpha) * ratio, [1.0], [last])
+    return combine(ratio * x, float(s.alpha), *found)
 
 
 def _weights(h: float, nodes: Sequence[float]) -> list[float]:
