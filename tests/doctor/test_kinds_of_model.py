@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["vae-digits", "hvae-digits", "vdm-digits", "ldm-digits"])
 def test_nothing_is_found_on_recipes_that_ship(name):
-    plan = Plan(load_recipe(name), trial_seconds=0.3)
+    plan = Plan(load_recipe(name, ["runtime.kernels=torch"]), trial_seconds=0.3)
     assert sf.doctor.recipe(plan) == ()
     assert (plan.trial is None) == (name == "ldm-digits")  # whose first stage has one
 
@@ -57,7 +57,9 @@ def test_faults_of_their_recipes_are_named(name, change, found):
 
 
 def test_a_fault_of_the_first_stage_is_named_with_its_own_option():
-    plan = Plan(load_recipe("ldm-digits", ["autoencoder_training.warmup=700", "autoencoder_training.rate=1.0e-9"]), trial_seconds=1.0)
+    small = ["autoencoder.widths=[8, 16]", "autoencoder_training.batch=16", "runtime.kernels=torch"]
+    faults = ["autoencoder_training.warmup=700", "autoencoder_training.rate=1.0e-9"]
+    plan = Plan(load_recipe("ldm-digits", [*small, *faults]), trial_seconds=3.0)
     found = {finding.id: finding for finding in sf.doctor.recipe(plan)}
     assert set(found) == {"warm-up-too-long", "rate-too-low"}
     assert found["warm-up-too-long"].measured == "In the stage autoencoder: training.warmup is 700 of 800 steps."
