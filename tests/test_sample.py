@@ -461,7 +461,9 @@ def sampled(x=None, step=None, cond=None, predict=mixture):
 
 
 def images(x, cond=None, net=None):
-    denoiser = sf.Denoiser(net or sf.nets.DiT((1, 4, 4), patch=2, width=8, depth=1, heads=2, classes=3), sf.v_target)
+    denoiser = sf.Denoiser(
+        net or sf.nets.DiT((1, 4, 4), patch=2, width=8, depth=1, heads=2, conditions={"labels": sf.Classes(("a", "b", "c"))}), sf.v_target
+    )
     return denoiser(x, sf.Cosine().level(0.5), cond)
 
 
@@ -511,12 +513,15 @@ MISUSES = {
         ),
         "one row an example, 4",
     ),
-    "a number for labels": (lambda: zoo().sample(2, labels=3), "labels are a list of classes, each a number or a name.*; got 3"),
-    "a word for labels": (lambda: zoo().sample(2, labels="3"), "labels are a list of classes"),
-    "a table of labels": (lambda: zoo().sample(2, labels=np.zeros((2, 2), dtype=int)), "labels are a list of classes"),
-    "lists in labels": (lambda: zoo().sample(2, labels=[[3], [4, 5]]), r"a label is the number or the name of a class, got \[3\]"),
-    "broken numbers for labels": (lambda: zoo().sample(2, labels=[2.5]), "a label is the number or the name of a class, got 2.5"),
-    "no name of a class": (lambda: zoo().sample(2, labels=["cat"]), 'there is no class "cat"; the classes are 0, 1, 2'),
+    "a number for labels": (
+        lambda: zoo().sample(2, labels=3),
+        "labels of zoo:digits is a list of classes, each a number or a name.*; got 3",
+    ),
+    "a word for labels": (lambda: zoo().sample(2, labels="3"), "labels of zoo:digits is a list of classes"),
+    "a table of labels": (lambda: zoo().sample(2, labels=np.zeros((2, 2), dtype=int)), "labels of zoo:digits is a list of classes"),
+    "lists in labels": (lambda: zoo().sample(2, labels=[[3], [4, 5]]), r"a class is a number or a name, got \[3\]"),
+    "broken numbers for labels": (lambda: zoo().sample(2, labels=[2.5]), "a class is a number or a name, got 2.5"),
+    "no name of a class": (lambda: zoo().sample(2, labels=["cat"]), 'there is no class "cat"; there are 0, 1, 2'),
     "images without channels": (lambda: images(torch.zeros(2, 4, 4)), r"takes x of shape \[b, 1, 4, 4\].*got \(2, 4, 4\)"),
     "images of other channels": (lambda: images(torch.zeros(2, 3, 4, 4)), r"got \(2, 3, 4, 4\)"),
     "without channels into a U-Net": (lambda: images(torch.zeros(2, 4, 4), net=sf.nets.UNet((1, 4, 4), UNET)), r"got \(2, 4, 4\)"),
