@@ -35,17 +35,28 @@ RECIPE = {
 def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("engine") / "digits.yaml"
     path.write_text(yaml.safe_dump(RECIPE))
+    path.with_name("program.py").write_text(PROGRAM)
     return path
 
 
-def command(processes, *arguments, restarts=0):
+# Muon's products are in bfloat16 where the processor has them, whose rounding hides what is compared here: the command without them.
+PROGRAM = """
+from sfumato.cli import main
+from sfumato.training import optim
+
+optim.multiplies_bfloat16 = lambda: False
+main()
+"""
+
+
+def command(recipe, processes, *arguments, restarts=0):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
-    return [sys.executable, *(launch if processes > 1 else []), "-m", "sfumato", *map(str, arguments)]
+    return [sys.executable, *(launch if processes > 1 else []), str(recipe.with_name("program.py")), *map(str, arguments)]
 
 
-def run(processes, *arguments):
+def run(recipe, processes, *arguments):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(processes, *arguments), capture_output=True, text=True, env=environment, check=False, timeout=300)
+    done = subprocess.run(command(recipe, processes, *arguments), capture_output=True, text=True, env=environment, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -53,7 +64,7 @@ def run(processes, *arguments):
 @pytest.fixture(scope="module")
 def alone(recipe):
     out = recipe.parent / "alone"
-    run(1, "train", recipe, "--out", out)
+    run(recipe, 1, "train", recipe, "--out", out)
     return out
 
 
@@ -61,34 +72,34 @@ def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_alike(out, alone, *, tolerance):
+def assert_alike(out, alone):
     ours, theirs = lines(out), lines(alone)
     assert [line["step"] for line in ours] == list(range(1, 41))
     for name in ("loss", "gradient_norm", "loss@+0"):
-        np.testing.assert_allclose([line[name] for line in ours], [line[name] for line in theirs], rtol=tolerance, err_msg=name)
+        np.testing.assert_allclose([line[name] for line in ours], [line[name] for line in theirs], rtol=1e-5, err_msg=name)
     for stem in ("model", "ema-0.100", "learned"):
         mine, other = (checkpoint.read_tensors(checkpoint.latest(folder) / f"{stem}.safetensors") for folder in (out, alone))
         for name, value in mine.items():
-            torch.testing.assert_close(value, other[name], rtol=0, atol=tolerance)
+            torch.testing.assert_close(value, other[name], rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def both(recipe):
     out = recipe.parent / "both"
-    told = run(2, "train", recipe, "--out", out)
+    told = run(recipe, 2, "train", recipe, "--out", out)
     assert told.count("Done:") == 1
     return out
 
 
 def test_two_processes_follow_one(both, alone):
     """An odd batch, so that their shares differ; level samplers that learn, flips and dropped labels on the way."""
-    assert_alike(both, alone, tolerance=1e-5)
+    assert_alike(both, alone)
     assert json.loads((both / "manifest.json").read_text())["device"]["processes"] == 2
 
 
-def test_two_processes_draw_the_very_samples_of_one(both):
+def test_two_processes_draw_the_very_samples_of_one(recipe, both):
     for processes in (1, 2):
-        run(processes, "sample", both, "--count", 15, "--batch", 4, "--out", both / f"{processes}.npz")
+        run(recipe, processes, "sample", both, "--count", 15, "--batch", 4, "--out", both / f"{processes}.npz")
     one, two = (np.load(both / f"{processes}.npz") for processes in (1, 2))
     assert np.array_equal(one["arr_1"], two["arr_1"])
     assert np.abs(one["arr_0"].astype(int) - two["arr_0"].astype(int)).max() <= 1
@@ -104,14 +115,14 @@ def test_a_run_of_two_is_gone_on_with_by_one(recipe, both, alone):
     kept.mkdir(parents=True)
     for path in (both / "checkpoints" / "00000020").iterdir():
         (kept / path.name).write_bytes(path.read_bytes())
-    run(1, "train", recipe, "--out", out, "--resume")
-    assert_alike(out, alone, tolerance=1e-5)
+    run(recipe, 1, "train", recipe, "--out", out, "--resume")
+    assert_alike(out, alone)
 
 
 def test_a_lost_worker_is_started_again_and_nothing_counts_twice(recipe, alone):
     """The second worker is killed after the first checkpoint; torchrun starts both anew, and they go on from the newest one."""
     out = recipe.parent / "lost"
-    arguments = command(2, "train", recipe, "--out", out, "--set", "training.checkpoint_every=5", restarts=2)
+    arguments = command(recipe, 2, "train", recipe, "--out", out, "--set", "training.checkpoint_every=5", restarts=2)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     until = time.monotonic() + 120
@@ -124,7 +135,7 @@ def test_a_lost_worker_is_started_again_and_nothing_counts_twice(recipe, alone):
     told, _ = process.communicate(timeout=240)
     assert process.returncode == 0, told
     assert "Resuming" in told
-    assert_alike(out, alone, tolerance=1e-5)
+    assert_alike(out, alone)
 
 
 def _children(pid):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import sfumato as sf
 from sfumato import load_recipe
 from sfumato.memory import available_memory, by_parts, halving, kept_for_gradient
-from sfumato.training import step
+from sfumato.training import optim, step
 
 CPU = torch.device("cpu")
 
@@ -104,6 +104,7 @@ def _float32():
 @pytest.mark.usefixtures("_float32")
 def test_a_batch_that_would_not_fit_is_parted(tmp_path, monkeypatch, caplog):
     """Foreseen from a few examples, and the steps are the same up to the order of summation."""
+    monkeypatch.setattr(optim, "multiplies_bfloat16", lambda: False)  # else the rounding of Muon's products shows
     whole = train(recipe(tmp_path), tmp_path / "whole")
     monkeypatch.setattr(step, "available_memory", lambda device: 1_000_000)
     with caplog.at_level(logging.WARNING):
@@ -111,11 +112,7 @@ def test_a_batch_that_would_not_fit_is_parted(tmp_path, monkeypatch, caplog):
     assert any("going in parts of" in record.getMessage() for record in caplog.records)
     ours, theirs = (load_file(run / "checkpoints/00000003/model.safetensors") for run in (parted, whole))
     assert not all(torch.equal(ours[name], theirs[name]) for name in ours)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        begun = recipe(tmp_path).build(sf.data.digits().spec).net.state_dict()
-    flat = lambda tensors: torch.cat([tensors[name].flatten() for name in begun])  # noqa: E731
-    assert (flat(ours) - flat(theirs)).norm() < 0.03 * (flat(theirs) - flat(begun)).norm()
+    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5) for name in ours)
 
 
 @pytest.mark.usefixtures("_float32")
