@@ -10,7 +10,6 @@ import torch
 from problems import gaussian, label, mixture
 
 import sfumato as sf
-from sfumato.run import load
 from sfumato.sampling import flow
 
 POINT = sf.GaussianMixture(torch.ones(1), torch.tensor([[0.3, -0.7]], dtype=torch.float64), torch.zeros(1, 2, 2))
@@ -137,8 +136,12 @@ def test_lower_order_final_lowers_the_last_steps(step):
 @steady
 def test_the_default_of_a_trained_model_at_one_and_two_steps():
     """zoo:digits: the distance of the default, and of others, to a solution of 30 steps is DDIM's at most."""
-    run = load("zoo:digits")
-    draw = lambda sampler, steps: run.walk(steps=steps, guidance=1.0, sampler=sampler)(range(10), 0, run.labels(range(10)))  # noqa: E731
+    model = sf.load("zoo:digits")
+
+    def draw(sampler, steps):
+        options = {"steps": steps, "guidance": 1.0, "sampler": sampler}
+        return model.sampler(sf.Request(range(10), 0, model.device, model.conditions(range(10)), options))
+
     truth = draw("adams", 30)
     for steps in (1, 2):
         ddim, *others = ((draw(name, steps) - truth).square().mean().sqrt().item() for name in ("ddim", "adams", "heun", "unipc"))
