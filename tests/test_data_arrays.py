@@ -53,6 +53,7 @@ def test_channels_may_be_last():
     np.testing.assert_allclose(data.scaling.scale, values.std(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(x0[4, 2, 1, 3].item(), (values[4, 1, 3, 2] - data.scaling.shift[2]) / data.scaling.scale[2], rtol=1e-6)
     np.testing.assert_allclose(data.scaling.decode(x0), values, rtol=1e-5, atol=1e-5)
+    assert from_arrays(values, channels="first").notes == ()
     assert from_arrays(values.transpose(0, 3, 1, 2)).notes == ()
 
 

@@ -256,7 +256,7 @@ def seem_last(values: Values) -> bool:
 
 
 def _notes(values: np.ndarray, channels: Channels | None, name: str) -> tuple[str, ...]:
-    if channels == "last" or not seem_last(values):
+    if channels is not None or not seem_last(values):
         return ()
     return (
         f"{name}: floats {list(values.shape)} are read as {values.shape[1]} channels, on axis 1; if these are images with their channels "

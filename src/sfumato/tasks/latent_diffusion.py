@@ -161,7 +161,7 @@ class LatentDiffusion(Diffusion):
             with storage.writing(path), storage.aside(path) as partial, partial.open("wb") as file:
                 np.savez(file, **arrays)
             say(f"Encoded {len(arrays['arr_0'])} images to {path}, {' × '.join(map(str, arrays['arr_0'].shape[1:]))} each.")
-        return data.npz(path, scaling="all")
+        return data.npz(path, scaling="all", channels="first")
 
     def build(self, spec: DataSpec, earlier: "Sequence[Model]" = ()) -> Any:
         """Both networks as one."""
