@@ -478,3 +478,12 @@ def test_guidance_of_a_recipe_needs_conditions_that_are_dropped():
     with pytest.raises(ValueError, match="needs a model that has seen dropped labels"):
         load_recipe("scenes", ["training.label_drop=0", f"training.drop={dict.fromkeys(EVERY, 0)}"])
     assert load_recipe("scenes", ["training.label_drop=0"]).sampling.guidance == 1.5
+
+
+def test_a_row_without_a_class_or_number_has_an_empty_cell(tmp_path):
+    spec = sf.DataSpec(
+        (1,), data.from_arrays(np.zeros((2, 1))).scaling, {"labels": Classes(("a", "b")), "kind": Classes(("c", "d")), "age": Numbers(1)}
+    )
+    cond = {"labels": np.array([0, -1]), "kind": np.array([-1, 1]), "age": np.array([[np.nan], [2.5]], np.float32)}
+    sf.Samples(np.zeros((2, 1), np.float32), cond, spec).save(tmp_path / "s.csv")
+    assert (tmp_path / "s.csv").read_text().splitlines() == ["x1,label,kind,age", "0.0,a,,", "0.0,,d,2.5"]
