@@ -225,8 +225,8 @@ def test_a_picture_is_read_as_a_map(tmp_path, channels, mode, pixel):
 @pytest.mark.parametrize(
     ("spec", "text", "sentence"),
     [
-        (SPECS[0], "blue", '"blue" is no class; there are red, green, light, 3, or their numbers 0 … 2'),
-        (SPECS[0], "7", '"7" is no class'),
+        (SPECS[0], "blue", 'there is no class "blue"; there are red, green, light, 3, or their numbers 0 … 2'),
+        (SPECS[0], "7", "class 7 is out of range; the classes are 0 red"),
         (SPECS[1], "1", '"1" is not 2 numbers joined by commas .x, y.'),
         (SPECS[2], "red", '"red" is not a number'),
         (SPECS[2], "nan", '"nan" is not a number'),

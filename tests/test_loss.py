@@ -302,7 +302,7 @@ def test_losses_of_float16_data_are_those_of_float64(name):
 
 def test_a_condition_and_gradients_pass_the_widening():
     """float16 data are only the data: the network's weights keep their type and get their gradients."""
-    net = sf.nets.MLP((3,), width=8, depth=1, classes=2).half()
+    net = sf.nets.MLP((3,), width=8, depth=1, conditions={"labels": sf.Classes(("a", "b"))}).half()
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.3)
     x0, eps, cond = torch.randn(4, 3).half(), torch.randn(4, 3).half(), {"labels": torch.tensor([0, 1, -1, 0])}
