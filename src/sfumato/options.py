@@ -41,8 +41,9 @@ class Options(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Any:
         """A copy with some options changed; what was computed of the old ones is not taken over."""
         copied = super().model_copy(update=update, deep=deep)
-        for name in copied.__dict__.keys() - type(self).model_fields.keys():
-            del copied.__dict__[name]
+        computed = vars(copied).keys() - type(self).model_fields.keys()
+        for name in computed:
+            vars(copied).pop(name)
         return copied
 
     def to_yaml(self) -> str:

@@ -293,8 +293,9 @@ class Dataset(Source):
         )
 
 
-def _condition(array: Values, spec: ConditionSpec) -> Condition:
+def _condition(rows: Values, spec: ConditionSpec) -> Condition:
     """Rows of a condition as the model sees them."""
+    array = np.asarray(rows)
     if isinstance(spec, Classes):
         value = torch.from_numpy(array.astype(np.int64))
         return Condition(value, value >= 0)

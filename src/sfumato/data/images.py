@@ -148,7 +148,8 @@ def size_of(data: bytes) -> tuple[int, int]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _opened(data) as image:
                 is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-                return image.size if is_turned else image.size[::-1]
+                width, height = image.size
+                return (width, height) if is_turned else (height, width)
     except _DAMAGE as error:
         raise BrokenImageError(_reason(error)) from None
 

@@ -282,8 +282,8 @@ class Source:
         raise NotImplementedError
 
     name: str = ""  # for people
-    notes: Sequence[str] = ()  # sentences that whoever trains on this should read
-    skipped: Sequence[str] = ()  # what could not be read, each with the reason
+    notes: tuple[str, ...] = ()  # sentences that whoever trains on this should read
+    skipped: tuple[str, ...] = ()  # what could not be read, each with the reason
 
     def scaled_like(self, spec: DataSpec) -> "Source":
         """The same examples under the codec that a run was begun with."""

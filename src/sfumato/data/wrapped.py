@@ -61,7 +61,9 @@ class TorchSource(Source):
         if not len(items):
             raise ValueError("a torch Dataset must hold items, got an empty one.")
         self.items, self.name = items, type(items).__name__
-        some = [_fields(_item(items, row, 0, 0)) for row in np.unique(np.linspace(0, len(items) - 1, min(64, len(items))).astype(int)).tolist()]
+        some = [
+            _fields(_item(items, row, 0, 0)) for row in np.unique(np.linspace(0, len(items) - 1, min(64, len(items))).astype(int)).tolist()
+        ]
         self._spec = spec or DataSpec(
             tuple(some[0]["x"].shape), PLAIN, _specs({name: [item[name] for item in some] for name in some[0]}, items)
         )

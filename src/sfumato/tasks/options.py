@@ -97,7 +97,7 @@ def _options_of(given: Any) -> Any:
         return given
     curves = {schedules.Cosine: "cosine", schedules.Flow: "flow", schedules.LinearVP: "linear-vp", schedules.SubVP: "sub-vp"}
     options: Options | None = None
-    if (kind := curves.get(type(given))) is not None:
+    if (kind := curves.get(type(given))) is not None and isinstance(given, schedules.Continuous):
         options = CurveSchedule.model_validate({"kind": kind, "log_snr_max": given.log_snr_max, "log_snr_min": given.log_snr_min})
     elif type(given) is schedules.Discrete:
         options = ChainSchedule(betas=tuple(given.betas.tolist()), steps=len(given))
