@@ -168,7 +168,9 @@ class Model:
         cond: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> dict[str, Condition]:
-        """The conditions of samples with these numbers: what is asked for in turn, else the sampler's defaults.
+        """The conditions of samples with these numbers: what is asked for, in turn; the others are not given where the model can do without.
+
+        Where nothing is asked for, the sampler's defaults: every class in turn.
 
         Raises:
             ValueError: a condition that the model does not have, or a value that it cannot be.
@@ -184,7 +186,7 @@ class Model:
         given, turn = {}, 1
         for name, spec in self.spec.conditions.items():
             value, every = asked.get(name), 1
-            if name not in asked:
+            if name not in asked and (not asked or self.sampler.needs(name)):
                 value = self.sampler.default(name, spec, options or {})
                 if value is not None:
                     value, every, turn = list(value), turn, turn * len(value)

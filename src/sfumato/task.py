@@ -145,6 +145,10 @@ class Sampler:
         """What a condition is where nothing is asked for: every class in turn; None for not given."""
         return range(len(spec.names)) if isinstance(spec, Classes) else None
 
+    def needs(self, name: str) -> bool:
+        """Whether a condition must be given for every sample."""
+        return False
+
     def __call__(self, request: Request) -> Tensor:
         """x of the samples, one row each.
 

@@ -288,6 +288,10 @@ class DiffusionSampler(Sampler):
         """Every class in turn; none, of a model that was trained without the condition."""
         return None if self._dropped(name) == 1 and "classifier" not in options else super().default(name, spec, options)
 
+    def needs(self, name: str) -> bool:
+        """Whether training never dropped the condition."""
+        return self._dropped(name) == 0
+
     def _dropped(self, name: str) -> float | None:
         """The chance with which training dropped a condition, with the others or alone."""
         training = self.training

@@ -223,6 +223,10 @@ class LatentSampler(Sampler):
         """As the diffusion's."""
         return self.inner.default(name, spec, options)
 
+    def needs(self, name: str) -> bool:
+        """As the diffusion's."""
+        return self.inner.needs(name)
+
     def check(self, options: Mapping[str, Any], cond: Cond) -> None:
         """As the diffusion's."""
         self.inner.check(options, cond)
