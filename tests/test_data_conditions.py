@@ -403,7 +403,7 @@ def test_what_samples_were_asked_for_reads_back_as_data(scenes, tmp_path):
     for name in source.spec.conditions:
         assert cond[name].given.all()
         np.testing.assert_array_equal(cond[name].value, found[f"cond_{name}"])
-    assert len(source.notes) == 2  # shape and outline are left out
+    assert len(source.notes) == 4
 
 
 @pytest.mark.parametrize(
