@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sfumato.data import IMAGES, Dataset, Scaling, from_arrays, npy
-from sfumato.data.source import Block, Random
+from sfumato.data.source import Block, Group, Random
 
 FLOATS = Scaling(shift=0.0, scale=1.0, dtype="float32")
 HOW = {"random": Random, "block": Block}
@@ -251,6 +251,13 @@ def test_split_parts_the_data():
     assert parts[0] | parts[1] == rows
     assert not parts[0].keys() & parts[1].keys()
     assert held.classes == data.classes
+
+
+@pytest.mark.parametrize("how", [Random(0.3, 5), Block(0.3, 4), Group("labels", 0.3, 5)], ids=repr)
+def test_the_rows_of_a_split_are_those_of_its_parts(how):
+    data = images(n=60, labels=np.arange(60) % 6, classes=tuple("abcdef"))
+    for part, rows in zip(data.split(how), data.split_rows(how), strict=True):
+        np.testing.assert_array_equal(part.values, data.values[rows])
 
 
 def test_split_depends_on_content_and_seed_alone():

@@ -332,7 +332,7 @@ def test_evaluations_of_ten_steps(step, calls):
         asked.append(level)
         return mixture(x_t, level)
 
-    sf.sample(predict, torch.randn(2, 2), sf.grid(sf.Cosine(), 10), step)
+    sf.sample(predict, torch.randn(2, 2), sf.grid(sf.Cosine(log_snr_max=10.0, log_snr_min=-10.0), 10), step)
     assert len(asked) == calls
 
 

@@ -84,7 +84,7 @@ def test_a_record_is_the_same_walk():
 
 @pytest.mark.parametrize("schedule", [CHAIN, sf.Flow(log_snr_max=6.0)], ids=["Discrete", "Flow"])
 def test_fitted_with_its_own_extrapolations_is_2m(schedule):
-    levels, x = sf.grid(schedule, 6), torch.randn(20, 2)
+    levels, x = sf.grid(schedule, 12), torch.randn(20, 2)
     h = torch.stack([level.log_snr for level in levels]).diff()
     given = [float(b / (2 * a)) if b.isfinite() else 0.0 for a, b in pairwise(h)]
     torch.testing.assert_close(

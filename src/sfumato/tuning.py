@@ -30,8 +30,9 @@ from sfumato.schedule import Discrete, Level, Schedule
 class Fitted:
     """DPM-Solver++(2M) with its extrapolations as parameters: step i holds x0_i + c_i (x0_i - x0_{i-1}) for x0; also the one to the data.
 
-    2M has c_i = h_i / (2 h_{i-1}), and 0 at the data. A solver whose coefficients are fitted step by step is that of Shaul et al. (2024),
-    arXiv:2403.01329; theirs fits all of them, ours one a step. Made by `tune`: `Fitted()` among its methods stands for those it finds.
+    2M has c_i = h_i / (2 h_{i-1}), and 0 over long steps and at the data. A solver whose coefficients are fitted step by step is that of
+    Shaul et al. (2024), arXiv:2403.01329; theirs fits all of them, ours one a step. Made by `tune`: `Fitted()` among its methods stands for
+    those it finds.
     """
 
     extrapolations: tuple[float, ...] = ()

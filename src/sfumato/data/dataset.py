@@ -267,11 +267,18 @@ class Dataset(Source):
             ValueError: as `split_indices`.
         """
         how = Random(how, seed) if isinstance(how, float | int) else how
-        kept, held = self.split_rows(how) if isinstance(how, Group) else self._split(how)
+        kept, held = self.split_rows(how)
         scaling = self.scaling if self.measured is None else self._measured_on(kept)
         return self._rows(kept, f"{self.name}[train]", scaling), self._rows(held, f"{self.name}[held out]", scaling)
 
-    def _split(self, how: Random | Block) -> tuple[np.ndarray, np.ndarray]:
+    def split_rows(self, how: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on and rows held out, both ascending: of `Random` and `Block`, those of `split_indices`.
+
+        Raises:
+            ValueError: as `split_indices`; a gap of a `Block` that leaves nothing to train on.
+        """
+        if isinstance(how, Group):
+            return super().split_rows(how)
         if isinstance(how, Random):
             return self.split_indices(how.share, how.seed)
         kept, held = self.split_indices(how.share, 0, by="block")

@@ -53,7 +53,7 @@ def bounded(
     `weigh` maps half log-SNRs to weights, which sum to the length of the step in the measure that the method integrates over. What the sum
     of their sizes has above that is extrapolation, and an error of the predictions can grow by as much. Short steps of one length have 2,
     3.7, 6.7 and 12.2 times it at orders 2 to 5; the bounds let order 2 go up to 1.5 times the step before, order 3 up to 1.15 times. They
-    are the largest with which no method was worse than DDIM by much on mixtures of three tightnesses, under any schedule and spacing.
+    were chosen on mixtures of several tightnesses, under all schedules and spacings, so that no method is much worse than DDIM.
     """
     for known in candidates:
         weights = weigh(tuple(at for _, at in known))
