@@ -168,7 +168,7 @@ class Model:
         cond: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> dict[str, Condition]:
-        """The conditions of samples with these numbers: what is asked for, in turn; the others are not given where the model can do without.
+        """The conditions of samples with these numbers: what is asked for, in turn; others are not given where the model can do without.
 
         Where nothing is asked for, the sampler's defaults: every class in turn.
 

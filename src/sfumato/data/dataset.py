@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.condition import Classes, Condition, ConditionSpec, Map, Numbers
 from sfumato.data.rows import Values, check_finite, chunks, take
 from sfumato.data.scaling import IMAGES, Scaling, Standard
-from sfumato.data.source import Batch, Block, DataSpec, Draw, Group, Random, Source, Split
+from sfumato.data.source import Batch, DataSpec, Draw, Group, Random, Source, Split
 
 HeldOutBy = Literal["random", "block"]
 _DTYPES = (np.uint8, np.uint16, np.float32, np.float64)
