@@ -36,7 +36,7 @@ def write_csv(
         raise ValueError(f"a CSV holds rows of numbers, got samples of shape {list(values.shape[1:])}; use .npz.")
     named: dict[str, Sequence[str]] = {}
     if labels is not None:
-        named[label] = [classes[number] if number >= 0 else "" for number in labels]
+        named[label] = [classes[int(number)] if number >= 0 else "" for number in labels]
     named |= more or {}
     names = [*(columns or [f"x{i + 1}" for i in range(values.shape[1])]), *named]
     with path.open("w", newline="", encoding="utf-8") as file:
