@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -16,13 +18,22 @@ import sfumato as sf
 from sfumato.cli.imports import import_file
 
 KINDS = Path(__file__).parent / "kinds"
+RATES = {"bernoulli-tokens": 0.1, "point-sets": 0.02}
 FILES = {"bernoulli-tokens": KINDS / "bernoulli_tokens.py", "point-sets": KINDS / "point_sets.py"}
 every_kind = pytest.mark.parametrize("kind", FILES)
 
 
+@pytest.fixture(autouse=True)
+def _float32() -> None:
+    """As people train, and as the command does."""
+    torch.set_default_dtype(torch.float32)
+
+
 def recipe_file(folder: Path, kind: str, steps: int = 300) -> Path:
     path = folder / f"{kind}.yaml"
-    training = f"training: {{steps: {steps}, batch: 50, rate: 0.02, warmup: 5, log_every: 10, checkpoint_every: 50, trackers: []}}\n"
+    training = (
+        f"training: {{steps: {steps}, batch: 50, rate: {RATES[kind]}, warmup: 5, log_every: 10, checkpoint_every: 50, trackers: []}}\n"
+    )
     path.write_text(f"model: {kind}\ndata: {{kind: {kind}}}\n{training}runtime: {{precision: float32}}\n")
     return path
 
@@ -107,7 +118,9 @@ def test_padding_changes_no_figure():
     torch.testing.assert_close(clean, dirty, rtol=0, atol=0)
 
 
-def test_a_loss_of_the_wrong_shape_is_refused(tmp_path):
+def test_a_loss_of_the_wrong_shape_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks that only tests have speak before our own
+
     class Whole(sf.Diffusion):
         def loss(self, model, batch, draw, state):
             return sf.LossTerms(super().loss(model, batch, draw, state).per_example.mean())
@@ -127,3 +140,11 @@ def test_an_unknown_kind_says_how_to_bring_it(tmp_path):
     )
     assert done.returncode == 2
     assert "--import FILE.py" in done.stderr
+
+
+def test_an_import_that_failed_is_tried_again(tmp_path):
+    file = tmp_path / "mine.py"
+    for content, outcome in (("1 / 0", pytest.raises(ZeroDivisionError)), ("1 / 0  ", pytest.raises(ZeroDivisionError)), ("", nullcontext())):
+        file.write_text(content)
+        with outcome:
+            import_file(file)

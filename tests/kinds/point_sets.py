@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import sfumato as sf
 
-MOST, LEVELS = 6, sf.grid(sf.Cosine(log_snr_max=9, log_snr_min=-9), 20)  # points in a set; of a walk
+MOST, LEVELS = 6, sf.grid(sf.Cosine(log_snr_max=9.0, log_snr_min=-9.0), 20)  # points in a set; of a walk
 
 
 @sf.register_data

@@ -21,4 +21,8 @@ def import_file(file: Path) -> None:
     assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # so that the next attempt runs it again
+        raise
