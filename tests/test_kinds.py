@@ -144,7 +144,11 @@ def test_an_unknown_kind_says_how_to_bring_it(tmp_path):
 
 def test_an_import_that_failed_is_tried_again(tmp_path):
     file = tmp_path / "mine.py"
-    for content, outcome in (("1 / 0", pytest.raises(ZeroDivisionError)), ("1 / 0  ", pytest.raises(ZeroDivisionError)), ("", nullcontext())):
+    for content, outcome in (
+        ("1 / 0", pytest.raises(ZeroDivisionError)),
+        ("1 / 0  ", pytest.raises(ZeroDivisionError)),
+        ("", nullcontext()),
+    ):
         file.write_text(content)
         with outcome:
             import_file(file)
