@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check mutants bench bench-trained docs clean
+.PHONY: demo test wheel check mutants bench bench-trained docs clean
 
 # Installed once; again when the pins change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -19,6 +19,16 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+
+# Builds the wheel, installs it into an environment of its own, and uses it from there.
+wheel: $(VENV)/.installed
+	rm -rf build/wheel
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
+	cd build/wheel && venv/bin/sfumato sample zoo:digits --count 4 --out zoo.png
+	cd build/wheel && venv/bin/sfumato train moons --set training.steps=20 --out run
+	cd build/wheel && venv/bin/sfumato sample run --count 10 --out points.csv
 
 # The same checks as pre-commit's.
 check: $(VENV)/.installed
