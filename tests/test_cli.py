@@ -110,10 +110,10 @@ BAD = {
     "unknown flag": (["train", "digits", "--stepz", "3"], 2, "stepz"),
     "unknown model": (["sample", "zoo:fashio", "--out", "s.npz"], 2, "the zoo holds"),
     "no run folder": (["sample", "nowhere", "--out", "s.npz"], 2, "is no run folder"),
-    "label out of range": (["sample", "RUN", "--labels", "10", "--out", "s.npz"], 2, "class 10 is out of range; the classes are 0 0,"),
+    "label out of range": (["sample", "RUN", "--labels", "10", "--out", "s.npz"], 2, "class 10 is out of range; the classes are 0, 1,"),
     "no class of this name": (["sample", "RUN", "--labels", "cat", "--out", "s.npz"], 2, 'there is no class "cat"; there are 0, 1'),
     "misspelt class": (["sample", "zoo:fashion", "--labels", "sneeker", "--out", "s.npz"], 2, 'no class "sneeker"; did you mean sneaker?'),
-    "a label below none": (["sample", "RUN", "--labels", "-2", "--out", "s.npz"], 2, "class -2 is out of range; the classes are 0 0,"),
+    "a label below none": (["sample", "RUN", "--labels", "-2", "--out", "s.npz"], 2, "class -2 is out of range; the classes are 0, 1,"),
     "labels with a gap": (["sample", "RUN", "--labels", "3,,5", "--out", "s.npz"], 2, "--labels takes numbers or names of classes"),
     "sampling in no steps": (["sample", "RUN", "--steps", "0", "--out", "s.npz"], 2, "steps must be at least 1"),
     "no samples": (["sample", "RUN", "--count", "0", "--out", "s.npz"], 2, "--count must be at least 1"),
@@ -130,7 +130,7 @@ BAD = {
     "bad path and bad label": (
         ["sample", "RUN", "--labels", "10", "--out", "deep/er/s.npz"],
         2,
-        "class 10 is out of range; the classes are 0 0,",
+        "class 10 is out of range; the classes are 0, 1,",
     ),
     "a file that is there": (
         ["sample", "RUN", "--out", "letters.npz"],

@@ -359,7 +359,8 @@ class Classes(ConditionSpec):
 
     def _in_range(self, number: int, where: str = "") -> int:
         if not -1 <= number < len(self):
-            names = ", ".join(f"{i} {name}" for i, name in enumerate(self.names[:20])) + (", …" if len(self) > 20 else "")
+            names = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(self.names[:20]))
+            names += ", …" if len(self) > 20 else ""
             raise ValueError(f"{where}class {number} is out of range; the classes are {names} (or -1 for none).")
         return number
 
