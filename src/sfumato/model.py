@@ -137,8 +137,7 @@ class Model:
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}.")
         mine = range(count)[rows]
-        asked = {"steps": steps, "guidance": guidance, "sampler": sampler, "classifier": classifier, "temperature": temperature}
-        options = {name: value for name, value in asked.items() if value is not None}
+        options = _asked_for(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier, temperature=temperature)
         conditions = self.conditions(mine, labels, cond, options)
         self.sampler.check(options, conditions)
         start = self._noise(noise, count, mine)
@@ -229,8 +228,7 @@ class Model:
         classifier: guide.LogProb | None = None,
     ) -> None:
         """Writes a GIF of the reverse process: the noise, then x_t after each step, brought to unit scale."""
-        asked = {"steps": steps, "guidance": guidance, "sampler": sampler, "classifier": classifier}
-        options = {name: value for name, value in asked.items() if value is not None}
+        options = _asked_for(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
         conditions = self.conditions(range(count), labels, cond, options)
         self.sampler.check(options, conditions)
         given = {name: condition.to(self.device) for name, condition in conditions.items()}
@@ -271,6 +269,11 @@ class Model:
             ValueError: a kind of model that has none.
         """
         return self.sampler.reconstruct(values)
+
+
+def _asked_for(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _array(condition: Condition) -> np.ndarray:
