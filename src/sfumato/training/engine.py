@@ -5,6 +5,7 @@ gradients are summed over the processes once a step. So many processes make the 
 checkpoint of one can be gone on with by many.
 """
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def _meet(backend: str) -> None:
     store, rank, processes = next(rendezvous("env://"))
     ours = distributed.PrefixStore(f"start-{_restarts()}", store)  # pyright: ignore[reportPrivateImportUsage]
     distributed.init_process_group(backend, store=ours, rank=rank, world_size=processes)
+    atexit.register(distributed.destroy_process_group)  # else its threads may still run as the process ends, which aborts it
 
 
 def share_of(rank: int, processes: int, count: int) -> slice:
