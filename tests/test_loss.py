@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from problems import every_scales, every_schedule, gaussian, label, mixture
+from problems import gaussian, label, mixture
 
 import sfumato as sf
 
@@ -15,27 +15,6 @@ def at_random_levels(scales, n=512):
     wrong = lambda x_t, at, cond=None: sf.Prediction.from_x0(x0 + 0.1 * torch.sin(x_t), x_t, at)  # noqa: E731
     x_t = level.alpha * x0 + level.sigma * eps
     return x0, eps, level, wrong, wrong(x_t, level)
-
-
-@every_scales
-@pytest.mark.parametrize(
-    ("weight", "error"),
-    [
-        (sf.loss.eps_weight, lambda p, x0, eps, level: (p.eps - eps) ** 2),
-        (sf.loss.x0_weight, lambda p, x0, eps, level: (p.x0 - x0) ** 2),
-        (sf.loss.v_weight, lambda p, x0, eps, level: (p.v(level) - sf.Prediction(x0, eps).v(level)) ** 2),
-        (sf.loss.min_snr_weight, lambda p, x0, eps, level: level.log_snr.exp().clamp(max=5) * (p.x0 - x0) ** 2),
-        (sf.loss.sigmoid_weight, lambda p, x0, eps, level: torch.sigmoid(1 - level.log_snr) * (p.eps - eps) ** 2),
-        (
-            sf.loss.edm_weight,
-            lambda p, x0, eps, level: (0.25 + (level.sigma / level.alpha) ** 2) / (0.5 * level.sigma / level.alpha) ** 2 * (p.x0 - x0) ** 2,
-        ),
-    ],
-    ids=lambda v: getattr(v, "__name__", ""),
-)
-def test_each_weight_gives_its_loss(weight, error, scales):
-    x0, eps, level, wrong, p = at_random_levels(scales)
-    torch.testing.assert_close(sf.loss.simple(wrong, x0, eps, level, weight=weight), error(p, x0, eps, level).mean(1))
 
 
 @pytest.mark.parametrize("log_snr", [-4.0, 0.0, 3.0])
@@ -52,33 +31,6 @@ def test_loss_is_one_number_an_example():
     x0, eps, level, wrong, _ = at_random_levels(sf.vp_scales, 7)
     whole = sf.loss.simple(wrong, x0, eps, level)
     assert whole.shape == (7,)
-
-
-@every_schedule
-@pytest.mark.parametrize("sampler", [sf.loss.Uniform, sf.loss.Stratified])
-def test_times_are_uniform(sampler, schedule):
-    t = sampler(schedule)(40_000, torch.Generator().manual_seed(0))
-    assert t.min() > 0
-    assert t.max() <= 1
-    length = len(schedule) if isinstance(schedule, sf.Discrete) else math.inf
-    assert abs(t.mean().item() - (1 + 1 / length) / 2) < 0.006
-    if isinstance(schedule, sf.Discrete):
-        torch.testing.assert_close(t * length, (t * length).round(), rtol=0, atol=1e-9)
-        assert (t * length).round().unique().numel() == length
-
-
-def test_stratified_times_fill_every_stratum():
-    t = sf.loss.Stratified(sf.Cosine())(64, torch.Generator().manual_seed(0))
-    assert (t.sort().values.diff() - 1 / 64).abs().max() < 1e-12
-
-
-def test_log_normal_times_have_their_moments():
-    schedule = sf.Cosine(log_snr_max=30.0, log_snr_min=-30.0)
-    t = sf.loss.LogNormal(schedule, mean=-1.2, std=1.2)(20_000, torch.Generator().manual_seed(0))
-    log_ratio = -schedule.log_snr(t) / 2
-    assert abs(log_ratio.mean().item() + 1.2) < 1e-2
-    assert abs(log_ratio.std().item() - 1.2) < 1e-2
-    assert abs((log_ratio < -1.2 + 1.2).double().mean().item() - 0.8413) < 5e-3
 
 
 def test_the_default_is_the_error_of_eps():
@@ -112,21 +64,6 @@ def test_spread_times_come_in_no_order(sampler):
     assert abs(torch.corrcoef(torch.stack([t, torch.arange(1000.0)]))[0, 1]) < 0.15
     again = sampler(sf.Cosine())(1000, torch.Generator().manual_seed(1))
     assert abs(torch.corrcoef(torch.stack([t, again]))[0, 1]) < 0.15
-
-
-def test_log_normal_times_are_spread_evenly():
-    """One time in each nth of the normal's probability."""
-    schedule = sf.Cosine(log_snr_max=30.0, log_snr_min=-30.0)
-    t = sf.loss.LogNormal(schedule)(64, torch.Generator().manual_seed(0))
-    share = torch.distributions.Normal(-1.2, 1.2).cdf(-schedule.log_snr(t) / 2)
-    assert ((share * 64).floor().sort().values == torch.arange(64)).all()
-
-
-def test_log_normal_times_have_their_tails():
-    schedule = sf.Cosine(log_snr_max=40.0, log_snr_min=-40.0)
-    log_ratio = -schedule.log_snr(sf.loss.LogNormal(schedule)(100_000, torch.Generator().manual_seed(0))) / 2
-    wanted = torch.distributions.Normal(-1.2, 1.2).icdf(torch.tensor([1e-4, 1 - 1e-4]))
-    torch.testing.assert_close(log_ratio.quantile(torch.tensor([1e-4, 1 - 1e-4])), wanted, rtol=0, atol=0.05)
 
 
 def test_importance_is_uniform_until_every_bin_is_full():
@@ -183,36 +120,6 @@ def test_the_previous_weight_is_the_error_of_the_previous_mean():
     truth, ours = (sf.process.posterior(x, x_t, now, below).mean for x in (x0, wrong.x0))
     loss = sf.loss.simple(lambda *_: wrong, x0, eps, now, weight=partial(sf.loss.previous_weight, chain=chain))
     torch.testing.assert_close(loss, (ours - truth).square().mean(1))
-
-
-def test_the_vlb_says_nothing_of_the_mean_in_the_hybrid_loss():
-    chain = sf.Discrete.cosine(8)
-    net = sf.Denoiser(sf.nets.MLP((2,), width=8, depth=1, out_channels=4), variance="learned")
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    x0, eps, t = torch.rand(6, 2), torch.randn(6, 2), torch.tensor([1, 2, 3, 5, 7, 8]) / 8
-    now, below = chain.level(t, like=x0), chain.level(t - 1 / 8, like=x0)
-    last = sf.process.posterior_log_variance(chain.level(2 / 8), chain.level(1 / 8))
-    whole, part = (
-        sf.loss.hybrid(net, x0, eps, now, below, steps=8, vlb_weight=weight, last_log_variance=last).sum() for weight in (0.1, 0.0)
-    )
-    mean_rows = slice(0, 2)
-    head = net.net.outward.weight
-    with_bound, without = (torch.autograd.grad(value, head)[0] for value in (whole, part))
-    torch.testing.assert_close(with_bound[mean_rows], without[mean_rows])
-    assert (with_bound[2:] - without[2:]).abs().max() > 1e-4
-
-
-def test_fitted_times_fall_into_stretches_in_their_shares():
-    schedule = sf.Cosine(log_snr_max=6.0, log_snr_min=-6.0)
-    times = sf.loss.Fitted(schedule, bins=3, uniform_share=0.0)
-    times.update(schedule.time(torch.tensor([4.0, 0.0, -4.0])), torch.tensor([1.0, 3.0, 6.0]))
-    log_snr = schedule.log_snr(times(20_000, torch.Generator().manual_seed(0)))
-    shares = torch.stack([(log_snr > 2).double().mean(), (log_snr.abs() <= 2).double().mean(), (log_snr < -2).double().mean()])
-    torch.testing.assert_close(shares, torch.tensor([0.1, 0.3, 0.6]), rtol=0, atol=1e-3)
-    inside = log_snr[log_snr.abs() <= 2]
-    assert abs(inside.mean().item()) < 0.02
-    assert abs(inside.std().item() - 4 / math.sqrt(12)) < 0.02
 
 
 class Nothing(torch.nn.Module):

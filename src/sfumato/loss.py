@@ -365,15 +365,22 @@ class Fitted:
     def __call__(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
         """n times, spread evenly over a batch."""
         u = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
-        cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), self.chances.cumsum(0)])
+        cumulative = self._cumulative()
         bin_ = (torch.searchsorted(cumulative, u, right=True) - 1).clamp(0, len(self.mean) - 1)
         place = (u - cumulative[bin_]) / self.chances[bin_]
         log_snr = torch.lerp(self.edges[bin_], self.edges[bin_ + 1], place)
         return _nearest_level(self.schedule.time(log_snr[torch.randperm(n, generator=generator)]), self.schedule)
 
     def weight(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """The density of uniform log-SNR over that of these times."""
-        return 1 / (len(self.mean) * self.chances[self._bins(t)])
+        """The density of uniform log-SNR over that of these times; on a chain, over the stretch of log-SNR that is drawn as a level."""
+        if not isinstance(self.schedule, Discrete):
+            return 1 / (len(self.mean) * self.chances[self._bins(t)])
+        half, bins, cumulative = 0.5 / len(self.schedule), len(self.mean), self._cumulative()
+        ends = torch.stack([t.double() - half, t.double() + half]).clamp(1 / len(self.schedule), 1.0)
+        places = ((self.schedule.log_snr(ends) - self.edges[0]) / (self.edges[1] - self.edges[0])).clamp(0, bins)
+        bin_ = places.floor().long().clamp(max=bins - 1)
+        drawn = torch.lerp(cumulative[bin_], cumulative[bin_ + 1], places - bin_)
+        return (places[1] - places[0]) / (bins * (drawn[1] - drawn[0]))
 
     def update(self, t: Float[Tensor, "n"], losses: Float[Tensor, "n"]) -> None:
         """Takes note of the losses seen at these times."""
@@ -388,6 +395,10 @@ class Fitted:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Takes up running means."""
         self.mean = tensors["mean"].clone()
+
+    def _cumulative(self) -> Tensor:
+        """The chance of all stretches before each edge."""
+        return torch.cat([torch.zeros(1, dtype=torch.float64), self.chances.cumsum(0)])
 
     def _bins(self, t: Tensor) -> Tensor:
         width = self.edges[1] - self.edges[0]
