@@ -45,7 +45,7 @@ def flip(data, share):
 
 
 def test_the_newest_checkpoint_is_taken_up(run, caplog):
-    assert checkpoint.take_up(run, read) == 3
+    assert checkpoint.load_newest_valid(run, read) == 3
     assert not caplog.records
 
 
@@ -54,7 +54,7 @@ def test_the_newest_checkpoint_is_taken_up(run, caplog):
 def test_a_flipped_bit_is_seen_and_said_and_the_checkpoint_before_taken_up(run, caplog, file, share):
     path = run / "checkpoints" / "00000003" / file
     path.write_bytes(flip(path.read_bytes(), share))
-    assert checkpoint.take_up(run, read) == 2
+    assert checkpoint.load_newest_valid(run, read) == 2
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "is damaged" in record.message
@@ -68,45 +68,45 @@ def test_a_flipped_bit_is_seen_and_said_and_the_checkpoint_before_taken_up(run, 
 def test_a_truncated_file_is_seen(run, caplog, file, share):
     path = run / "checkpoints" / "00000003" / file
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert checkpoint.take_up(run, read) == 2
+    assert checkpoint.load_newest_valid(run, read) == 2
     assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("file", FILES[:-1])
 def test_a_missing_file_is_seen(run, caplog, file):
     (run / "checkpoints" / "00000003" / file).unlink()
-    assert checkpoint.take_up(run, read) == 2
+    assert checkpoint.load_newest_valid(run, read) == 2
     assert file in caplog.records[0].message
 
 
 def test_files_of_another_checkpoint_are_seen(run):
     """Whole by themselves, and of another step."""
     shutil.copy(run / "checkpoints/00000001/model.safetensors", run / "checkpoints/00000003/model.safetensors")
-    assert checkpoint.take_up(run, read) == 2
+    assert checkpoint.load_newest_valid(run, read) == 2
 
 
 def test_a_checkpoint_under_another_number_is_seen(run):
     shutil.copytree(run / "checkpoints/00000001", run / "checkpoints/00000009")
-    assert checkpoint.take_up(run, read) == 3
+    assert checkpoint.load_newest_valid(run, read) == 3
 
 
 def test_readers_leave_the_damaged_one_where_it_is_and_the_writer_keeps_it_aside(run, caplog):
     path = run / "checkpoints" / "00000003" / "model.safetensors"
     broken = flip(path.read_bytes(), 0.5)
     path.write_bytes(broken)
-    checkpoint.take_up(run, read)
+    checkpoint.load_newest_valid(run, read)
     assert path.read_bytes() == broken
-    assert checkpoint.take_up(run, read, set_aside=True) == 2
+    assert checkpoint.load_newest_valid(run, read, set_aside=True) == 2
     assert caplog.records[-1].message.endswith("going back to 00000002, and keeping the damaged one as 00000003.damaged.")
     assert (run / "checkpoints" / "00000003.damaged" / "model.safetensors").read_bytes() == broken
     write(run, 3)
-    assert checkpoint.take_up(run, read) == 3
+    assert checkpoint.load_newest_valid(run, read) == 3
 
 
 def test_one_damaged_twice_is_kept_twice(run):
     for _ in range(2):
         (run / "checkpoints" / "00000003" / "state.json").write_text("")
-        checkpoint.take_up(run, read, set_aside=True)
+        checkpoint.load_newest_valid(run, read, set_aside=True)
         write(run, 3)
     assert {path.name for path in (run / "checkpoints").glob("*.damaged*")} == {"00000003.damaged", "00000003.damaged-2"}
 
@@ -118,13 +118,13 @@ def test_when_none_is_whole_it_says_what_to_do_and_moves_nothing(run):
     with pytest.raises(
         CheckpointError, match=r"00000003/model\.safetensors is damaged .* no other checkpoint of .* restore one from a backup"
     ):
-        checkpoint.take_up(run, read, set_aside=True)
+        checkpoint.load_newest_valid(run, read, set_aside=True)
     assert sorted(run.rglob("*")) == before
 
 
 def test_no_checkpoint_yet_is_said(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
-        checkpoint.take_up(tmp_path, read)
+        checkpoint.load_newest_valid(tmp_path, read)
 
 
 def test_a_checkpoint_that_training_removes_while_it_is_read_is_no_damage(run, caplog):
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_is_no_damage(run, c
             write(run, 4, keep=1)
         return read(path)
 
-    assert checkpoint.take_up(run, slowly) == 4
+    assert checkpoint.load_newest_valid(run, slowly) == 4
     assert not caplog.records
 
 
@@ -149,9 +149,9 @@ def test_checksums_are_those_of_b2sum(run):
 def test_a_checkpoint_without_checksums_is_read_as_it_is(run, caplog):
     """As sfumato 0.1 wrote them; what safetensors and JSON see by themselves is still seen."""
     (run / "checkpoints/00000003/checksums.b2").unlink()
-    assert checkpoint.take_up(run, read) == 3
+    assert checkpoint.load_newest_valid(run, read) == 3
     (run / "checkpoints/00000003/model.safetensors").write_bytes(b"short")
-    assert checkpoint.take_up(run, read) == 2
+    assert checkpoint.load_newest_valid(run, read) == 2
     assert "is damaged" in caplog.records[0].message
 
 
@@ -162,7 +162,7 @@ def test_an_added_file_has_a_checksum_too(run):
     path.write_bytes(flip(path.read_bytes(), 0.9))
     with pytest.raises(CheckpointError, match="its checksum is not the one it was written with"):
         checkpoint.read_tensors(path)
-    assert checkpoint.take_up(run, read) == 3
+    assert checkpoint.load_newest_valid(run, read) == 3
 
 
 def test_a_file_that_nobody_signed_is_not_read(run):

@@ -108,7 +108,7 @@ def latest(run: Path) -> Path:
     return run / "checkpoints" / f"{steps[-1]:08d}"
 
 
-def take_up(run: Path, read: Callable[[Path], T], *, set_aside: bool = False) -> T:
+def load_newest_valid(run: Path, read: Callable[[Path], T], *, set_aside: bool = False) -> T:
     """What `read` makes of the newest checkpoint of a run that it can read; a damaged one is passed over and a warning logged.
 
     Args:
@@ -169,7 +169,7 @@ def load_average(net: nn.Module, run: Path, widths: Sequence[float], asked: floa
         except RuntimeError as error:
             raise damaged(checkpoint / file, error) from None
 
-    take_up(run, read)
+    load_newest_valid(run, read)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sfumato.nets.conditioner import Conditioner
 from sfumato.recipe import load_recipe
-from sfumato.storage import folder_of, name_of, read_tensors, take_up
+from sfumato.storage import folder_of, name_of, read_tensors, load_newest_valid
 
 
 def begin_from(net: nn.Module, source: str) -> str:
@@ -64,4 +64,4 @@ def _weights(source: str) -> dict[str, Tensor]:
         raise ValueError(f"training.init_from: there is no file {source}.")
     folder = folder_of(source)
     file = f"{name_of(load_recipe(folder / 'recipe.yaml').training.ema[0])}.safetensors"
-    return take_up(folder, lambda checkpoint: read_tensors(checkpoint / file))
+    return load_newest_valid(folder, lambda checkpoint: read_tensors(checkpoint / file))

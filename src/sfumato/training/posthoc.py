@@ -42,7 +42,7 @@ def reconstruct_ema(run: str | Path, width: float) -> tuple[Path, float]:
         return path
 
     with only_writer(run):
-        newest = checkpoint.take_up(run, whole)
+        newest = checkpoint.load_newest_valid(run, whole)
         step = int(newest.name)
         ends = [number for number in checkpoint.steps_in(run / "snapshots") if number < step]
         if not ends:

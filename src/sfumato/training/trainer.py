@@ -215,7 +215,7 @@ def fit(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) -> None:
     with only_writer(out) if engine.is_main else nullcontext():
         accumulator = Accumulator()
         if has_run:
-            accumulator = storage.take_up(out, state.load, set_aside=engine.is_main)
+            accumulator = storage.load_newest_valid(out, state.load, set_aside=engine.is_main)
             calls.say(f"Resuming {out} after step {state.step} of {options.steps}.")
         for name, text in start.texts.items() if engine.is_main else ():
             with storage.writing(out / name):
@@ -326,7 +326,7 @@ class TrainingLoop:
         accumulator, broken = Accumulator(), state.step
         state.guard = Guard(options.patience)
         if storage.steps_in(self.out / "checkpoints"):
-            accumulator = storage.take_up(self.out, state.load, set_aside=self.engine.is_main)
+            accumulator = storage.load_newest_valid(self.out, state.load, set_aside=self.engine.is_main)
         else:
             origin()
         state.guard.returns, state.guard.in_a_row = returns + 1, 0
