@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.condition import Classes, Condition, ConditionSpec, CondLike, Map, Numbers, as_cond, refuse_unknown, shape_of
-from sfumato.nets.layers import Features, Waves
+from sfumato.nets.layers import Features, LogSNRFourier
 
 RATES = 8  # sines and cosines a number
 
@@ -39,14 +39,14 @@ class Conditioner(nn.Module):
         Args:
             width: of the vector.
             conditions: name to spec, as `accepted` returns them.
-            features: `Waves`, `Places` or `Rows`; as many waves as the width where not given.
+            features: `LogSNRFourier`, `Places` or `Rows`; as many waves as the width where not given.
             given: refuse examples without their class.
             stem: makes a layer without bias from so many channels of a map to what the network's first layer makes of x. The sum of both
                 is one layer over x and the map concatenated.
         """
         super().__init__()
         self.conditions = dict(sorted((conditions or {}).items()))
-        self.features = features or Waves(width - width % 2)
+        self.features = features or LogSNRFourier(width - width % 2)
         self.level = nn.Sequential(nn.Linear(self.features.size, width), nn.SiLU(), nn.Linear(width, width))
         for name, spec in self.conditions.items():
             if isinstance(spec, Classes):

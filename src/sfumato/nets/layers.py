@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sfumato.kernels.winograd import Conv3x3
 
 
-class Waves(nn.Module):
+class LogSNRFourier(nn.Module):
     """Sines and cosines of the log-SNR, `size` of them, at rates from 0.05 to 5 radians a nat."""
 
     def __init__(self, size: int) -> None:
@@ -105,7 +105,7 @@ def _padded(parts: list[Tensor], size: int) -> Tensor:
     return nn.functional.pad(torch.cat(parts, dim=1), (0, size % 2))
 
 
-Features = Waves | Places | Rows
+Features = LogSNRFourier | Places | Rows
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfumato.condition import Classes, ConditionSpec, CondLike, Map, Numbers
 from sfumato.kernels.norm import GroupNorm
 from sfumato.nets.conditioner import Conditioner, accepted
-from sfumato.nets.layers import Features, Waves, attend, conv3, refuse_misfit, zeroed
+from sfumato.nets.layers import Features, LogSNRFourier, attend, conv3, refuse_misfit, zeroed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class UNet(nn.Module):
             layout: what it is made of.
             conditions: name to spec: classes, numbers and maps.
             out_channels: c where not given; 2c for a learned variance.
-            features: of the log-SNR; as many `Waves` as the first channels where not given.
+            features: of the log-SNR; as many `LogSNRFourier` as the first channels where not given.
             given: every example must come with its classes.
 
         Raises:
@@ -234,7 +234,7 @@ class UNet(nn.Module):
         self.condition = Conditioner(
             width,
             accepted("UNet", self.consumes, conditions),
-            features or Waves(channels[0]),
+            features or LogSNRFourier(channels[0]),
             given=given,
             stem=lambda mapped: conv(mapped, channels[0], 3, padding=1, bias=False),
         )
