@@ -21,7 +21,7 @@ from sfumato.bench.libraries import CHAIN_STEPS, LIBRARIES, OVERHEAD_BATCH, OVER
 from sfumato.convert import save_diffusers
 from sfumato.convert.imported import as_model, knots
 from sfumato.nets import UNet, UNetLayout
-from sfumato.nets.layers import Places
+from sfumato.nets.layers import TimestepSinusoids
 from sfumato.prediction import eps_target
 from sfumato.runtime import multiplies_bfloat16
 from sfumato.schedule import Discrete
@@ -266,7 +266,7 @@ def _write_pipeline(folder: Path) -> None:
     chain = Discrete.linear(CHAIN_STEPS)
     layout = UNetLayout(channels=(64, 128, 128), attention=(False, False, True), middle=(True, False), heads=1, head_width=8, scales=False)
     generator = torch.Generator().manual_seed(0)
-    net = UNet(SHAPE, layout, features=Places(64, knots(chain)))
+    net = UNet(SHAPE, layout, features=TimestepSinusoids(64, knots(chain)))
     for parameter in net.parameters():
         if parameter.ndim > 1:
             nn.init.kaiming_normal_(parameter, generator=generator)

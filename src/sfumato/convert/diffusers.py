@@ -22,7 +22,7 @@ from sfumato.convert.names import Names, give, label_rows, read_weights, take
 from sfumato.denoiser import Denoiser
 from sfumato.model import Model
 from sfumato.nets import UNet, UNetLayout
-from sfumato.nets.layers import Places, Rows
+from sfumato.nets.layers import TimestepSinusoids, Rows
 from sfumato.nets.unet import SelfAttention
 from sfumato.prediction import Target, eps_target, v_target, x0_target
 from sfumato.sampling import grid, spacing
@@ -337,7 +337,7 @@ def _build(config: Mapping[str, Any], chain: Discrete) -> UNet:
             )
         features = Rows(size, knots(chain))
     else:
-        features = Places(size, knots(chain), cosine_first=config["flip_sin_to_cos"], shift=float(config["freq_shift"]))
+        features = TimestepSinusoids(size, knots(chain), cosine_first=config["flip_sin_to_cos"], shift=float(config["freq_shift"]))
     return UNet(
         _shape(config),
         _layout(config),
@@ -408,7 +408,7 @@ def _blocks(config: Mapping[str, Any], name: str) -> list[tuple[bool, str]]:
 def _config(net: UNet, size: tuple[int, ...], chain: Discrete) -> dict[str, Any]:
     """The configuration of a network; the inverse of `_build`."""
     layout, features, labels = net.layout, net.condition.features, label_rows(net)
-    is_placed = isinstance(features, Places) and features.stride == 1 and torch.equal(features.knots, knots(chain))
+    is_placed = isinstance(features, TimestepSinusoids) and features.stride == 1 and torch.equal(features.knots, knots(chain))
     norms = {name: part.num_groups for name, part in net.named_modules() if isinstance(part, nn.GroupNorm)}
     middle = {norms.pop(name) for name in list(norms) if re.fullmatch(r"middle\.\d+\.attention\.norm", name)}
     if layout.resample == "pool":
@@ -439,8 +439,8 @@ def _config(net: UNet, size: tuple[int, ...], chain: Discrete) -> dict[str, Any]
         "out_channels": net.head.out_channels,
         "time_embedding_type": "positional" if is_placed else "learned",
         "time_embedding_dim": layout.width,
-        "freq_shift": features.shift if isinstance(features, Places) and is_placed else 0,
-        "flip_sin_to_cos": features.cosine_first if isinstance(features, Places) else True,
+        "freq_shift": features.shift if isinstance(features, TimestepSinusoids) and is_placed else 0,
+        "flip_sin_to_cos": features.cosine_first if isinstance(features, TimestepSinusoids) else True,
         "down_block_types": ["AttnDownBlock2D" if here else plain[0] for here in layout.attention],
         "mid_block_type": "UNetMidBlock2D" if layout.middle else None,
         "up_block_types": ["AttnUpBlock2D" if here else plain[1] for here in reversed(layout.attention_on_the_way_up)],

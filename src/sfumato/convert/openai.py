@@ -17,7 +17,7 @@ from sfumato.convert.imported import OBJECTIVES, as_model, knots
 from sfumato.convert.names import Names, give, label_rows, read_weights, take
 from sfumato.model import Model
 from sfumato.nets import UNet, UNetLayout
-from sfumato.nets.layers import Places
+from sfumato.nets.layers import TimestepSinusoids
 from sfumato.prediction import Target, eps_target
 from sfumato.schedule import Discrete
 from sfumato.tasks.options import Sampling
@@ -83,7 +83,7 @@ def load_openai(
             f"{path} maps {stem[1]} channels to {head[0]}, which does not fit images of shape {shape} (once, or twice as many)."
         )
     label = tensors.get("label_emb.weight")
-    features = Places(size[1], knots(chain), stride=1000.0 / len(chain) if rescaled else 1.0)
+    features = TimestepSinusoids(size[1], knots(chain), stride=1000.0 / len(chain) if rescaled else 1.0)
     net = UNet(
         shape, layout, conditions=class_labels(0 if label is None else len(label)), out_channels=head[0], features=features, given=True
     )
@@ -104,7 +104,7 @@ def openai_weights(net: UNet, *, interleaved: bool = True) -> dict[str, Tensor]:
     for name, value in wanted.items():
         if getattr(layout, name) != value:
             raise ValueError(f"{name}={getattr(layout, name)} cannot be represented in a UNetModel, where it is {value}.")
-    if not isinstance(features, Places) or not features.cosine_first or features.shift != 0:
+    if not isinstance(features, TimestepSinusoids) or not features.cosine_first or features.shift != 0:
         raise ValueError("a UNetModel sees cosines, then sines, of the number of its step; this network's features are others.")
     return give(net, _names(net, interleaved))
 

@@ -25,7 +25,7 @@ class LogSNRFourier(nn.Module):
         return _padded([angles.cos(), angles.sin()], self.size)
 
 
-class Places(nn.Module):
+class TimestepSinusoids(nn.Module):
     """Sines and cosines of the place of a log-SNR in a falling table of them, at rates from 1 to 1/10000 radians a place.
 
     The encoding of Vaswani et al. (2017), section 3.5, arXiv:1706.03762, for networks that were trained to see the number of a step: in
@@ -105,7 +105,7 @@ def _padded(parts: list[Tensor], size: int) -> Tensor:
     return nn.functional.pad(torch.cat(parts, dim=1), (0, size % 2))
 
 
-Features = LogSNRFourier | Places | Rows
+Features = LogSNRFourier | TimestepSinusoids | Rows
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
