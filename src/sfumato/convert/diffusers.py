@@ -22,7 +22,7 @@ from sfumato.convert.names import Names, give, label_rows, read_weights, take
 from sfumato.denoiser import Denoiser
 from sfumato.model import Model
 from sfumato.nets import UNet, UNetLayout
-from sfumato.nets.layers import TimestepSinusoids, Rows
+from sfumato.nets.layers import TimestepSinusoids, LearnedTimesteps
 from sfumato.nets.unet import SelfAttention
 from sfumato.prediction import Target, eps_target, v_target, x0_target
 from sfumato.sampling import grid, spacing
@@ -335,7 +335,7 @@ def _build(config: Mapping[str, Any], chain: Discrete) -> UNet:
             raise ValueError(
                 f"unet/config.json: num_train_timesteps={steps}, but the scheduler has a chain of {len(chain)}; they must agree."
             )
-        features = Rows(size, knots(chain))
+        features = LearnedTimesteps(size, knots(chain))
     else:
         features = TimestepSinusoids(size, knots(chain), cosine_first=config["flip_sin_to_cos"], shift=float(config["freq_shift"]))
     return UNet(

@@ -39,7 +39,7 @@ class Conditioner(nn.Module):
         Args:
             width: of the vector.
             conditions: name to spec, as `accepted` returns them.
-            features: `LogSNRFourier`, `TimestepSinusoids` or `Rows`; as many waves as the width where not given.
+            features: `LogSNRFourier`, `TimestepSinusoids` or `LearnedTimesteps`; as many waves as the width where not given.
             given: refuse examples without their class.
             stem: makes a layer without bias from so many channels of a map to what the network's first layer makes of x. The sum of both
                 is one layer over x and the map concatenated.

@@ -59,7 +59,7 @@ class TimestepSinusoids(nn.Module):
         return _padded(waves if self.cosine_first else waves[::-1], self.size)
 
 
-class Rows(nn.Module):
+class LearnedTimesteps(nn.Module):
     """A learned row of features for each entry of a falling table of log-SNRs; between two entries, between their rows."""
 
     def __init__(self, size: int, knots: Float[Tensor, "n"]) -> None:
@@ -105,7 +105,7 @@ def _padded(parts: list[Tensor], size: int) -> Tensor:
     return nn.functional.pad(torch.cat(parts, dim=1), (0, size % 2))
 
 
-Features = LogSNRFourier | TimestepSinusoids | Rows
+Features = LogSNRFourier | TimestepSinusoids | LearnedTimesteps
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
