@@ -33,7 +33,7 @@ def rate_at(options: Training, step: int) -> float:
 
 
 class Optimizer:
-    """One or two torch optimisers over a network's master weights, with a shared schedule of rates and a global clip."""
+    """One or two torch optimisers over a network's float32 parameters, with a shared schedule of rates and a global clip."""
 
     def __init__(self, net: nn.Module, options: Training) -> None:
         """Divides the parameters.
@@ -173,8 +173,8 @@ def _as_matrix(weight: Tensor) -> Tensor:
     return last.flatten(1) if last.is_contiguous() else weight.view(len(weight), -1)
 
 
-def set_gradients(masters: Iterable[nn.Parameter], workers: Iterable[nn.Parameter]) -> None:
-    """Moves the gradients of low-precision working weights to the float32 masters."""
-    for master, worker in zip(masters, workers, strict=True):
-        master.grad = None if worker.grad is None else worker.grad.to(master.dtype)
-        worker.grad = None
+def set_gradients(fp32_params: Iterable[nn.Parameter], compute_params: Iterable[nn.Parameter]) -> None:
+    """Moves the gradients of the low-precision parameters to the float32 ones."""
+    for fp32, compute in zip(fp32_params, compute_params, strict=True):
+        fp32.grad = None if compute.grad is None else compute.grad.to(fp32.dtype)
+        compute.grad = None

@@ -19,7 +19,7 @@ from sfumato.training.optim import Optimizer
 
 @dataclass
 class TrainState:
-    """What training changes: the master weights, the optimiser, the averages, what the task and the guard have learned, the steps done."""
+    """What training changes: the float32 weights, the optimiser, the averages, what the task and the guard have learned, the steps done."""
 
     task: Task
     model: Any
