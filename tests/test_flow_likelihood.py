@@ -10,7 +10,7 @@ import sfumato as sf
 from sfumato import likelihood
 from sfumato.likelihood import Exact, Hutchinson, TruncatedNormal, Uniform
 from sfumato.ode import dormand_prince
-from sfumato.oracle import Gaussian, Points
+from sfumato.oracle import EmpiricalDistribution, Gaussian
 
 
 def deep(scales=sf.vp_scales):
@@ -162,7 +162,7 @@ def test_the_mean_over_samples_is_minus_the_entropy():
 
 
 def test_images_and_float32_pass_through():
-    images = Points(torch.rand(5, 1, 2, 2))
+    images = EmpiricalDistribution(torch.rand(5, 1, 2, 2))
     x = torch.rand(3, 1, 2, 2)
     schedule = sf.Cosine(log_snr_max=4.0, log_snr_min=-20.0)
     exact = likelihood.flow_density(images, x, schedule, tolerance=1e-6)

@@ -7,7 +7,7 @@ import torch
 from problems import every_scales, mixture
 
 import sfumato as sf
-from sfumato.oracle import Affine, Gaussian, LinearGaussianChain, Points, chain
+from sfumato.oracle import Affine, EmpiricalDistribution, Gaussian, LinearGaussianChain, chain
 
 
 @every_scales
@@ -267,7 +267,7 @@ def test_points_are_a_mixture_of_points(cond):
     x, labels = cloud()
     x_t, half = torch.randn(5, 1, 2, 3), torch.linspace(-3, 3, 5)
     level = sf.Level(*(scale[:, None, None, None] for scale in sf.vp_scales(2 * half)))
-    p, log_prob = Points(x, labels)(x_t, level, cond), Points(x, labels).log_prob(x_t, level, cond)
+    p, log_prob = EmpiricalDistribution(x, labels)(x_t, level, cond), EmpiricalDistribution(x, labels).log_prob(x_t, level, cond)
     for i in range(5):
         mine = x if cond is None or cond["labels"][i] < 0 else x[labels == cond["labels"][i]]
         law = sf.GaussianMixture(torch.full((len(mine),), 1 / len(mine)), mine.flatten(1), torch.full((len(mine), 6), 1e-18))
@@ -280,7 +280,7 @@ def test_points_are_a_mixture_of_points(cond):
 @every_scales
 def test_points_score_is_the_gradient_of_their_density(scales):
     x, labels = cloud(shape=(4,))
-    points = Points(x, labels, weights=torch.arange(1, 41) / 820)
+    points = EmpiricalDistribution(x, labels, weights=torch.arange(1, 41) / 820)
     x_t = torch.randn(6, 4, requires_grad=True)
     level = sf.Cosine(scales=scales, log_snr_max=6.0, log_snr_min=-6.0).level(torch.rand(6), like=x_t)
     (score,) = torch.autograd.grad(points.log_prob(x_t, level).sum(), x_t)
@@ -290,9 +290,17 @@ def test_points_score_is_the_gradient_of_their_density(scales):
 def test_points_are_read_in_chunks(monkeypatch):
     x, labels = cloud(50)
     x_t, level = torch.randn(4, 1, 2, 3), vp(0.5)
-    whole = Points(x, labels)(x_t, level), Points(x, labels).log_prob(x_t, level), Points(x).given(torch.ones(1, 6), torch.ones(1), 1.0)
-    monkeypatch.setattr("sfumato.oracle.points._CHUNK_NUMBERS", 42)
-    pieces = Points(x, labels)(x_t, level), Points(x, labels).log_prob(x_t, level), Points(x).given(torch.ones(1, 6), torch.ones(1), 1.0)
+    whole = (
+        EmpiricalDistribution(x, labels)(x_t, level),
+        EmpiricalDistribution(x, labels).log_prob(x_t, level),
+        EmpiricalDistribution(x).given(torch.ones(1, 6), torch.ones(1), 1.0),
+    )
+    monkeypatch.setattr("sfumato.oracle.empirical._CHUNK_NUMBERS", 42)
+    pieces = (
+        EmpiricalDistribution(x, labels)(x_t, level),
+        EmpiricalDistribution(x, labels).log_prob(x_t, level),
+        EmpiricalDistribution(x).given(torch.ones(1, 6), torch.ones(1), 1.0),
+    )
     torch.testing.assert_close(whole[0].x0, pieces[0].x0)
     torch.testing.assert_close(whole[1], pieces[1])
     torch.testing.assert_close(whole[2].log_weights, pieces[2].log_weights)
@@ -300,7 +308,7 @@ def test_points_are_read_in_chunks(monkeypatch):
 
 def test_points_classes_follow_bayes():
     x, labels = cloud(shape=(4,))
-    points, x_t, level = Points(x, labels), torch.randn(6, 4), vp(0.2)
+    points, x_t, level = EmpiricalDistribution(x, labels), torch.randn(6, 4), vp(0.2)
     share = torch.bincount(labels) / len(labels)
     each = torch.stack([points.log_prob(x_t, level, {"labels": torch.full((6,), j)}) for j in range(3)], 1)
     torch.testing.assert_close(points.log_class(x_t, level), each + share.log() - points.log_prob(x_t, level)[:, None])
@@ -308,15 +316,15 @@ def test_points_classes_follow_bayes():
 
 def test_points_given_an_observation_are_weighted():
     x, _ = cloud(shape=(2,))
-    given, misfit = Points(x).given(MATRIX, SEEN, 0.7), torch.distributions.Normal(x @ MATRIX.T, 0.7).log_prob(SEEN).sum(1)
+    given, misfit = EmpiricalDistribution(x).given(MATRIX, SEEN, 0.7), torch.distributions.Normal(x @ MATRIX.T, 0.7).log_prob(SEEN).sum(1)
     torch.testing.assert_close(given.log_weights.exp(), misfit.exp() / misfit.exp().sum())
     with pytest.raises(ValueError, match="noise_std must be positive"):
-        Points(x).given(MATRIX, SEEN, 0.0)
+        EmpiricalDistribution(x).given(MATRIX, SEEN, 0.0)
 
 
 def test_points_are_drawn_by_their_weights():
     x, labels = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0, 1, 1])
-    points = Points(x, labels, weights=torch.tensor([0.5, 0.2, 0.3]))
+    points = EmpiricalDistribution(x, labels, weights=torch.tensor([0.5, 0.2, 0.3]))
     drawn, classes = points.sample(100_000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(torch.bincount(drawn[:, 0].long()) / 100_000, torch.tensor([0.5, 0.2, 0.3]), rtol=0, atol=0.01)
     assert classes is not None
@@ -327,7 +335,7 @@ def test_points_are_drawn_by_their_weights():
 
 def test_a_point_of_the_set_without_noise_is_itself():
     x, _ = cloud()
-    p = Points(x)(x[:3], sf.Level(torch.tensor(1.0), torch.tensor(0.0)))
+    p = EmpiricalDistribution(x)(x[:3], sf.Level(torch.tensor(1.0), torch.tensor(0.0)))
     torch.testing.assert_close(p.x0, x[:3])
     assert p.eps.isfinite().all()
 
@@ -342,7 +350,7 @@ def test_float32_is_stable_in_any_dimension(kind, d, sigma):
     x_t = x0[:6] + level.sigma * eps
     s = level.sigma.double()
     if kind == "points":
-        oracle = Points(x0)
+        oracle = EmpiricalDistribution(x0)
         logits = -(x_t[:, None].double() - x0.double()).square().sum(2) / (2 * s**2)
         wanted = logits.softmax(1) @ x0.double()
         log_prob = logits.logsumexp(1) - math.log(20) - d / 2 * torch.log(2 * math.pi * s**2)
@@ -362,13 +370,15 @@ def test_float32_is_stable_in_any_dimension(kind, d, sigma):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Points(torch.zeros(0, 2)), "at least one row"),
-        (lambda: Points(torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)), "one a row"),
-        (lambda: Points(torch.zeros(2, 2), weights=torch.ones(2)), "sum to 1"),
-        (lambda: Points(torch.zeros(2, 2))(torch.zeros(1, 3), vp(0.0)), "shape"),
-        (lambda: Points(torch.zeros(2, 2)).log_class(torch.zeros(1, 2), vp(0.0)), "no classes"),
+        (lambda: EmpiricalDistribution(torch.zeros(0, 2)), "at least one row"),
+        (lambda: EmpiricalDistribution(torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)), "one a row"),
+        (lambda: EmpiricalDistribution(torch.zeros(2, 2), weights=torch.ones(2)), "sum to 1"),
+        (lambda: EmpiricalDistribution(torch.zeros(2, 2))(torch.zeros(1, 3), vp(0.0)), "shape"),
+        (lambda: EmpiricalDistribution(torch.zeros(2, 2)).log_class(torch.zeros(1, 2), vp(0.0)), "no classes"),
         (
-            lambda: Points(torch.zeros(1, 2), torch.zeros(1).long())(torch.zeros(1, 2), vp(0.0), {"labels": torch.ones(1).long()}),
+            lambda: EmpiricalDistribution(torch.zeros(1, 2), torch.zeros(1).long())(
+                torch.zeros(1, 2), vp(0.0), {"labels": torch.ones(1).long()}
+            ),
             "some point",
         ),
         (lambda: Gaussian(torch.zeros(1, 2), 1.0), "vector"),

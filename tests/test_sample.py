@@ -517,7 +517,7 @@ MISUSES = {
     ),
     "labels too few for draws": (lambda: mixture.sample(4, labels=torch.zeros(3, dtype=torch.long)), "one row an example, 4"),
     "labels too few for points": (
-        lambda: sf.Points(torch.zeros(2, 2), torch.tensor([0, 1]))(
+        lambda: sf.EmpiricalDistribution(torch.zeros(2, 2), torch.tensor([0, 1]))(
             torch.zeros(4, 2), LEVELS[0], labelled(torch.zeros(3, dtype=torch.long))
         ),
         "one row an example, 4",
@@ -559,7 +559,9 @@ def test_a_misuse_gets_one_sentence(name, unchecked):
         call()
 
 
-@pytest.mark.parametrize("predict", [mixture, sf.Points(torch.zeros(3, 2), torch.tensor([0, 1, 2]))], ids=["mixture", "points"])
+@pytest.mark.parametrize(
+    "predict", [mixture, sf.EmpiricalDistribution(torch.zeros(3, 2), torch.tensor([0, 1, 2]))], ids=["mixture", "points"]
+)
 def test_no_rows_have_no_answers(predict):
     x, level, cond = torch.zeros(0, 2), sf.Cosine().level(0.5), {"labels": torch.zeros(0, dtype=torch.long)}
     for p in (predict(x, level), predict(x, level, cond)):

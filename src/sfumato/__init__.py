@@ -25,11 +25,12 @@ from sfumato.data.options import register_data
 from sfumato.data.source import Batch, DataSpec, Draw, Source, Stream
 from sfumato.data.symbols import Vocabulary
 from sfumato.denoiser import Denoiser, Predictor
+from sfumato.deprecated import old_names
 from sfumato.loading import load
 from sfumato.model import Model
 from sfumato.noise import normal_like, row_generators
 from sfumato.options import Options, Runtime, Training
-from sfumato.oracle import Gaussian, GaussianMixture, LinearGaussianChain, Points
+from sfumato.oracle import EmpiricalDistribution, Gaussian, GaussianMixture, LinearGaussianChain
 from sfumato.prediction import (
     Prediction,
     Target,
@@ -104,6 +105,7 @@ __all__ = [
     "Discrete",
     "Draw",
     "Ema",
+    "EmpiricalDistribution",
     "Fitted",
     "Flow",
     "Flowed",
@@ -120,7 +122,6 @@ __all__ = [
     "Normal",
     "Numbers",
     "Options",
-    "Points",
     "Prediction",
     "Predictor",
     "Recipe",
@@ -193,3 +194,5 @@ __all__ = [
     "vp_scales",
     "x0_target",
 ]
+
+__getattr__ = old_names(__name__, Points="EmpiricalDistribution")

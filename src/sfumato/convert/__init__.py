@@ -1,7 +1,7 @@
-"""Models of other libraries as ours, and ours as theirs: the same network, to the bit of its weights.
+"""Loads models of other libraries and exports ours to them. Weights are equal to the bit.
 
-A network here takes the log-SNR; theirs take the number of a step of their chain. So a converted network has `TimestepSinusoids` (or `LearnedTimesteps`) of its
-chain's log-SNRs for features: it finds the step that it is at by itself, and may be asked between two of them.
+Our networks take the log-SNR; theirs take the index of a step of their chain. So a converted network has `TimestepSinusoids` (or
+`LearnedTimesteps`) as its features: they turn a log-SNR into the step index of its chain, fractional between two steps.
 """
 
 from sfumato.convert.diffusers import load_diffusers, save_diffusers

@@ -22,7 +22,7 @@ from sfumato.convert.names import Names, give, label_rows, read_weights, take
 from sfumato.denoiser import Denoiser
 from sfumato.model import Model
 from sfumato.nets import UNet, UNetLayout
-from sfumato.nets.layers import TimestepSinusoids, LearnedTimesteps
+from sfumato.nets.layers import LearnedTimesteps, TimestepSinusoids
 from sfumato.nets.unet import SelfAttention
 from sfumato.prediction import Target, eps_target, v_target, x0_target
 from sfumato.sampling import grid, spacing

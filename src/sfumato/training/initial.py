@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sfumato.nets.conditioner import Conditioner
 from sfumato.recipe import load_recipe
-from sfumato.storage import folder_of, name_of, read_tensors, load_newest_valid
+from sfumato.storage import folder_of, load_newest_valid, name_of, read_tensors
 
 
 def begin_from(net: nn.Module, source: str) -> str:

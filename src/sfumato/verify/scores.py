@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sfumato import likelihood
 from sfumato.denoiser import CondLike
-from sfumato.oracle import Affine, Gaussian, GaussianMixture, LinearGaussianChain, Points
+from sfumato.oracle import Affine, EmpiricalDistribution, Gaussian, GaussianMixture, LinearGaussianChain
 from sfumato.prediction import Prediction
 from sfumato.sampling import grid, sample
 from sfumato.schedule import Cosine, Level, flow_scales, sub_vp_scales, ve_scales, vp_scales
@@ -41,7 +41,7 @@ def _levels(x: Tensor) -> list[Level]:
     return [Cosine(scales=scales).level(t, like=x) for scales in (vp_scales, ve_scales, flow_scales, sub_vp_scales)]
 
 
-def _score(oracle: GaussianMixture | Points, x_t: Tensor, level: Level) -> Tensor:
+def _score(oracle: GaussianMixture | EmpiricalDistribution, x_t: Tensor, level: Level) -> Tensor:
     """∇ log p(x_t) by automatic differentiation of the density."""
     x_t = x_t.detach().requires_grad_()
     return torch.autograd.grad(oracle.log_prob(x_t, level).sum(), x_t)[0]
@@ -128,7 +128,7 @@ def oracle_integrates_to_one() -> float:
     "points-are-a-softmax",
     "E[x0|x_t] = Σ softmax_i(-|x_t - αx_i|² / 2σ²) x_i",
     notes=f"{SGM}; Karras et al. (2022), eq. 57",
-    function="oracle.Points(x_t, level)",
+    function="oracle.EmpiricalDistribution(x_t, level)",
     tolerance=1e-6,
 )
 def points_are_a_softmax() -> float:
@@ -140,7 +140,7 @@ def points_are_a_softmax() -> float:
             level = Level(torch.tensor(1.0), torch.tensor(sigma))
             x_t = x0[:5] + sigma * torch.randn_like(x0[:5])
             logits = -(x_t[:, None].double() - x0.double()).flatten(2).square().sum(2) / (2 * sigma**2)
-            ours = Points(x0)(x_t, level)
+            ours = EmpiricalDistribution(x0)(x_t, level)
             truth = (logits.softmax(1) @ x0.double().flatten(1)).reshape(x_t.shape)
             errors += [worst(ours.x0, truth), worst(ours.eps, (x_t.double() - truth) / sigma)]
     return max(errors)
@@ -150,14 +150,14 @@ def points_are_a_softmax() -> float:
     "points-are-a-mixture",
     "log p(x_t) = log Σ w_i N(x_t; αx_i, σ²I), ∇log p(x_t) = -E[ε|x_t]/σ",
     notes=SGM,
-    function="oracle.Points.log_prob",
+    function="oracle.EmpiricalDistribution.log_prob",
     tolerance=1e-8,
 )
 def points_are_a_mixture() -> float:
     """Against the Gaussian mixture with a covariance of 1e-18 at every point, and the density's gradient."""
     x0, weights, x_t = torch.randn(40, 3), torch.rand(40), torch.randn(20, 3)
     weights = weights / weights.sum()
-    points, mixture = Points(x0, weights=weights), GaussianMixture(weights, x0, torch.full((40, 3), 1e-18))
+    points, mixture = EmpiricalDistribution(x0, weights=weights), GaussianMixture(weights, x0, torch.full((40, 3), 1e-18))
     errors = []
     for level in _levels(x_t):
         errors.append(worst(points.log_prob(x_t, level), mixture.log_prob(x_t, level)))
@@ -176,7 +176,7 @@ def bayes_of_a_class() -> float:
     """Against the conditional densities of the mixture's components and of labelled points, each for its own oracle."""
     mixture, x = _mixture(), torch.randn(30, 2)
     cloud = torch.randn(24, 2)
-    points, level = Points(cloud, torch.arange(24) % 3), Level(torch.tensor(0.8), torch.tensor(0.6))
+    points, level = EmpiricalDistribution(cloud, torch.arange(24) % 3), Level(torch.tensor(0.8), torch.tensor(0.6))
     errors = []
     for oracle, share in ((mixture, mixture.weights), (points, torch.full((3,), 1 / 3))):
         each = torch.stack([oracle.log_prob(x, level, {"labels": torch.full((30,), y)}) for y in range(3)], 1)
@@ -219,7 +219,7 @@ def linear_observation() -> float:
     share, given = joint / joint.sum(), mixture.given(matrix, y, 0.8)
     apart = x - share @ x
     some = x[::911]
-    weights = Points(some).given(matrix, y, 0.8).log_weights.exp()
+    weights = EmpiricalDistribution(some).given(matrix, y, 0.8).log_weights.exp()
     return max(
         worst(mixture.observed(matrix, 0.8).log_prob(y[None]).exp(), joint.sum()),
         worst(given.mean, share @ x),

@@ -16,7 +16,7 @@ from sfumato.schedule import Level
 _CHUNK_NUMBERS = 1 << 22
 
 
-class Points:
+class EmpiricalDistribution:
     """The empirical distribution of n points of any shape, noised by any level: Σ w_i N(alpha x_i, sigma² I).
 
     Its predictor is what denoising score matching on a training set converges to: E[x0 | x_t] = Σ softmax_i(log w_i - |x_t - alpha x_i|²
@@ -83,7 +83,7 @@ class Points:
         index = torch.multinomial(shares, 1, generator=generator)[:, 0]
         return self.x[index], None if self.labels is None else self.labels[index]
 
-    def given(self, matrix: Float[Tensor, "m d"], y: Float[Tensor, "m"], noise_std: float | Float[Tensor, "m"]) -> "Points":
+    def given(self, matrix: Float[Tensor, "m d"], y: Float[Tensor, "m"], noise_std: float | Float[Tensor, "m"]) -> "EmpiricalDistribution":
         """The points weighted by how well they explain y = matrix x0 + noise_std n, n ~ N(0, I), x0 flattened.
 
         Raises:
@@ -94,7 +94,7 @@ class Points:
         if not bool((noise_std > 0).all()):
             raise ValueError(f"noise_std must be positive, got {noise_std.min():.3g}.")
         misfit = torch.cat([((y - piece @ matrix.T) / noise_std).square().sum(1) for _, piece in self._pieces()])
-        points = Points(self.x, self.labels)
+        points = EmpiricalDistribution(self.x, self.labels)
         points.log_weights = (self.log_weights - misfit / 2).log_softmax(0)
         return points
 
@@ -123,7 +123,7 @@ class Points:
 
     def _labels(self) -> Tensor:
         if self.labels is None:
-            raise ValueError("these points have no classes; give Points their labels.")
+            raise ValueError("these points have no classes; pass labels to EmpiricalDistribution.")
         return self.labels
 
     def _restrict(self, log_joint: Tensor, cond: CondLike | None) -> Tensor:
