@@ -5,7 +5,7 @@ import pytest
 import sfumato as sf
 from sfumato.deprecated import old_keywords
 
-NAMES = {(sf, "Points"): "EmpiricalDistribution", (sf.oracle, "Points"): "EmpiricalDistribution"}
+NAMES = {(sf, "Moment"): "SamplingState", (sf, "Points"): "EmpiricalDistribution", (sf.oracle, "Points"): "EmpiricalDistribution"}
 
 
 @pytest.mark.parametrize(("module", "old"), NAMES, ids=lambda value: getattr(value, "__name__", value))

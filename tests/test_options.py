@@ -44,7 +44,9 @@ def test_an_option_is_a_value(value):
     assert hash(value) == hash(pickle.loads(pickle.dumps(value)))
 
 
-@pytest.mark.parametrize("kind", [sf.Level, sf.Prediction, sf.Normal, sf.likelihood.Bound, sf.Moment, sf.Flowed], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "kind", [sf.Level, sf.Prediction, sf.Normal, sf.likelihood.Bound, sf.SamplingState, sf.Flowed], ids=lambda k: k.__name__
+)
 def test_a_result_cannot_change(kind):
     assert kind.__dataclass_params__.frozen
     assert hasattr(kind, "__slots__")

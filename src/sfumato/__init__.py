@@ -47,7 +47,7 @@ from sfumato.recipe import load_recipe
 from sfumato.samples import Samples
 from sfumato.sampling import (
     Flowed,
-    Moment,
+    SamplingState,
     Step,
     encode_decode,
     flow,
@@ -118,7 +118,6 @@ __all__ = [
     "LossTerms",
     "Map",
     "Model",
-    "Moment",
     "Normal",
     "Numbers",
     "Options",
@@ -129,6 +128,7 @@ __all__ = [
     "Runtime",
     "Sampler",
     "Samples",
+    "SamplingState",
     "Scaling",
     "Schedule",
     "Sequence",
@@ -195,4 +195,4 @@ __all__ = [
     "x0_target",
 ]
 
-__getattr__ = old_names(__name__, Points="EmpiricalDistribution")
+__getattr__ = old_names(__name__, Points="EmpiricalDistribution", Moment="SamplingState")

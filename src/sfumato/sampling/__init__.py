@@ -2,13 +2,13 @@
 
 from sfumato.sampling import spacing, steps
 from sfumato.sampling.flow import Flowed, flow
-from sfumato.sampling.loop import Moment, Step, progressive, sample
+from sfumato.sampling.loop import SamplingState, Step, progressive, sample
 from sfumato.sampling.path import encode_decode, interpolate, invert, slerp
 from sfumato.sampling.spacing import Spacing, grid
 
 __all__ = [
     "Flowed",
-    "Moment",
+    "SamplingState",
     "Spacing",
     "Step",
     "encode_decode",

@@ -38,8 +38,8 @@ class Ending(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """Where a walk stands: the level, x there, and the x0 that was predicted from it (x itself at the end, where nothing is predicted)."""
+class SamplingState:
+    """One level of a sampling run: the level, x at it, and the x0 predicted from x (x itself at the last level, where nothing is predicted)."""
 
     level: Level
     x: Float[Tensor, "b *x"]
@@ -89,16 +89,16 @@ def progressive(
     cond: CondLike | None = None,
     *,
     generator: Generator | None = None,
-) -> Iterator[Moment]:
-    """`sample`, told moment by moment: what x is at each level, and which data it foretells.
+) -> Iterator[SamplingState]:
+    """Runs `sample` and yields, at each level, x and the x0 predicted from it.
 
     Reference: Ho et al. (2020), section 4.3, arXiv:2006.11239.
     """
     refuse_levels(levels)
     for level, (first, x_s) in zip(levels, walk(predict, x, levels, step, cond, generator), strict=False):
-        yield Moment(level, x, first.x0)
+        yield SamplingState(level, x, first.x0)
         x = x_s
-    yield Moment(levels[-1], x, x)
+    yield SamplingState(levels[-1], x, x)
 
 
 def walk(
