@@ -5,7 +5,12 @@ import pytest
 import sfumato as sf
 from sfumato.deprecated import old_keywords
 
-NAMES = {(sf, "Moment"): "SamplingState", (sf, "Points"): "EmpiricalDistribution", (sf.oracle, "Points"): "EmpiricalDistribution"}
+NAMES = {
+    (sf, "Flowed"): "FlowResult",
+    (sf, "Moment"): "SamplingState",
+    (sf, "Points"): "EmpiricalDistribution",
+    (sf.oracle, "Points"): "EmpiricalDistribution",
+}
 
 
 @pytest.mark.parametrize(("module", "old"), NAMES, ids=lambda value: getattr(value, "__name__", value))

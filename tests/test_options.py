@@ -45,7 +45,7 @@ def test_an_option_is_a_value(value):
 
 
 @pytest.mark.parametrize(
-    "kind", [sf.Level, sf.Prediction, sf.Normal, sf.likelihood.Bound, sf.SamplingState, sf.Flowed], ids=lambda k: k.__name__
+    "kind", [sf.Level, sf.Prediction, sf.Normal, sf.likelihood.Bound, sf.SamplingState, sf.FlowResult], ids=lambda k: k.__name__
 )
 def test_a_result_cannot_change(kind):
     assert kind.__dataclass_params__.frozen

@@ -46,7 +46,7 @@ from sfumato.process import Normal
 from sfumato.recipe import load_recipe
 from sfumato.samples import Samples
 from sfumato.sampling import (
-    Flowed,
+    FlowResult,
     SamplingState,
     Step,
     encode_decode,
@@ -108,7 +108,7 @@ __all__ = [
     "EmpiricalDistribution",
     "Fitted",
     "Flow",
-    "Flowed",
+    "FlowResult",
     "Gaussian",
     "GaussianMixture",
     "LearnedSchedule",
@@ -195,4 +195,4 @@ __all__ = [
     "x0_target",
 ]
 
-__getattr__ = old_names(__name__, Points="EmpiricalDistribution", Moment="SamplingState")
+__getattr__ = old_names(__name__, Points="EmpiricalDistribution", Flowed="FlowResult", Moment="SamplingState")

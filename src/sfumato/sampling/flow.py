@@ -21,8 +21,8 @@ _FEWEST = 8  # steps of any row: a longer one can pass over a bend without a sig
 
 
 @dataclass(frozen=True, slots=True)
-class Flowed:
-    """Where the flow led to, and how many evaluations of the predictor each row took."""
+class FlowResult:
+    """x at the end of the flow, and the number of predictor evaluations for each row."""
 
     x: Float[Tensor, "b *x"]
     nfe: Int[Tensor, "b"]
@@ -39,7 +39,7 @@ def flow(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 1000,
-) -> Flowed:
+) -> FlowResult:
     """x at `end`, carried along the probability flow from x at `start`: to data where `end` is the cleaner, to noise where it is not.
 
     Every row has steps of its own, so it does not depend on its batch: one is taken where its estimated error, as a root mean square over
@@ -89,7 +89,7 @@ def flow(
         done = good & last
         out[rows[done]], nfe[rows[done]] = scale_end * u[0][done], 1 + 6 * steps
         rows, phi, length, u, slopes = rows[~done], phi[~done], length[~done], (u[0][~done],), (slopes[0][~done],)
-    return Flowed(out, nfe)
+    return FlowResult(out, nfe)
 
 
 def _slope(predict: Predictor, cond: CondLike | None, rows: Tensor, phi: Tensor, u: State) -> State:
