@@ -39,7 +39,7 @@ class Ending(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SamplingState:
-    """One level of a sampling run: the level, x at it, and the x0 predicted from x (x itself at the last level, where nothing is predicted)."""
+    """A level of a sampling run, x at it, and the x0 predicted from x (at the last level, where nothing is predicted: x itself)."""
 
     level: Level
     x: Float[Tensor, "b *x"]

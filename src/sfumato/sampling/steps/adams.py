@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator
-from sfumato.sampling.steps.known import Known, bounded, combine, half_log_snr, latest, refuse_order, remember
+from sfumato.sampling.steps.history import PastPrediction, bounded, combine, half_log_snr, latest, refuse_order, remember
 from sfumato.schedule import Level
 
 _SHORT = 0.8  # in half log-SNR: a longer step is not corrected, as the prediction at its end says too little of its middle
@@ -49,13 +49,13 @@ class Adams:
         x: Float[Tensor, "b *x"],
         t: Level,
         s: Level,
-        memory: tuple[Tensor, Level, tuple[Known, ...]] | None,
+        memory: tuple[Tensor, Level, tuple[PastPrediction, ...]] | None,
         generator: Generator | None,
-    ) -> tuple[Float[Tensor, "b *x"], tuple[Tensor, Level, tuple[Known, ...]]]:
+    ) -> tuple[Float[Tensor, "b *x"], tuple[Tensor, Level, tuple[PastPrediction, ...]]]:
         """Corrects x, then one step; remembers the corrected x, its level and the last v."""
         p, now, radius = predict(x, t), half_log_snr(t), _radius(t)
         v = torch.mul(p.eps, float(t.alpha) / radius).sub_(p.x0, alpha=float(t.sigma) / radius)
-        known: tuple[Known, ...] = ((v, now),)
+        known: tuple[PastPrediction, ...] = ((v, now),)
         if memory is not None:
             before, level, past = memory
             known = remember((v, now), past, self.order + 1)
@@ -66,7 +66,7 @@ class Adams:
         return _advance(x, t, s, known[0], near), (x, t, known)
 
 
-def _advance(x: Tensor, t: Level, s: Level, last: Known, candidates: Sequence[Sequence[Known]]) -> Tensor:
+def _advance(x: Tensor, t: Level, s: Level, last: PastPrediction, candidates: Sequence[Sequence[PastPrediction]]) -> Tensor:
     """x at s from x at t with v laid through the first bounded candidate; without one, along the last v, or turned with it."""
     radius, radius_s = _radius(t), _radius(s)
     now, then = half_log_snr(t), half_log_snr(s)

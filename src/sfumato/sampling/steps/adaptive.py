@@ -12,7 +12,7 @@ from sfumato.noise import Generator, normal_like
 from sfumato.ode import per_row
 from sfumato.sampling.steps.brownian import bridge
 from sfumato.sampling.steps.chain import Ancestral
-from sfumato.sampling.steps.known import half_log_snr
+from sfumato.sampling.steps.history import half_log_snr
 from sfumato.schedule import Level, vp_scales
 
 _LONGEST = 0.5  # in half log-SNR: over a longer step x0 follows the noise that was added, and the two steps agree whatever was missed

@@ -21,7 +21,7 @@ from torch import Tensor
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator, normal_like
 from sfumato.sampling.steps.chain import DDIM, refuse_eta
-from sfumato.sampling.steps.known import Known, bounded, combine, half_log_snr, latest, refuse_order, remember
+from sfumato.sampling.steps.history import PastPrediction, bounded, combine, half_log_snr, latest, refuse_order, remember
 from sfumato.schedule import Level
 
 # The longest steps, in half log-SNR, over which two predictions are used (`latest`): x0 weighs most at the far end of a step, eps at the
@@ -82,9 +82,9 @@ class Multistep:
         x: Float[Tensor, "b *x"],
         t: Level,
         s: Level,
-        memory: tuple[Known, ...] | None,
+        memory: tuple[PastPrediction, ...] | None,
         generator: Generator | None,
-    ) -> tuple[Float[Tensor, "b *x"], tuple[Known, ...]]:
+    ) -> tuple[Float[Tensor, "b *x"], tuple[PastPrediction, ...]]:
         """One multistep update; remembers the last x0."""
         now, then = half_log_snr(t), half_log_snr(s)
         known = remember((predict(x, t).x0, now), memory or (), self.order)
@@ -115,9 +115,9 @@ class UniPC:
         x: Float[Tensor, "b *x"],
         t: Level,
         s: Level,
-        memory: tuple[Tensor, Level, tuple[Known, ...]] | None,
+        memory: tuple[Tensor, Level, tuple[PastPrediction, ...]] | None,
         generator: Generator | None,
-    ) -> tuple[Float[Tensor, "b *x"], tuple[Tensor, Level, tuple[Known, ...]]]:
+    ) -> tuple[Float[Tensor, "b *x"], tuple[Tensor, Level, tuple[PastPrediction, ...]]]:
         """Corrects x, then one multistep update; remembers the corrected x, its level and the last x0."""
         now, past = (predict(x, t).x0, half_log_snr(t)), ()
         if memory is not None:
@@ -148,9 +148,9 @@ class AdamsBashforth:
         x: Float[Tensor, "b *x"],
         t: Level,
         s: Level,
-        memory: tuple[Known, ...] | None,
+        memory: tuple[PastPrediction, ...] | None,
         generator: Generator | None,
-    ) -> tuple[Float[Tensor, "b *x"], tuple[Known, ...]]:
+    ) -> tuple[Float[Tensor, "b *x"], tuple[PastPrediction, ...]]:
         """One Adams-Bashforth update; remembers the last eps."""
         p, now, then = predict(x, t), half_log_snr(t), half_log_snr(s)
         known = remember((p.eps, now), memory or (), self.order)
@@ -161,7 +161,7 @@ class AdamsBashforth:
         return combine(float(s.alpha) / float(t.alpha) * x, float(s.sigma), *found), known
 
 
-def _move(x: Tensor, t: Level, s: Level, last: Known, candidates: Sequence[Sequence[Known]], eta: float = 0.0) -> Tensor:
+def _move(x: Tensor, t: Level, s: Level, last: PastPrediction, candidates: Sequence[Sequence[PastPrediction]], eta: float = 0.0) -> Tensor:
     """x at s from x at t with x0 laid through the first bounded candidate, or the last x0 kept; the mean, where eta makes it random."""
     now, then = half_log_snr(t), half_log_snr(s)
     h = then - now

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfumato.denoiser import Predictor
 from sfumato.noise import Generator
-from sfumato.sampling.steps.known import half_log_snr, refuse_order
+from sfumato.sampling.steps.history import half_log_snr, refuse_order
 from sfumato.schedule import Level
 
 _BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))

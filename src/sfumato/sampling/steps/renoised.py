@@ -16,7 +16,7 @@ from sfumato.denoiser import Predictor
 from sfumato.noise import Generator, normal_like
 from sfumato.process import transition
 from sfumato.sampling.loop import Step
-from sfumato.sampling.steps.known import half_log_snr
+from sfumato.sampling.steps.history import half_log_snr
 from sfumato.sampling.steps.ode import Heun
 from sfumato.sampling.steps.singlestep import Singlestep, level_at
 from sfumato.schedule import Level

@@ -15,7 +15,7 @@ from sfumato.denoiser import Predictor
 from sfumato.noise import Generator
 from sfumato.sampling.steps.brownian import BrownianPath, Path
 from sfumato.sampling.steps.chain import refuse_eta
-from sfumato.sampling.steps.known import half_log_snr
+from sfumato.sampling.steps.history import half_log_snr
 from sfumato.sampling.steps.renoised import refuse_negative
 from sfumato.sampling.steps.singlestep import level_at, to_level
 from sfumato.schedule import Level

@@ -14,7 +14,7 @@ from sfumato.denoiser import Predictor
 from sfumato.noise import Generator
 from sfumato.prediction import Prediction
 from sfumato.sampling.steps.chain import DDIM
-from sfumato.sampling.steps.known import half_log_snr
+from sfumato.sampling.steps.history import half_log_snr
 from sfumato.schedule import Level, vp_scales
 
 

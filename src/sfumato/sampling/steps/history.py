@@ -1,4 +1,4 @@
-"""What steps that remember have in common: predictions at several levels, and the sums that they end in."""
+"""Shared by multistep methods: past predictions, which of them a step may use, and their weighted sum."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sfumato.schedule import Level
 
-Known = tuple[Tensor, float]  # what was predicted, and at which half log-SNR
+PastPrediction = tuple[Tensor, float]  # the prediction, and the half log-SNR it was made at
 
 _LARGEST = {2: 2.5, 3: 4.5, 4: 8.0, 5: 13.0}  # Σ |w| / |Σ w| at most, by the number of predictions
 
@@ -31,12 +31,12 @@ def half_log_snr(level: Level) -> float:
     return math.inf if sigma == 0 else -math.inf if alpha == 0 else math.log(alpha / sigma)
 
 
-def remember(now: Known, past: tuple[Known, ...], most: int) -> tuple[Known, ...]:
+def remember(now: PastPrediction, past: tuple[PastPrediction, ...], most: int) -> tuple[PastPrediction, ...]:
     """The last predictions, latest first; none but the first of a walk can be without signal, and no polynomial goes through that one."""
     return (now, *(each for each in past if math.isfinite(each[1])))[:most]
 
 
-def latest(known: Sequence[Known], then: float, longest: float) -> list[Sequence[Known]]:
+def latest(known: Sequence[PastPrediction], then: float, longest: float) -> list[Sequence[PastPrediction]]:
     """All that is known, all but the oldest, … and the latest two, those that a step to `then` is not too long for.
 
     `longest` is the length, in half log-SNR, for two predictions; so many times two thirds of it for three, a half for four.
@@ -46,8 +46,8 @@ def latest(known: Sequence[Known], then: float, longest: float) -> list[Sequence
 
 
 def bounded(
-    candidates: Sequence[Sequence[Known]], weigh: Callable[[tuple[float, ...]], list[float]]
-) -> tuple[list[float], Sequence[Known]] | None:
+    candidates: Sequence[Sequence[PastPrediction]], weigh: Callable[[tuple[float, ...]], list[float]]
+) -> tuple[list[float], Sequence[PastPrediction]] | None:
     """The first of the candidates whose weights are bounded, after its weights; None where there is no such.
 
     `weigh` maps half log-SNRs to weights, which sum to the length of the step in the measure that the method integrates over. What the sum
@@ -62,7 +62,7 @@ def bounded(
     return None
 
 
-def combine(x: Tensor, scale: float, weights: Sequence[float], known: Sequence[Known]) -> Tensor:
+def combine(x: Tensor, scale: float, weights: Sequence[float], known: Sequence[PastPrediction]) -> Tensor:
     """x + scale Σ w_i known_i."""
     for weight, (value, _) in zip(weights, known, strict=True):
         x = torch.add(x, value, alpha=scale * weight)
