@@ -234,10 +234,10 @@ def test_npy_is_measured_once(tmp_path, cache, dtype, shape, monkeypatch):
 
 def test_what_is_known_goes_with_the_values_alone(pets, cache):
     data = folder(pets, cache=cache)
-    changed = {field: getattr(data, field) for field in ("values", "labels", "classes", "scaling", "name", "known")}
-    assert Dataset(**changed).known is data.known
+    changed = {field: getattr(data, field) for field in ("values", "labels", "classes", "scaling", "name", "metadata")}
+    assert Dataset(**changed).metadata is data.metadata
     other = Dataset(**(changed | {"values": 255 - data.values}))
-    assert other.known is None
+    assert other.metadata is None
     assert other.fingerprint() != data.fingerprint()
 
 

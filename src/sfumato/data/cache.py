@@ -77,8 +77,8 @@ def cached(build: Callable[[Path | None], Dataset], cache: Path | None, key: obj
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """What the cache knows of an entry's data (`dataset.Known`)."""
+class StoredMetadata:
+    """Metadata of the data of a cache entry (a `dataset.CachedMetadata`)."""
 
     of: tuple[Values, np.ndarray | None, tuple[str, ...] | None]
     fingerprint: str
@@ -161,7 +161,7 @@ def _read(entry: Path, values: Path | None) -> Dataset | None:
             captions=captions,
             measured=record["measured"],
             notes=tuple(record["notes"]),
-            known=Kept((array, labels, captions), record["fingerprint"], entry),
+            metadata=StoredMetadata((array, labels, captions), record["fingerprint"], entry),
         )
         if _probe(dataset) != record["probe"]:
             return None

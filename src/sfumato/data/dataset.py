@@ -21,12 +21,12 @@ _DTYPES = (np.uint8, np.uint16, np.float32, np.float64)
 
 
 @runtime_checkable
-class Known(Protocol):
-    """What an earlier reading of these very values, labels and captions found, so that they need not be read again (`data.cache`)."""
+class CachedMetadata(Protocol):
+    """Fingerprint and split ranks that were computed earlier for these values, labels and captions (`data.cache`)."""
 
     @property
     def of(self) -> tuple[Values, np.ndarray | None, tuple[str, ...] | None]:
-        """The values, labels and captions that it is about; the values are finite."""
+        """The values, labels and captions that it describes; the values are finite."""
         ...
 
     @property
@@ -35,7 +35,7 @@ class Known(Protocol):
         ...
 
     def ranks(self, seed: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """`Dataset.split_indices`' ranks of the rows, computed where they are not known yet."""
+        """The ranks of the rows for `Dataset.split_indices`, computed if they are not stored yet."""
         ...
 
 
@@ -56,7 +56,7 @@ class Dataset(Source):
         notes: sentences on how the data were read, for whoever trains on them.
         conditions: what else is known of each row, by name: an array with one row each, and what it is. A map is an array of values
             [n, h, w, c], or of x [n, c, …] where it is of floats.
-        known: what the cache knows; dropped where it is about other values, labels or captions than these.
+        metadata: what the cache stores about the data; dropped if it describes other values, labels or captions than these.
 
     Raises:
         ValueError: for empty or non-finite data, other types or shapes, and labels or captions that do not fit values or classes.
@@ -75,12 +75,12 @@ class Dataset(Source):
     measured: Standard | None = None
     notes: tuple[str, ...] = ()
     conditions: Mapping[str, tuple[Values, ConditionSpec]] = field(default_factory=dict)
-    known: Known | None = None
+    metadata: CachedMetadata | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no model could be trained on."""
-        if self.known is not None and any(a is not b for a, b in zip(self.known.of, self._content, strict=True)):
-            object.__setattr__(self, "known", None)
+        if self.metadata is not None and any(a is not b for a, b in zip(self.metadata.of, self._content, strict=True)):
+            object.__setattr__(self, "metadata", None)
         self._check_values()
         self._check_labels()
         for name, (array, spec) in self.conditions.items():
@@ -115,7 +115,7 @@ class Dataset(Source):
                 raise ValueError(f"{self.name}: the Scaling is for {len(number)} channels or features, got {self.shape[0]} in {shape}.")
         if (self.columns and values.ndim != 2) or len(self.columns) not in (0, shape[1]):
             raise ValueError(f"{self.name}: there must be one name for each column, got {len(self.columns)} for values {shape}.")
-        if not self.is_image and self.known is None:
+        if not self.is_image and self.metadata is None:
             check_finite(values)
 
     def _check_labels(self) -> None:
@@ -192,7 +192,7 @@ class Dataset(Source):
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape, type, values, labels and captions, whatever the memory layout; reads the data once, in pieces."""
-        mine = _fingerprint(*self._content) if self.known is None else self.known.fingerprint
+        mine = _fingerprint(*self._content) if self.metadata is None else self.metadata.fingerprint
         if not self.conditions:
             return mine
         digest = hashlib.sha256(mine.encode())
@@ -235,7 +235,7 @@ class Dataset(Source):
                 raise ValueError(f"{self.name}: a split needs at least two rows, got {len(self)}.")
             cut = len(self) - min(max(1, round(held_out * len(self))), len(self) - 1)
             return np.arange(cut), np.arange(cut, len(self))
-        ranks = self._ranks(seed) if self.known is None else self.known.ranks(seed, lambda: self._ranks(seed))
+        ranks = self._ranks(seed) if self.metadata is None else self.metadata.ranks(seed, lambda: self._ranks(seed))
         ordered = np.sort(ranks)
         starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
         if not len(starts):
@@ -293,10 +293,10 @@ class Dataset(Source):
     def _rows(self, rows: np.ndarray, name: str, scaling: Scaling) -> "Dataset":
         values, labels = take(self.values, _as_slice(rows)), None if self.labels is None else self.labels[rows]
         captions = None if self.captions is None else tuple(self.captions[row] for row in rows)
-        known = _Part((values, labels, captions))
+        metadata = _SubsetMetadata((values, labels, captions))
         conditions = {name: (take(array, _as_slice(rows)), spec) for name, (array, spec) in self.conditions.items()}
         return replace(
-            self, values=values, labels=labels, captions=captions, name=name, scaling=scaling, conditions=conditions, known=known
+            self, values=values, labels=labels, captions=captions, name=name, scaling=scaling, conditions=conditions, metadata=metadata
         )
 
 
@@ -352,8 +352,8 @@ def of_images(
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """What is known of rows of data that were checked: that they are finite, too."""
+class _SubsetMetadata:
+    """Metadata of some rows of a checked data set: their values are finite, the rest is computed when asked for."""
 
     of: tuple[Values, np.ndarray | None, tuple[str, ...] | None]
 
