@@ -10,7 +10,7 @@ from problems import label, mixture
 
 import sfumato as sf
 from sfumato.likelihood import prior_bits, term_bits, vlb
-from sfumato.tuning import Fitted, Tuned, bound_costs, tune, tune_bound
+from sfumato.tuning import Fitted, TuningResult, bound_costs, tune, tune_bound
 
 CHAIN = sf.Discrete.linear(1000)
 QUICK: dict[str, Any] = {"rounds": 6, "reference": 64}
@@ -76,10 +76,10 @@ def test_conditions_are_tuned_with_their_rows():
 
 def test_a_record_is_the_same_walk():
     for step in (sf.steps.UniPC(3), Fitted((0.3, 0.1 + 0.2))):
-        tuned = Tuned(tuple(sf.grid(CHAIN, 7)), step, 0.1, 0.3)
-        assert Tuned.from_json(tuned.to_json()) == tuned
+        tuned = TuningResult(tuple(sf.grid(CHAIN, 7)), step, 0.1, 0.3)
+        assert TuningResult.from_json(tuned.to_json()) == tuned
     with pytest.raises(ValueError, match="no record of tuned levels"):
-        Tuned.from_json('{"method": "Magic"}')
+        TuningResult.from_json('{"method": "Magic"}')
 
 
 @pytest.mark.parametrize("schedule", [CHAIN, sf.Flow(log_snr_max=6.0)], ids=["Discrete", "Flow"])

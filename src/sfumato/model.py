@@ -22,7 +22,7 @@ from sfumato.samples import Samples, sheet_columns
 from sfumato.sampling import Step
 from sfumato.schedule import Schedule
 from sfumato.task import Request, Sampler
-from sfumato.tuning import Tuned
+from sfumato.tuning import TuningResult
 
 Label = int | str  # a class by its number or its name; -1 or "none" for none
 Labels = Sequence[Label] | np.ndarray | Tensor
@@ -248,7 +248,7 @@ class Model:
             pictures = [cloud(value, limits=limits) for value in values]
         gif(pictures, path)
 
-    def tune(self, steps: int, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> Tuned:
+    def tune(self, steps: int, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> TuningResult:
         """Levels and method for so many evaluations, fitted to this model: see `sfumato.tune`. `save_tuned` keeps them with the run.
 
         Args:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sfumato.denoiser import Predictor
     from sfumato.model import Model
     from sfumato.schedule import Schedule
-    from sfumato.tuning import Tuned
+    from sfumato.tuning import TuningResult
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Sampler:
         """
         raise ValueError(f"{self.kind} noises nothing, so there is no forward process to film.")
 
-    def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> "Tuned":
+    def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> "TuningResult":
         """Levels and method for so many evaluations, fitted to this model.
 
         Raises:
@@ -133,7 +133,7 @@ class Sampler:
         """
         raise ValueError(f"{self.kind} visits no noise levels, so there are none to tune.")
 
-    def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: "Tuned") -> Path:
+    def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: "TuningResult") -> Path:
         """Keeps tuned levels with a run."""
         raise NotImplementedError
 

@@ -72,7 +72,7 @@ _NUDGE = 5e-3  # of a parameter, for a column of the Jacobian
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TuningResult:
     """Levels and the method to walk them with: `sample(predict, x, tuned.levels, tuned.step)`.
 
     `error` is theirs and `default_error` that of the walk they replace. For `tune` both are medians over noise that the fit has not seen
@@ -92,7 +92,7 @@ class Tuned:
         return json.dumps(record | {"error": self.error, "default_error": self.default_error}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> "Tuned":
+    def from_json(cls, text: str) -> "TuningResult":
         """From `to_json`.
 
         Raises:
@@ -121,7 +121,7 @@ def tune(
     methods: Sequence[Step] = METHODS,
     rounds: int = 12,
     reference: int = 256,
-) -> Tuned:
+) -> TuningResult:
     """Levels and method of the walk whose endpoints are closest to the fine solution's; on unseen noise never worse than the default's.
 
     Takes about rounds · 2 steps · steps evaluations a method and `reference` more, of two thirds of the noise; the last third judges.
@@ -154,7 +154,7 @@ def tune(
     fitting, judging = _Trial(predict, *rows(seen)), _Trial(predict, *rows(~seen))
 
     before = judging.error(default, step or Multistep())
-    best = Tuned(default, step or Multistep(), before, before)
+    best = TuningResult(default, step or Multistep(), before, before)
     for method in methods:
         start = course.start() if not isinstance(method, Fitted) else torch.cat([course.start(), course.extrapolations()])
 
@@ -165,7 +165,7 @@ def tune(
         found = walk(_gauss_newton(lambda place, walk=walk: fitting.residuals(*walk(place)), start, rounds))
         error = judging.error(*found)
         if error < best.error:
-            best = Tuned(*found, error, before)
+            best = TuningResult(*found, error, before)
     return best
 
 
@@ -364,7 +364,7 @@ def tune_bound(
     width: float = 2 / 255,
     ends: int = 1,
     generator: Generator | None = None,
-) -> Tuned:
+) -> TuningResult:
     """The levels of a chain with the least bound on these data among all with so many steps, for `Ancestral(variance)`.
 
     Arguments and refusals are those of `bound_costs`; the default that it is compared with keeps its levels evenly from T to 1.
@@ -373,4 +373,4 @@ def tune_bound(
     path = costs.shortest(steps)
     evenly = [round(k) for k in (spacing.openai_sections()(chain, steps) * len(chain)).tolist()]
     levels = tuple(chain.level(k / len(chain)) for k in path)
-    return Tuned(levels, Ancestral(variance), costs.total(path), costs.total(evenly))
+    return TuningResult(levels, Ancestral(variance), costs.total(path), costs.total(evenly))

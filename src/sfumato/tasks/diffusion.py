@@ -30,7 +30,7 @@ from sfumato.sampling.loop import walk
 from sfumato.schedule import Discrete, Level, Schedule
 from sfumato.task import LossTerms, Recipe, Request, Sampler, State, Task, examples_of, register
 from sfumato.tasks.options import SAMPLERS, SPACINGS, ChainSchedule, CurveSchedule, LogNormalTimes, Sampling, ScheduleOptions, Times
-from sfumato.tuning import Tuned, tune
+from sfumato.tuning import TuningResult, tune
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ class DiffusionSampler(Sampler):
     ended: Schedule
     options: Sampling
     training: Training | None = None
-    tuned: Mapping[tuple[int, float], Tuned] = field(default_factory=dict)
+    tuned: Mapping[tuple[int, float], TuningResult] = field(default_factory=dict)
     name: str = "this model"
     kind = "a diffusion model"
     takes = frozenset({"steps", "guidance", "sampler", "classifier"})
@@ -387,13 +387,13 @@ class DiffusionSampler(Sampler):
         """From noise to the data, as `levels_of`."""
         return levels_of(self.ended, self.options, steps)
 
-    def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> Tuned:
+    def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> TuningResult:
         """Levels and method for so many evaluations, fitted to this model: see `sfumato.tune`."""
         plan = replace(self, tuned={}).plan(steps=steps, guidance=guidance)
         noise = normal_like(torch.empty(rows, *self.spec.sizes), row_generators(seed, range(rows)))
         return tune(plan.predict, self.ended, noise, cond or None, steps=steps, levels=plan.levels, step=plan.step)
 
-    def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: Tuned) -> Path:
+    def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: TuningResult) -> Path:
         """Keeps tuned levels with a run, where `load` finds them; those of the same steps and guidance are replaced."""
         scale = self.options.guidance if guidance is None else guidance
         path = folder / "tuned" / f"{steps}-guidance-{scale:g}.json"
@@ -472,13 +472,13 @@ def _unit(x: Tensor, level: Level) -> Tensor:
     return x / torch.hypot(level.alpha, level.sigma)
 
 
-def read_tuned(folder: Path) -> dict[tuple[int, float], Tuned]:
+def read_tuned(folder: Path) -> dict[tuple[int, float], TuningResult]:
     """The tuned levels and methods of a run, by steps and guidance. Raises CheckpointError for a damaged one."""
     found = {}
     for path in sorted((folder / "tuned").glob("*.json")):
         try:
             record = json.loads(path.read_text())
-            found[record["steps"], float(record["guidance"])] = Tuned.from_json(json.dumps(record["walk"]))
+            found[record["steps"], float(record["guidance"])] = TuningResult.from_json(json.dumps(record["walk"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise storage.CheckpointError(f"{path} is damaged ({error!r}); delete it, or tune again.") from None
     return found

@@ -31,7 +31,7 @@ from sfumato.schedule import Schedule
 from sfumato.task import Recipe, Request, Sampler, Stage, recipe_class, register
 from sfumato.tasks.autoencoder import MEASURED, AutoencoderModel, AutoencoderTask, encoded, measured, refuse_misfit, refuse_other
 from sfumato.tasks.diffusion import Diffusion, DiffusionSampler, levels_of
-from sfumato.tuning import Tuned
+from sfumato.tuning import TuningResult
 
 if TYPE_CHECKING:
     from sfumato.model import Model
@@ -243,11 +243,11 @@ class LatentSampler(Sampler):
         """Refused: the noise is on latents."""
         raise ValueError(f"--forward draws the noise on pixels, but {self.name} noises latents; leave --forward out.")
 
-    def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> Tuned:
+    def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> TuningResult:
         """As the diffusion's."""
         return self.inner.tune(steps, cond, guidance=guidance, rows=rows, seed=seed)
 
-    def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: Tuned) -> Path:
+    def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: TuningResult) -> Path:
         """Beside the diffusion."""
         return self.inner.save_tuned(folder / "diffusion", steps, guidance, tuned)
 
