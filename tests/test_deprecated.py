@@ -6,6 +6,7 @@ import sfumato as sf
 from sfumato.deprecated import old_keywords
 
 NAMES = {
+    (sf, "Fitted"): "FittedMultistep",
     (sf, "Tuned"): "TuningResult",
     (sf, "Flowed"): "FlowResult",
     (sf, "Moment"): "SamplingState",

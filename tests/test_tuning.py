@@ -10,11 +10,11 @@ from problems import label, mixture
 
 import sfumato as sf
 from sfumato.likelihood import prior_bits, term_bits, vlb
-from sfumato.tuning import Fitted, TuningResult, bound_costs, tune, tune_bound
+from sfumato.tuning import FittedMultistep, TuningResult, bound_costs, tune, tune_bound
 
 CHAIN = sf.Discrete.linear(1000)
 QUICK: dict[str, Any] = {"rounds": 6, "reference": 64}
-METHOD = {5: sf.steps.UniPC(2), 8: Fitted(), 10: Fitted()}  # one each, to save time
+METHOD = {5: sf.steps.UniPC(2), 8: FittedMultistep(), 10: FittedMultistep()}  # one each, to save time
 
 
 @cache
@@ -75,11 +75,17 @@ def test_conditions_are_tuned_with_their_rows():
 
 
 def test_a_record_is_the_same_walk():
-    for step in (sf.steps.UniPC(3), Fitted((0.3, 0.1 + 0.2))):
+    for step in (sf.steps.UniPC(3), FittedMultistep((0.3, 0.1 + 0.2))):
         tuned = TuningResult(tuple(sf.grid(CHAIN, 7)), step, 0.1, 0.3)
         assert TuningResult.from_json(tuned.to_json()) == tuned
     with pytest.raises(ValueError, match="no record of tuned levels"):
         TuningResult.from_json('{"method": "Magic"}')
+
+
+def test_a_record_under_the_methods_old_name_still_loads():
+    tuned = TuningResult(tuple(sf.grid(CHAIN, 3)), FittedMultistep((0.3,)), 0.1, 0.3)
+    assert '"FittedMultistep"' in tuned.to_json()
+    assert TuningResult.from_json(tuned.to_json().replace('"FittedMultistep"', '"Fitted"')) == tuned
 
 
 @pytest.mark.parametrize("schedule", [CHAIN, sf.Flow(log_snr_max=6.0)], ids=["Discrete", "Flow"])
@@ -88,14 +94,14 @@ def test_fitted_with_its_own_extrapolations_is_2m(schedule):
     h = torch.stack([level.log_snr for level in levels]).diff()
     given = [float(b / (2 * a)) if b.isfinite() else 0.0 for a, b in pairwise(h)]
     torch.testing.assert_close(
-        sf.sample(mixture, levels[0].sigma * x, levels, Fitted(tuple(given))),
+        sf.sample(mixture, levels[0].sigma * x, levels, FittedMultistep(tuple(given))),
         sf.sample(mixture, levels[0].sigma * x, levels, sf.steps.Multistep(2)),
     )
 
 
 def test_fitted_walks_no_farther_than_it_was_fitted():
     with pytest.raises(ValueError, match="fitted to 3 steps"):
-        sf.sample(mixture, torch.randn(4, 2), sf.grid(CHAIN, 4), Fitted((0.5, 0.5)))
+        sf.sample(mixture, torch.randn(4, 2), sf.grid(CHAIN, 4), FittedMultistep((0.5, 0.5)))
 
 
 SHORT = sf.Discrete.linear(12, beta_max=0.01)

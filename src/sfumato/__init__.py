@@ -80,7 +80,7 @@ from sfumato.storage import CheckpointError
 from sfumato.task import LossTerms, Recipe, Request, Sampler, Task, register
 from sfumato.tasks import Diffusion
 from sfumato.training import Callbacks, Ema, Stopped, reconstruct_ema, train
-from sfumato.tuning import BoundCosts, Fitted, TuningResult, bound_costs, tune, tune_bound
+from sfumato.tuning import BoundCosts, FittedMultistep, TuningResult, bound_costs, tune, tune_bound
 
 __version__ = "0.1.0"
 
@@ -106,7 +106,7 @@ __all__ = [
     "Draw",
     "Ema",
     "EmpiricalDistribution",
-    "Fitted",
+    "FittedMultistep",
     "Flow",
     "FlowResult",
     "Gaussian",
@@ -195,4 +195,6 @@ __all__ = [
     "x0_target",
 ]
 
-__getattr__ = old_names(__name__, Points="EmpiricalDistribution", Flowed="FlowResult", Moment="SamplingState", Tuned="TuningResult")
+__getattr__ = old_names(
+    __name__, Points="EmpiricalDistribution", Flowed="FlowResult", Fitted="FittedMultistep", Moment="SamplingState", Tuned="TuningResult"
+)

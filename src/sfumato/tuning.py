@@ -1,7 +1,7 @@
 """Fewer evaluations: the levels of a walk, and its method, fitted to one model and one number of evaluations.
 
 `tune` fits a walk of the probability flow to the flow's own fine solution from the same noise: damped Gauss-Newton on the endpoint's
-residuals moves the steps - 1 levels inside, and with `Fitted` how far each step extrapolates too. `tune_bound` picks the levels of a
+residuals moves the steps - 1 levels inside, and with `FittedMultistep` how far each step extrapolates too. `tune_bound` picks the levels of a
 shorter ancestral chain: its bound on -log p(x0) is a sum over steps, each of which depends on its two levels alone, so the best path of
 every length is found exactly.
 """
@@ -27,11 +27,11 @@ from sfumato.schedule import Discrete, Level, Schedule
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedMultistep:
     """DPM-Solver++(2M) with its extrapolations as parameters: step i holds x0_i + c_i (x0_i - x0_{i-1}) for x0; also the one to the data.
 
     2M has c_i = h_i / (2 h_{i-1}), and 0 over long steps and at the data. A solver whose coefficients are fitted step by step is that of
-    Shaul et al. (2024), arXiv:2403.01329; theirs fits all of them, ours one a step. Made by `tune`: `Fitted()` among its methods stands for
+    Shaul et al. (2024), arXiv:2403.01329; theirs fits all of them, ours one a step. Made by `tune`: `FittedMultistep()` among its methods stands for
     those it finds.
     """
 
@@ -62,11 +62,11 @@ class Fitted:
         return torch.add(ratio * x, ahead, alpha=float(s.alpha) - float(t.alpha) * ratio), (done + 1, x0)
 
 
-METHODS: tuple[Step, ...] = (Fitted(), UniPC(2))
+METHODS: tuple[Step, ...] = (FittedMultistep(), UniPC(2))
 
 _KINDS: Mapping[str, Callable[..., Step]] = {
-    kind.__name__: kind for kind in (Adams, AdamsBashforth, Ancestral, DDIM, Fitted, Heun, Multistep, UniPC)
-}
+    kind.__name__: kind for kind in (Adams, AdamsBashforth, Ancestral, DDIM, FittedMultistep, Heun, Multistep, UniPC)
+} | {"Fitted": FittedMultistep}  # its name in files that 0.1.0 wrote
 _LEAST_LOG_SNR = -20.0  # where a walk from noise alone takes its first step to
 _NUDGE = 5e-3  # of a parameter, for a column of the Jacobian
 
@@ -156,11 +156,11 @@ def tune(
     before = judging.error(default, step or Multistep())
     best = TuningResult(default, step or Multistep(), before, before)
     for method in methods:
-        start = course.start() if not isinstance(method, Fitted) else torch.cat([course.start(), course.extrapolations()])
+        start = course.start() if not isinstance(method, FittedMultistep) else torch.cat([course.start(), course.extrapolations()])
 
         def walk(place: Tensor, method: Step = method) -> tuple[tuple[Level, ...], Step]:
             inner, more = place.split([len(default) - 1, len(place) - len(default) + 1])
-            return course.levels(inner), Fitted(tuple(more.tolist())) if isinstance(method, Fitted) else method
+            return course.levels(inner), FittedMultistep(tuple(more.tolist())) if isinstance(method, FittedMultistep) else method
 
         found = walk(_gauss_newton(lambda place, walk=walk: fitting.residuals(*walk(place)), start, rounds))
         error = judging.error(*found)
