@@ -1,8 +1,8 @@
-"""Fewer evaluations: the levels of a walk, and its method, fitted to one model and one number of evaluations.
+"""Fits the levels and the method of a sampling run to one model and one number of evaluations.
 
-`tune` fits a walk of the probability flow to the flow's own fine solution from the same noise: damped Gauss-Newton on the endpoint's
-residuals moves the steps - 1 levels inside, and with `FittedMultistep` how far each step extrapolates too. `tune_bound` picks the levels of a
-shorter ancestral chain: its bound on -log p(x0) is a sum over steps, each of which depends on its two levels alone, so the best path of
+`tune` compares the endpoints of a probability-flow run with the flow's own fine solution from the same noise. Damped Gauss-Newton on the
+differences moves the steps - 1 inner levels and, with `FittedMultistep`, the extrapolation of each step. `tune_bound` picks the levels of
+a shorter ancestral chain: its bound on -log p(x0) is a sum over steps, each of which depends on its two levels only, so the best path of
 every length is found exactly.
 """
 
@@ -28,11 +28,10 @@ from sfumato.schedule import Discrete, Level, Schedule
 
 @dataclass(frozen=True)
 class FittedMultistep:
-    """DPM-Solver++(2M) with its extrapolations as parameters: step i holds x0_i + c_i (x0_i - x0_{i-1}) for x0; also the one to the data.
+    """DPM-Solver++(2M) with fitted extrapolations: step i uses x0_i + c_i (x0_i - x0_{i-1}) in place of x0.
 
-    2M has c_i = h_i / (2 h_{i-1}), and 0 over long steps and at the data. A solver whose coefficients are fitted step by step is that of
-    Shaul et al. (2024), arXiv:2403.01329; theirs fits all of them, ours one a step. Made by `tune`: `FittedMultistep()` among its methods stands for
-    those it finds.
+    2M itself has c_i = h_i / (2 h_{i-1}), and 0 over long steps and in the step to the data. Shaul et al. (2024), arXiv:2403.01329, fit all
+    coefficients of every step; this class has one a step. `tune` makes it: `FittedMultistep()` in its `methods` asks it to fit them.
     """
 
     extrapolations: tuple[float, ...] = ()
