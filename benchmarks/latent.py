@@ -69,7 +69,7 @@ def measure(run: sf.Model, x: Tensor, labels: Tensor | None, first: int, *, draw
 
     def continuous(cond: dict[str, Tensor] | None, steps: int | None = None) -> sf.likelihood.Bound:
         return latent.vdm.bound(
-            run.predictor, x, schedule, cond, steps=steps, draws=16, width=width, generator=seeded(0, first), times=seeded(1, first)
+            run.predictor, x, schedule, cond, steps=steps, draws=16, bin_width=width, generator=seeded(0, first), times=seeded(1, first)
         )
 
     endless, chain = continuous(None), continuous(None, steps)
@@ -122,7 +122,7 @@ def refuse_other(run: sf.Model, path: str, shape: tuple[int, ...], held_out: flo
     if held_out and (training.held_out, training.seed) != (held_out, 0):
         raise SystemExit(f"{path} left out a share of {training.held_out} by the seed {training.seed}, not {held_out} by 0.")
     if run.recipe.what in VAES:
-        width = getattr(run.network.likelihood, "width", None)
+        width = getattr(run.network.likelihood, "bin_width", None)
         if width is None or abs(width * (values - 1) - 2) > 1e-6:
             raise SystemExit(f"{path} has the likelihood {run.network.likelihood}, which is no probability of {values} values.")
     elif run.recipe.what != "latent-diffusion" and float(run.schedule.level(0.0).sigma) == 0:

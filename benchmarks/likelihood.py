@@ -67,7 +67,7 @@ def main() -> None:
 
         def bound(x: Tensor, cond: dict[str, Tensor], i: int, levels: list[Level] = levels, terms: int | None = terms) -> Tensor:
             return likelihood.vlb(
-                run.predictor, x, levels, cond, width=WIDTH, terms=terms, generator=seeded(0, i), choice=seeded(1, i)
+                run.predictor, x, levels, cond, bin_width=WIDTH, terms=terms, generator=seeded(0, i), choice=seeded(1, i)
             ).total
 
         enter(f"bound, {steps} steps", measured(x0, labels, bound))
@@ -79,7 +79,7 @@ def main() -> None:
                 x,
                 ends,
                 cond,
-                width=WIDTH,
+                bin_width=WIDTH,
                 dequantise=dequantise,
                 divergence=likelihood.Hutchinson(1),
                 tolerance=1e-3,

@@ -119,7 +119,7 @@ def test_several_draws_carry_the_error_of_their_probes():
     """Rows that differ by their probes alone scatter by what `probe_error` says, although log-mean-exp joins three draws."""
     correlated = sf.GaussianMixture(torch.ones(1), torch.zeros(1, 4), (0.05 * torch.eye(4) + 0.1)[None])
     schedule = sf.Cosine(log_snr_max=6.0, log_snr_min=-12.0)
-    options = {"width": 0.5, "dequantise": _SameInEveryRow(), "draws": 3, "divergence": Hutchinson(16), "tolerance": 1e-3}
+    options = {"bin_width": 0.5, "dequantise": _SameInEveryRow(), "draws": 3, "divergence": Hutchinson(16), "tolerance": 1e-3}
     bound = likelihood.bits_per_dim(correlated, torch.full((300, 4), 0.1), schedule, generator=seeded(), **options)
     assert bound.probe_error.shape == (300,)
     assert bound.probe_error.square().mean().sqrt().item() == pytest.approx(bound.total.std().item(), rel=0.15)
@@ -211,12 +211,12 @@ def test_dequantisation_bounds_what_the_bins_hold(dequantise):
     x0 = GRID.repeat(150)[:, None]
     mass = law.cdf(x0 + WIDTH / 2) - law.cdf(x0 - WIDTH / 2)
     wanted = -mass[:, 0].log2()
-    bound = likelihood.bits_per_dim(density, x0, schedule, width=WIDTH, dequantise=dequantise, tolerance=1e-3, generator=seeded())
+    bound = likelihood.bits_per_dim(density, x0, schedule, bin_width=WIDTH, dequantise=dequantise, tolerance=1e-3, generator=seeded())
     gap = bound.total - wanted
     error = gap.std() / math.sqrt(len(gap))
     assert -3 * error < gap.mean() < 0.15 if dequantise == Uniform() else gap.mean() > -3 * error
     tighter = likelihood.bits_per_dim(
-        density, x0, schedule, width=WIDTH, dequantise=dequantise, draws=8, tolerance=1e-3, generator=seeded()
+        density, x0, schedule, bin_width=WIDTH, dequantise=dequantise, draws=8, tolerance=1e-3, generator=seeded()
     )
     assert -3 * error < (tighter.total - wanted).mean() < gap.mean() + 3 * error
 
@@ -247,7 +247,7 @@ def test_uniform_noise_on_steps_of_a_stair_is_exact():
     stair = sf.GaussianMixture(STAIRS.repeat_interleave(20) / 20, fine[:, None], torch.full((260, 1), (WIDTH / 20) ** 2))
     schedule = sf.Cosine(log_snr_max=9.0, log_snr_min=-20.0)
     inner = torch.arange(1, 12)
-    bound = likelihood.bits_per_dim(stair, GRID[inner, None], schedule, width=WIDTH, draws=8, tolerance=1e-3, generator=seeded())
+    bound = likelihood.bits_per_dim(stair, GRID[inner, None], schedule, bin_width=WIDTH, draws=8, tolerance=1e-3, generator=seeded())
     torch.testing.assert_close(bound.total, -STAIRS[inner].log2(), rtol=0, atol=0.06)
 
 
@@ -257,7 +257,7 @@ def test_uniform_noise_on_steps_of_a_stair_is_exact():
         (lambda: likelihood.flow_log_prob(mixture, torch.zeros(1, 2), sf.Cosine(), tolerance=0.0), "tolerance must be positive"),
         (lambda: likelihood.flow_log_prob(no_gradient, torch.zeros(1, 2), sf.Cosine()), "no gradient"),
         (lambda: likelihood.flow_log_prob(no_number, torch.zeros(1, 2), sf.Cosine()), "cannot be followed"),
-        (lambda: likelihood.bits_per_dim(mixture, torch.zeros(1, 2), sf.Cosine(), width=0.0), "width positive"),
+        (lambda: likelihood.bits_per_dim(mixture, torch.zeros(1, 2), sf.Cosine(), bin_width=0.0), "bin_width positive"),
         (lambda: likelihood.bits_per_dim(mixture, torch.zeros(1, 2), sf.Cosine(), draws=0), "draws must be"),
         (lambda: Hutchinson(0), "at least one probe"),
     ],
@@ -282,7 +282,7 @@ def test_the_truncated_normal_takes_the_noise_of_the_first_level():
     first = schedule.level(0.0)
     exact = sf.Gaussian(torch.zeros(1), 0.2)
     by_itself, told = (
-        likelihood.bits_per_dim(exact, x0, schedule, width=0.2, dequantise=how, generator=torch.Generator().manual_seed(0)).total
+        likelihood.bits_per_dim(exact, x0, schedule, bin_width=0.2, dequantise=how, generator=torch.Generator().manual_seed(0)).total
         for how in (likelihood.TruncatedNormal(), likelihood.TruncatedNormal(std=float(first.sigma / first.alpha)))
     )
     torch.testing.assert_close(by_itself, told)

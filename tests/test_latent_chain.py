@@ -47,7 +47,7 @@ def test_the_importance_bound_of_diffusion_falls_to_its_evidence():
     chain = sf.Discrete(torch.linspace(0.05, 0.3, 5))
     oracle = sf.GaussianMixture(torch.ones(1), torch.tensor([[0.2]]), torch.tensor([[[0.3]]]))
     x0, width = torch.linspace(-0.8, 0.8, 9)[:, None], 0.2
-    model = as_hierarchical_vae(oracle, chain, variance="large", width=width)
+    model = as_hierarchical_vae(oracle, chain, variance="large", bin_width=width)
     rows = x0.repeat(400, 1)
     bits = [latent.importance_bits(model, rows, draws=k, generator=torch.Generator().manual_seed(k)).mean() for k in (1, 3, 10, 100)]
     assert bits[0] > bits[1] > bits[2] > bits[3]
@@ -57,12 +57,14 @@ def test_the_importance_bound_of_diffusion_falls_to_its_evidence():
         oracle(torch.zeros(1, 1), last), torch.zeros(1, 1), last, model.levels[-1], variance="large",
         last_log_variance=sf.process.posterior_log_variance(model.levels[-3], last),
     )  # fmt: skip
-    chances = torch.stack([sf.Normal(draws, law.log_variance).binned_log_prob(v.expand_as(draws), width=width).exp().mean() for v in x0])
+    chances = torch.stack(
+        [sf.Normal(draws, law.log_variance).binned_log_prob(v.expand_as(draws), bin_width=width).exp().mean() for v in x0]
+    )
     truth = -chances.log2().mean()
     assert bits[-1] == pytest.approx(float(truth), abs=0.02)
     assert bits[0] > truth + 0.01
     with pytest.raises(ValueError, match="make the model with jumps=False"):
-        latent.importance_bits(as_hierarchical_vae(oracle, chain, width=width, jumps=True), x0, draws=2)
+        latent.importance_bits(as_hierarchical_vae(oracle, chain, bin_width=width, jumps=True), x0, draws=2)
 
 
 def test_sampling_it_is_ancestral_sampling():

@@ -103,7 +103,7 @@ def test_a_sample_depends_on_its_own_generator_alone():
 def test_a_ladder_learns_to_use_its_latents():
     """On images of one random grey each, the bound falls below the entropy that a decoder without latents could reach."""
     torch.manual_seed(0)
-    model = latent.LadderVAE(Ladder((1, 4, 4), 2, levels=[(0, 2), (1, 2)], width=8, patch=1), latent.DiscretisedLogistic(width=2 / 15))
+    model = latent.LadderVAE(Ladder((1, 4, 4), 2, levels=[(0, 2), (1, 2)], width=8, patch=1), latent.DiscretisedLogistic(bin_width=2 / 15))
     x = (torch.randint(0, 16, (512, 1, 1, 1)) / 7.5 - 1).expand(-1, 1, 4, 4)
     optimizer, generator = torch.optim.Adam(model.parameters(), lr=5e-3), torch.Generator().manual_seed(0)
     for step in range(150):

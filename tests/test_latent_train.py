@@ -194,7 +194,7 @@ def test_the_schedules_ends_are_logged_and_move(runs):
     assert run.schedule.log_snr_max == average["schedule.log_snr_max"]
     level = run.schedule.level(0.0)
     assert float(level.log_snr) == pytest.approx(float(average["schedule.log_snr_max"]))
-    bits = latent.vdm.bound(run.predictor, torch.zeros(2, 1, 8, 8), run.schedule, width=2 / 16, draws=2).total
+    bits = latent.vdm.bound(run.predictor, torch.zeros(2, 1, 8, 8), run.schedule, bin_width=2 / 16, draws=2).total
     assert bits.isfinite().all()
 
 

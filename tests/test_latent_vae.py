@@ -156,14 +156,16 @@ def test_the_importance_bound_falls_with_its_draws_to_the_evidence():
 GRID = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
 
-@pytest.mark.parametrize("law", [latent.DiscretisedLogistic(), latent.Gaussian(std=0.1, width=2 / 255), latent.Gaussian(width=2 / 255)])
+@pytest.mark.parametrize(
+    "law", [latent.DiscretisedLogistic(), latent.Gaussian(std=0.1, bin_width=2 / 255), latent.Gaussian(bin_width=2 / 255)]
+)
 def test_the_probabilities_of_all_values_sum_to_one(law):
     said = torch.randn(30, law.numbers) * torch.tensor([0.8, 2.0])[: law.numbers] - torch.tensor([0.0, 4.0])[: law.numbers]
     total = torch.stack([law.log_prob(said, v.expand(30, 1)) for v in GRID]).logsumexp(0)
     torch.testing.assert_close(total, torch.zeros(30), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("law", [latent.DiscretisedLogistic(width=2 / 16), latent.Gaussian(std=0.02, width=2 / 16)])
+@pytest.mark.parametrize("law", [latent.DiscretisedLogistic(bin_width=2 / 16), latent.Gaussian(std=0.02, bin_width=2 / 16)])
 def test_greys_that_were_rounded_to_bytes_keep_their_bins(law):
     """17 greys, as bytes 0, 16, 32, … 255: their neighbours are not all equally far, and the probabilities still sum to one."""
     greys = (torch.linspace(0, 255, 17)).round() / 127.5 - 1
@@ -190,7 +192,7 @@ def test_the_logistic_keeps_its_gradient_far_out():
 
 @pytest.mark.parametrize(
     ("law", "values"),
-    [(latent.DiscretisedLogistic(width=0.5), torch.linspace(-1, 1, 5)), (latent.Bernoulli(low=-1.0), torch.tensor([-1.0, 1.0]))],
+    [(latent.DiscretisedLogistic(bin_width=0.5), torch.linspace(-1, 1, 5)), (latent.Bernoulli(low=-1.0), torch.tensor([-1.0, 1.0]))],
 )
 def test_draws_are_as_frequent_as_they_are_probable(law, values):
     said = torch.tensor([0.3, -0.7])[: law.numbers].expand(40_000, law.numbers)
@@ -214,7 +216,7 @@ def test_bernoulli_is_the_cross_entropy():
         (latent.Bernoulli(), torch.tensor([[-0.5]])),
         (latent.Bernoulli(low=-1.0), torch.tensor([[1.5]])),
         (latent.DiscretisedLogistic(), torch.tensor([[1.5]])),
-        (latent.Gaussian(std=1.0, width=0.1), torch.tensor([[1.5]])),
+        (latent.Gaussian(std=1.0, bin_width=0.1), torch.tensor([[1.5]])),
     ],
 )
 def test_data_beyond_the_law_are_refused(law, x):
@@ -226,8 +228,8 @@ def test_data_beyond_the_law_are_refused(law, x):
     ("make", "message"),
     [
         (lambda: latent.Gaussian(std=0.0), "std of a Gaussian likelihood must be positive, got 0.0"),
-        (lambda: latent.Gaussian(width=math.nan), "width of a Gaussian likelihood must be positive, got nan"),
-        (lambda: latent.DiscretisedLogistic(width=-1.0), "width of a discretised logistic must be positive"),
+        (lambda: latent.Gaussian(bin_width=math.nan), "bin width of a Gaussian likelihood must be positive, got nan"),
+        (lambda: latent.DiscretisedLogistic(bin_width=-1.0), "bin width of a discretised logistic must be positive"),
         (lambda: latent.VAE([], [], latent.Gaussian(), (2,)), "as many encoders as decoders"),
         (lambda: latent.bound(small(), torch.zeros(2, 3), draws=0), "draws must be at least 1"),
         (lambda: latent.sample(small(), 0), "count must be at least 1"),

@@ -106,7 +106,7 @@ def test_the_decoder_is_the_posterior_over_the_grid(width, log_snr):
     scores = -0.5 * ((z[..., None] - level.alpha * values) / level.sigma).square()
     index = ((x0 + 1) / width).round().long()
     truth = -scores.log_softmax(-1).gather(-1, index[..., None])[..., 0].mean(1) / NATS
-    torch.testing.assert_close(vdm.decoder_bits(x0, z, level, width=width), truth, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(vdm.decoder_bits(x0, z, level, bin_width=width), truth, rtol=1e-9, atol=1e-12)
 
 
 def test_the_bounds_of_more_steps_fall_to_the_continuous_one():
@@ -137,7 +137,13 @@ def test_the_continuous_bound_of_the_exact_model_is_its_evidence():
     x0 = grid_points(4000, width)
     schedule = sf.LearnedSchedule(log_snr_max=11.0, log_snr_min=-9.0)
     bound = vdm.bound(
-        ORACLE, x0, schedule, draws=64, width=width, generator=torch.Generator().manual_seed(20), times=torch.Generator().manual_seed(1020)
+        ORACLE,
+        x0,
+        schedule,
+        draws=64,
+        bin_width=width,
+        generator=torch.Generator().manual_seed(20),
+        times=torch.Generator().manual_seed(1020),
     )
     apart = bound.total + (ORACLE.log_prob(x0) + 2 * math.log(width)) / (2 * NATS)
     assert apart.mean().abs() < 4 * apart.std() / math.sqrt(len(apart))
@@ -164,17 +170,17 @@ def test_the_whole_loss_teaches_the_ends():
             level = sf.Level(alpha, sigma)
             return ORACLE(x * torch.hypot(alpha, sigma), level).eps
 
-    model, x0 = latent.VDM(sf.Denoiser(Known()), schedule, width=2 / 16), grid_points(200, 2 / 16)
+    model, x0 = latent.VDM(sf.Denoiser(Known()), schedule, bin_width=2 / 16), grid_points(200, 2 / 16)
     ends = [schedule.log_snr_max, schedule.span]
     optimizer, generator = torch.optim.Adam(ends, lr=0.1), torch.Generator().manual_seed(0)
-    before = vdm.bound(model.denoiser, x0, schedule, draws=32, width=2 / 16).total.mean()
+    before = vdm.bound(model.denoiser, x0, schedule, draws=32, bin_width=2 / 16).total.mean()
     for _ in range(100):
         eps = torch.randn(x0.shape, generator=generator)
         value = model.loss(x0, eps, loss.Stratified(schedule)(len(x0), generator)).mean()
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-    after = vdm.bound(model.denoiser, x0, schedule, draws=32, width=2 / 16)
+    after = vdm.bound(model.denoiser, x0, schedule, draws=32, bin_width=2 / 16)
     assert after.total.mean() < before - 0.1
     assert schedule.log_snr_max.item() > 5
     assert schedule.log_snr_min.item() < -3

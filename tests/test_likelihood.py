@@ -32,7 +32,7 @@ def test_the_bins_next_to_the_outermost_are_closed_even_for_rounded_data(side, o
     width, q = 2 / 255, torch.distributions.Normal(side * 0.99, 0.02)
     x = side * (1 - width * (1 + torch.tensor([off])))
     mass = q.cdf(x + width / 2) - q.cdf(x - width / 2)
-    ours = sf.Normal(torch.tensor([side * 0.99]), torch.tensor(2 * math.log(0.02))).binned_log_prob(x, width=width)
+    ours = sf.Normal(torch.tensor([side * 0.99]), torch.tensor(2 * math.log(0.02))).binned_log_prob(x, bin_width=width)
     torch.testing.assert_close(ours, mass.log(), rtol=1e-9, atol=0)
 
 

@@ -55,7 +55,7 @@ def test_a_learned_variance_is_learned(recipe_file, tmp_path):
     bits = {
         kind: float(
             sf.likelihood.vlb(
-                run.predictor, batch.x, levels, batch.cond, variance=kind, width=2 / 16, generator=torch.Generator().manual_seed(0)
+                run.predictor, batch.x, levels, batch.cond, variance=kind, bin_width=2 / 16, generator=torch.Generator().manual_seed(0)
             ).total.mean()
         )
         for kind in ("small", "large", "learned")

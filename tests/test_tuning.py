@@ -109,7 +109,7 @@ GRID_DATA = (torch.randint(0, 17, (200, 2), generator=torch.Generator().manual_s
 
 
 def costs_of(variance, ends=1):
-    return bound_costs(mixture, SHORT, GRID_DATA, variance=variance, width=1 / 8, ends=ends, generator=torch.Generator().manual_seed(1))
+    return bound_costs(mixture, SHORT, GRID_DATA, variance=variance, bin_width=1 / 8, ends=ends, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -143,8 +143,8 @@ def test_no_path_is_shorter(steps, ends, variance):
 def test_the_bound_of_the_tuned_chain_is_the_least_of_all_spacings():
     chain, generator = sf.Discrete.linear(40, beta_max=0.01), torch.Generator().manual_seed(0)
     x0 = (mixture.sample(100, generator)[0].clamp(-2, 2) * 8).round() / 16
-    tuned = tune_bound(mixture, chain, x0, steps=8, width=1 / 16, ends=8, generator=generator)
-    costs = bound_costs(mixture, chain, x0, width=1 / 16, ends=8, generator=torch.Generator().manual_seed(0))
+    tuned = tune_bound(mixture, chain, x0, steps=8, bin_width=1 / 16, ends=8, generator=generator)
+    costs = bound_costs(mixture, chain, x0, bin_width=1 / 16, ends=8, generator=torch.Generator().manual_seed(0))
     assert len(tuned.levels) == 9
     for spacing in (sf.spacing.uniform, sf.spacing.leading, sf.spacing.quadratic, sf.spacing.openai_sections()):
         path = [round(k) for k in (spacing(chain, 8) * 40).tolist()]
@@ -156,9 +156,9 @@ def test_the_bound_of_the_tuned_chain_is_the_least_of_all_spacings():
 def test_the_tables_total_is_the_bound():
     """Of a chain through some levels, from other draws: within their standard errors."""
     x0 = GRID_DATA.repeat(20, 1)
-    costs = bound_costs(mixture, SHORT, x0, width=1 / 8, generator=torch.Generator().manual_seed(2))
+    costs = bound_costs(mixture, SHORT, x0, bin_width=1 / 8, generator=torch.Generator().manual_seed(2))
     path = costs.shortest(5)
-    bound = vlb(mixture, x0, [SHORT.level(k / 12) for k in path], width=1 / 8, generator=torch.Generator().manual_seed(3))
+    bound = vlb(mixture, x0, [SHORT.level(k / 12) for k in path], bin_width=1 / 8, generator=torch.Generator().manual_seed(3))
     assert abs(costs.total(path) - float(bound.total.mean())) < 4 * bound.standard_error
 
 

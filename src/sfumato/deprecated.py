@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 def old_names(module: str, **names: str) -> Callable[[str], Any]:
@@ -47,5 +48,15 @@ def old_keywords(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             return function(*args, **kwargs)
 
         return call
+
+    return decorate
+
+
+def old_fields(**names: str) -> Callable[[type[T]], type[T]]:
+    """`old_keywords` for the fields of a dataclass: a decorator of the class."""
+
+    def decorate(cls: type[T]) -> type[T]:
+        setattr(cls, "__init__", old_keywords(**names)(cls.__init__))  # noqa: B010 - pyright knows no __init__ of a type variable
+        return cls
 
     return decorate

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sfumato import likelihood
 from sfumato.denoiser import CondLike, Predictor
+from sfumato.deprecated import old_keywords
 from sfumato.prediction import Prediction
 from sfumato.schedule import Discrete, Level, Schedule
 
@@ -97,6 +98,7 @@ def simple(
     return (weight(level) * error.square()).flatten(1).mean(1)
 
 
+@old_keywords(width="bin_width")
 def vlb(
     predict: Predictor,
     x0: Float[Tensor, "b *x"],
@@ -108,7 +110,7 @@ def vlb(
     steps: int,
     variance: str = "small",
     last_log_variance: Tensor,
-    width: float = 2 / 255,
+    bin_width: float = 2 / 255,
 ) -> Float[Tensor, "b"]:
     """One random term of the bound times the number of terms, in bits/dim; its mean over uniform t = 1 … steps is Σ L_{t-1} + L_0.
 
@@ -122,16 +124,19 @@ def vlb(
         steps: how many steps the chain has.
         variance: "small", "large" or "learned".
         last_log_variance: stands for the log variance where s is the data: log β̃ of the chain's second step. See `process.reverse`.
-        width: distance of neighbouring values of the data.
+        bin_width: distance of neighbouring values of the data.
 
     Reference: Nichol & Dhariwal (2021), eqs. 4-7, arXiv:2102.09672.
     """
     x0, eps, t, s, last_log_variance = _wide(x0), _wide(eps), _wide_level(t), _wide_level(s), _wide(last_log_variance)
     x_t = t.alpha * x0 + t.sigma * eps
-    term = likelihood.term_bits(predict(x_t, t, cond), x0, x_t, t, s, variance=variance, last_log_variance=last_log_variance, width=width)
+    term = likelihood.term_bits(
+        predict(x_t, t, cond), x0, x_t, t, s, variance=variance, last_log_variance=last_log_variance, bin_width=bin_width
+    )
     return steps * term
 
 
+@old_keywords(width="bin_width")
 def hybrid(
     predict: Predictor,
     x0: Float[Tensor, "b *x"],
@@ -144,7 +149,7 @@ def hybrid(
     weight: Weight = eps_weight,
     vlb_weight: float = 1e-3,
     last_log_variance: Tensor,
-    width: float = 2 / 255,
+    bin_width: float = 2 / 255,
 ) -> Float[Tensor, "b"]:
     """L_simple + vlb_weight · L_vlb (bits/dim), the bound teaching the learned variance alone: the mean is held fixed in it.
 
@@ -155,7 +160,7 @@ def hybrid(
     prediction = predict(x_t, t, cond)
     error = prediction.v(t) - truth.v(t)
     held = Prediction(prediction.x0.detach(), prediction.eps.detach(), prediction.variance_fraction)
-    term = likelihood.term_bits(held, x0, x_t, t, s, variance="learned", last_log_variance=last_log_variance, width=width)
+    term = likelihood.term_bits(held, x0, x_t, t, s, variance="learned", last_log_variance=last_log_variance, bin_width=bin_width)
     return (weight(t) * error.square()).flatten(1).mean(1) + vlb_weight * steps * term
 
 

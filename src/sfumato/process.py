@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.deprecated import old_keywords
 from sfumato.noise import Generator, normal_like
 from sfumato.prediction import Prediction
 from sfumato.schedule import Level, Schedule
@@ -52,14 +53,15 @@ class Normal:
         ratio = self.log_variance - other.log_variance
         return 0.5 * (distance + ratio.exp() - 1 - ratio)
 
-    def binned_log_prob(self, x: Float[Tensor, "*x"], *, width: float = 2 / 255) -> Float[Tensor, "*x"]:
-        """Log-probability of each entry's bin, in nats: the Gaussian's mass in x ± width/2, the outermost bins of [-1, 1] open outwards.
+    @old_keywords(width="bin_width")
+    def binned_log_prob(self, x: Float[Tensor, "*x"], *, bin_width: float = 2 / 255) -> Float[Tensor, "*x"]:
+        """Log-probability of each entry's bin x ± bin_width/2, in nats; the outermost bins of [-1, 1] are open outwards.
 
         The decoder of 8-bit data in [-1, 1]. Ho et al. (2020), eq. 13, arXiv:2006.11239.
         """
         scale = (-self.log_variance / 2).exp()
-        upper, lower = (x - self.mean + width / 2) * scale, (x - self.mean - width / 2) * scale
-        top, bottom = x > 1 - width / 2, x < -1 + width / 2
+        upper, lower = (x - self.mean + bin_width / 2) * scale, (x - self.mean - bin_width / 2) * scale
+        top, bottom = x > 1 - bin_width / 2, x < -1 + bin_width / 2
         below, above = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
         # log(Φ(b) - Φ(a)) in the tail where both are small, so that nothing cancels.
         flip = lower > 0

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sfumato.condition import take
 from sfumato.denoiser import CondLike, Predictor
+from sfumato.deprecated import old_keywords
 from sfumato.likelihood import prior_bits, term_bits
 from sfumato.noise import Generator, normal_like
 from sfumato.process import posterior_log_variance
@@ -297,6 +298,7 @@ class BoundCosts:
         return [*reversed(path), 0]
 
 
+@old_keywords(width="bin_width")
 @torch.no_grad()
 def bound_costs(
     predict: Predictor,
@@ -305,7 +307,7 @@ def bound_costs(
     cond: CondLike | None = None,
     *,
     variance: str = "small",
-    width: float = 2 / 255,
+    bin_width: float = 2 / 255,
     ends: int = 1,
     generator: Generator | None = None,
 ) -> BoundCosts:
@@ -321,7 +323,7 @@ def bound_costs(
         x0: data, as `likelihood.vlb` takes them.
         cond: conditions, one row an example.
         variance: of the reverse steps: "small" or "large".
-        width: distance of neighbouring values of the data.
+        bin_width: distance of neighbouring values of the data.
         ends: how many of the chain's first levels may be the last before the data.
         generator: of the noise in x_t, one draw a level.
 
@@ -341,7 +343,7 @@ def bound_costs(
         squared[k] = (prediction.x0 - x0).square().mean(dtype=torch.float64)
         for before in range(k + 1, len(levels)) if k <= ends else ():
             last = posterior_log_variance(levels[before], level)
-            bits = term_bits(prediction, x0, x_t, level, levels[0], variance=variance, last_log_variance=last, width=width)
+            bits = term_bits(prediction, x0, x_t, level, levels[0], variance=variance, last_log_variance=last, bin_width=bin_width)
             decoder[before, k] = bits.mean(dtype=torch.float64)
     snr = torch.stack([level.log_snr for level in levels]).exp()
     sigma = torch.stack([level.sigma for level in levels])
@@ -352,6 +354,7 @@ def bound_costs(
     return BoundCosts(costs, decoder, float(prior_bits(x0, levels[-1]).mean(dtype=torch.float64)))
 
 
+@old_keywords(width="bin_width")
 def tune_bound(
     predict: Predictor,
     chain: Discrete,
@@ -360,7 +363,7 @@ def tune_bound(
     *,
     steps: int = 10,
     variance: str = "small",
-    width: float = 2 / 255,
+    bin_width: float = 2 / 255,
     ends: int = 1,
     generator: Generator | None = None,
 ) -> TuningResult:
@@ -368,7 +371,7 @@ def tune_bound(
 
     Arguments and refusals are those of `bound_costs`; the default that it is compared with keeps its levels evenly from T to 1.
     """
-    costs = bound_costs(predict, chain, x0, cond, variance=variance, width=width, ends=ends, generator=generator)
+    costs = bound_costs(predict, chain, x0, cond, variance=variance, bin_width=bin_width, ends=ends, generator=generator)
     path = costs.shortest(steps)
     evenly = [round(k) for k in (spacing.openai_sections()(chain, steps) * len(chain)).tolist()]
     levels = tuple(chain.level(k / len(chain)) for k in path)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.denoiser import CondLike, Predictor
+from sfumato.deprecated import old_keywords
 from sfumato.latent.bound import Trace, Visit
 from sfumato.noise import Generator
 from sfumato.process import Normal, marginal, posterior, posterior_log_variance, reverse
@@ -30,7 +31,7 @@ class DiffusionVAE:
     levels: Sequence[Level]
     cond: CondLike | None
     variance: str
-    width: float
+    bin_width: float
     jumps: bool
 
     @property
@@ -48,7 +49,7 @@ class DiffusionVAE:
             z = marginal(x, s).sample(generator) if self.jumps else q.sample(generator)
             visits.append(Visit(z, q, p))
         decoder = self._reverse(z, self.levels[-2], self.levels[-1])
-        return Trace(visits, decoder.binned_log_prob(x, width=self.width).flatten(1).sum(1), not self.jumps)
+        return Trace(visits, decoder.binned_log_prob(x, bin_width=self.bin_width).flatten(1).sum(1), not self.jumps)
 
     def sample(self, z: Float[Tensor, "b *x"], generator: Generator | None = None) -> Float[Tensor, "b *x"]:
         """From z_T ~ p(z_T) down the decoder to the mean of p(x | z_1): ancestral sampling."""
@@ -61,6 +62,7 @@ class DiffusionVAE:
         return reverse(self.predict(z, t, self.cond), z, t, s, variance=self.variance, last_log_variance=last)
 
 
+@old_keywords(width="bin_width")
 def as_hierarchical_vae(
     predict: Predictor,
     schedule: Schedule,
@@ -68,7 +70,7 @@ def as_hierarchical_vae(
     *,
     steps: int | None = None,
     variance: str = "small",
-    width: float = 2 / 255,
+    bin_width: float = 2 / 255,
     jumps: bool = False,
 ) -> DiffusionVAE:
     """The hierarchical VAE that a diffusion model is, for `latent.bound`, `importance_bits` and `level_use`.
@@ -79,7 +81,7 @@ def as_hierarchical_vae(
         cond: conditions, one row an example.
         steps: T; the chain's own where not given.
         variance: of the decoder's steps: "small", "large" or "learned".
-        width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes.
+        bin_width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes.
         jumps: draw each z_k straight from q(z_k | x), which leaves the mean of every divergence as it is and takes the noise in the order
             of `likelihood.vlb`; an importance bound needs the walk along the chain.
 
@@ -95,4 +97,4 @@ def as_hierarchical_vae(
     else:
         one = torch.ones((), dtype=torch.float64)
         levels = [*grid(schedule, steps - 1, spacing=uniform), Level(one, 0 * one)]
-    return DiffusionVAE(predict, levels, cond, variance, width, jumps)
+    return DiffusionVAE(predict, levels, cond, variance, bin_width, jumps)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sfumato import loss
 from sfumato.denoiser import CondLike, Predictor
+from sfumato.deprecated import old_keywords
 from sfumato.latent.autoencoder import Autoencoder, float_of
 from sfumato.latent.likelihood import DiscretisedLogistic
 from sfumato.likelihood.bound import prior_bits, standard_error
@@ -45,6 +46,7 @@ class LatentBound:
         return float(standard_error(self.total))
 
 
+@old_keywords(width="bin_width")
 @torch.no_grad()
 def bound(
     autoencoder: Autoencoder,
@@ -55,7 +57,7 @@ def bound(
     *,
     residual: float,
     draws: int = 8,
-    width: float = 2 / 255,
+    bin_width: float = 2 / 255,
     generator: Generator | None = None,
     times: torch.Generator | None = None,
 ) -> LatentBound:
@@ -69,7 +71,7 @@ def bound(
         cond: conditions, one row an example.
         residual: mean distance of a decoded image from x, which sets the logistic's scale: `Measured.residual`.
         draws: times of the diffusion an example, one from each of so many equal stretches.
-        width: distance of neighbouring values of x.
+        bin_width: distance of neighbouring values of x.
         generator: of latent and noise.
         times: of the times.
 
@@ -83,7 +85,7 @@ def bound(
     z = law.sample(generator)
     image = autoencoder.decode(z, x.shape[2:])
     log_scale = torch.full_like(image, math.log(residual / (2 * math.log(2))))  # a logistic's mean distance is 2 ln 2 scales
-    pixels = -DiscretisedLogistic(width=width).log_prob(torch.cat([image, log_scale], 1), x)
+    pixels = -DiscretisedLogistic(bin_width=bin_width).log_prob(torch.cat([image, log_scale], 1), x)
     latent = density_bits(predict, z, schedule, cond, draws=draws, generator=generator, times=times) * z[0].numel() * math.log(2)
     given = law.log_prob(z).flatten(1).sum(1)
     return LatentBound(*(nats / (x[0].numel() * math.log(2)) for nats in (pixels, latent + given)))

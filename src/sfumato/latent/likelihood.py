@@ -1,6 +1,6 @@
 """p(x | z) as a decoder says it: which numbers it gives for each entry of x, and how probable they make x.
 
-A decoder's output holds `numbers` blocks along axis 1, each of the shape of x. Gaussian without a width is a density; the others are
+A decoder's output holds `numbers` blocks along axis 1, each of the shape of x. A Gaussian without a bin width is a density; the others are
 probabilities, of values on a grid or of black and white, and only those give bits/dim that files could be as long as.
 """
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.deprecated import old_fields
 from sfumato.noise import Generator, normal_like
 from sfumato.process import Normal
 
@@ -37,26 +38,28 @@ class Likelihood(Protocol):
         ...
 
 
+@old_fields(width="bin_width")
 @dataclass(frozen=True, kw_only=True)
 class Gaussian:
     """N(mean, std²); the decoder learns the variance of each entry, too, where no std is given.
 
     Args:
         std: fixed, in units of x.
-        width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes. With it the law is that of the bins, the outermost open.
+        bin_width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes. If given, `log_prob` is that of the
+            bins, the outermost open.
         log_variance_min: below it a learned variance does not go (an entry that is known exactly would have an infinite density).
 
     Raises:
-        ValueError: a std or width that is not positive.
+        ValueError: a std or bin width that is not positive.
     """
 
     std: float | None = None
-    width: float | None = None
+    bin_width: float | None = None
     log_variance_min: float = -14.0
 
     def __post_init__(self) -> None:
         """Refuses what is no scale."""
-        for name, value in (("std", self.std), ("width", self.width)):
+        for name, value in (("std", self.std), ("bin width", self.bin_width)):
             if value is not None and not value > 0:
                 raise ValueError(f"the {name} of a Gaussian likelihood must be positive, got {value}.")
 
@@ -76,10 +79,10 @@ class Gaussian:
         """Its log-density, or the log-probability of x's bins."""
         law = self.law(said)
         _refuse_other_shape(law.mean, x)
-        if self.width is None:
+        if self.bin_width is None:
             return law.log_prob(x).flatten(1).sum(1)
         refuse_outside(x, -1.0, 1.0, "a binned Gaussian likelihood")
-        return law.binned_log_prob(on_grid(x, self.width), width=self.width).flatten(1).sum(1)
+        return law.binned_log_prob(on_grid(x, self.bin_width), bin_width=self.bin_width).flatten(1).sum(1)
 
     def mean(self, said: Float[Tensor, "b *said"]) -> Float[Tensor, "b *x"]:
         """Its mean."""
@@ -125,6 +128,7 @@ class Bernoulli:
         return torch.where(chance < said.sigmoid(), 1.0, self.low).to(said)
 
 
+@old_fields(width="bin_width")
 @dataclass(frozen=True, kw_only=True)
 class DiscretisedLogistic:
     """A logistic law's mass in each value's bin, the outermost bins of [-1, 1] open; the decoder gives mean and log scale.
@@ -134,20 +138,20 @@ class DiscretisedLogistic:
     Reference: Kingma et al. (2016), section 4 and appendix C.1.1, arXiv:1606.04934; Salimans et al. (2017), eqs. 1 and 2, arXiv:1701.05517.
 
     Args:
-        width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes.
+        bin_width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes.
         log_scale_min: below it the scale does not go; e^-7 is an eighth of a byte's bin.
 
     Raises:
-        ValueError: a width that is not positive; from `log_prob`, x outside [-1, 1].
+        ValueError: a bin width that is not positive; from `log_prob`, x outside [-1, 1].
     """
 
-    width: float = 2 / 255
+    bin_width: float = 2 / 255
     log_scale_min: float = -7.0
 
     def __post_init__(self) -> None:
-        """Refuses what is no width."""
-        if not self.width > 0:
-            raise ValueError(f"the width of a discretised logistic must be positive, got {self.width}.")
+        """Checks the bin width."""
+        if not self.bin_width > 0:
+            raise ValueError(f"the bin width of a discretised logistic must be positive, got {self.bin_width}.")
 
     @property
     def numbers(self) -> int:
@@ -159,12 +163,12 @@ class DiscretisedLogistic:
         refuse_outside(x, -1.0, 1.0, "a discretised logistic likelihood")
         mean, log_scale = _blocks(said, 2)
         _refuse_other_shape(mean, x)
-        x = on_grid(x, self.width)
+        x = on_grid(x, self.bin_width)
         sharpness = (-log_scale.clamp(min=self.log_scale_min)).exp()
-        upper, lower = ((x - mean + side * self.width / 2) * sharpness for side in (1, -1))
+        upper, lower = ((x - mean + side * self.bin_width / 2) * sharpness for side in (1, -1))
         below, above = torch.nn.functional.logsigmoid(upper), torch.nn.functional.logsigmoid(-lower)
-        inside = below + above + torch.log(-torch.expm1(-self.width * sharpness))
-        top, bottom = x > 1 - self.width / 2, x < -1 + self.width / 2
+        inside = below + above + torch.log(-torch.expm1(-self.bin_width * sharpness))
+        top, bottom = x > 1 - self.bin_width / 2, x < -1 + self.bin_width / 2
         return torch.where(bottom, below, torch.where(top, above, inside)).flatten(1).sum(1)
 
     def mean(self, said: Float[Tensor, "b *said"]) -> Float[Tensor, "b *x"]:
@@ -176,7 +180,7 @@ class DiscretisedLogistic:
         mean, log_scale = _blocks(said, 2)
         u = torch.special.ndtr(normal_like(mean, generator).double()).clamp(1e-12, 1 - 1e-12)
         x = mean + log_scale.clamp(min=self.log_scale_min).exp() * u.logit().to(mean)
-        return on_grid(x, self.width).clamp(-1, 1)
+        return on_grid(x, self.bin_width).clamp(-1, 1)
 
 
 def _blocks(said: Tensor, count: int) -> tuple[Tensor, ...]:
@@ -190,9 +194,9 @@ def _refuse_other_shape(said: Tensor, x: Tensor) -> None:
         raise ValueError(f"the decoder speaks of an x of shape {tuple(said.shape)}, got one of {tuple(x.shape)}.")
 
 
-def on_grid(x: Tensor, width: float) -> Tensor:
+def on_grid(x: Tensor, bin_width: float) -> Tensor:
     """x as the nearest value so far apart, from -1 up, whose bin it is charged for: 17 greys, say, were rounded to bytes on their way."""
-    return ((x + 1) / width).round() * width - 1
+    return ((x + 1) / bin_width).round() * bin_width - 1
 
 
 def refuse_outside(x: Tensor, low: float, high: float, name: str) -> None:

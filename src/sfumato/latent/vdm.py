@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfumato import loss as losses
 from sfumato.denoiser import CondLike, Denoiser, Predictor
+from sfumato.deprecated import old_keywords
 from sfumato.latent.likelihood import refuse_outside
 from sfumato.likelihood.bound import Bound, prior_bits, term_bits
 from sfumato.noise import Generator, normal_like
@@ -26,16 +27,17 @@ from sfumato.schedule import LearnedSchedule, Level, Schedule
 class VDM(nn.Module):
     """A denoiser and the schedule that it is trained with."""
 
-    def __init__(self, denoiser: Denoiser, schedule: LearnedSchedule, *, width: float = 2 / 255) -> None:
+    @old_keywords(width="bin_width")
+    def __init__(self, denoiser: Denoiser, schedule: LearnedSchedule, *, bin_width: float = 2 / 255) -> None:
         """Joins the two.
 
         Args:
             denoiser: of any target.
             schedule: learnt; its two ends are taught by the bound, its curve by the variance.
-            width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes.
+            bin_width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes.
         """
         super().__init__()
-        self.denoiser, self.schedule, self.width = denoiser, schedule, width
+        self.denoiser, self.schedule, self.bin_width = denoiser, schedule, bin_width
         self.net = Learnt(denoiser.net, schedule)
 
     def loss(
@@ -45,7 +47,7 @@ class VDM(nn.Module):
         clean, noisy = (self.schedule.level(end) for end in (0.0, 1.0))
         diffusion = diffusion_bits(self.denoiser, x0, eps, t, self.schedule, cond)
         z_0 = clean.alpha.to(x0) * x0 + clean.sigma.to(x0) * eps
-        return diffusion + prior_bits(x0, noisy.to(x0)) + decoder_bits(x0, z_0, clean, width=self.width)
+        return diffusion + prior_bits(x0, noisy.to(x0)) + decoder_bits(x0, z_0, clean, bin_width=self.bin_width)
 
 
 class Learnt(nn.Module):
@@ -89,7 +91,8 @@ def diffusion_bits(
     return bits
 
 
-def decoder_bits(x0: Float[Tensor, "b *x"], z_0: Float[Tensor, "b *x"], level: Level, *, width: float = 2 / 255) -> Float[Tensor, "b"]:
+@old_keywords(width="bin_width")
+def decoder_bits(x0: Float[Tensor, "b *x"], z_0: Float[Tensor, "b *x"], level: Level, *, bin_width: float = 2 / 255) -> Float[Tensor, "b"]:
     """-log p(x | z_0), p(x_i | z_0) ∝ q(z_0,i | x_i) over the values of a grid in [-1, 1], in bits/dim.
 
     Values so far from x that all together weigh less than a double's rounding are left out of the sum.
@@ -97,12 +100,14 @@ def decoder_bits(x0: Float[Tensor, "b *x"], z_0: Float[Tensor, "b *x"], level: L
     Reference: Kingma et al. (2021), eq. 7 and appendix E, arXiv:2107.00630.
     """
     alpha, sigma = level.alpha.to(x0), level.sigma.to(x0)
-    count = round(2 / width)
-    reach = min(count, math.ceil(17 * float((sigma / alpha).detach()) / width) + 1)  # e^(-8.5²/2) on either side of z_0, and x is near it
-    index = ((x0 + 1) / width).round()
+    count = round(2 / bin_width)
+    reach = min(
+        count, math.ceil(17 * float((sigma / alpha).detach()) / bin_width) + 1
+    )  # e^(-8.5²/2) on either side of z_0, and x is near it
+    index = ((x0 + 1) / bin_width).round()
     terms = []
     for offset in range(-reach, reach + 1):
-        value = (index + offset) * width - 1
+        value = (index + offset) * bin_width - 1
         log_q = -0.5 * ((z_0 - alpha * value) / sigma).square()
         terms.append(torch.where((index + offset < 0) | (index + offset > count), -torch.inf, log_q))
     # Under a posterior this sharp the sum can be one term: subtracting it first keeps what little is left.
@@ -111,6 +116,7 @@ def decoder_bits(x0: Float[Tensor, "b *x"], z_0: Float[Tensor, "b *x"], level: L
     return others.logsumexp(0).flatten(1).mean(1) / math.log(2)
 
 
+@old_keywords(width="bin_width")
 @torch.no_grad()
 def bound(
     predict: Predictor,
@@ -120,7 +126,7 @@ def bound(
     *,
     steps: int | None = None,
     draws: int = 8,
-    width: float = 2 / 255,
+    bin_width: float = 2 / 255,
     generator: Generator | None = None,
     times: torch.Generator | None = None,
 ) -> Bound:
@@ -133,7 +139,7 @@ def bound(
         cond: conditions, one row an example.
         steps: T of the discrete bound, whose levels are at t = i/T: it falls with T to the continuous one, T → ∞, which is the default.
         draws: how many times (or steps of the chain) are drawn an example, one from each of so many equal stretches.
-        width: distance of neighbouring values.
+        bin_width: distance of neighbouring values.
         generator: of the noise.
         times: of the times.
 
@@ -161,7 +167,7 @@ def bound(
     z_0 = clean.alpha.to(x0) * x0 + clean.sigma.to(x0) * normal_like(x0, generator)
     bits = torch.stack(terms, dim=1)
     weights = torch.full((draws,), 1 / draws).to(bits)
-    return Bound(prior_bits(x0, noisy.to(x0)), bits, decoder_bits(x0, z_0, clean, width=width), weights)
+    return Bound(prior_bits(x0, noisy.to(x0)), bits, decoder_bits(x0, z_0, clean, bin_width=bin_width), weights)
 
 
 def _continuous(predict: Predictor, x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule, cond: CondLike | None) -> Tensor:

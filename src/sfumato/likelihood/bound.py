@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.denoiser import CondLike, Predictor
+from sfumato.deprecated import old_keywords
 from sfumato.noise import Generator, normal_like
 from sfumato.prediction import Prediction
 from sfumato.process import Normal, marginal, posterior, posterior_log_variance, reverse
@@ -59,6 +60,7 @@ def prior_bits(x0: Float[Tensor, "b *x"], level: Level) -> Float[Tensor, "b"]:
     return _bits(marginal(x0, level).kl(standard))
 
 
+@old_keywords(width="bin_width")
 def term_bits(
     prediction: Prediction,
     x0: Float[Tensor, "b *x"],
@@ -68,19 +70,20 @@ def term_bits(
     *,
     variance: str | Tensor = "small",
     last_log_variance: Tensor | None = None,
-    width: float = 2 / 255,
+    bin_width: float = 2 / 255,
 ) -> Float[Tensor, "b"]:
     """L_{t-1} = KL(q(x_s | x_t, x0) ‖ p(x_s | x_t)), or the decoder's -log p(x0 | x_t) in rows where s is the data, in bits/dim."""
     model = reverse(prediction, x_t, t, s, variance=variance, last_log_variance=last_log_variance)
     is_last = s.sigma == 0
     if bool(is_last.all()):
-        return -_bits(model.binned_log_prob(x0, width=width))
+        return -_bits(model.binned_log_prob(x0, bin_width=bin_width))
     divergence = posterior(x0, x_t, t, s).kl(model)
     if not bool(is_last.any()):
         return _bits(divergence)
-    return _bits(torch.where(is_last, -model.binned_log_prob(x0, width=width), divergence))
+    return _bits(torch.where(is_last, -model.binned_log_prob(x0, bin_width=bin_width), divergence))
 
 
+@old_keywords(width="bin_width")
 @torch.no_grad()
 def vlb(
     predict: Predictor,
@@ -89,7 +92,7 @@ def vlb(
     cond: CondLike | None = None,
     *,
     variance: str = "small",
-    width: float = 2 / 255,
+    bin_width: float = 2 / 255,
     terms: int | None = None,
     generator: Generator | None = None,
     choice: torch.Generator | None = None,
@@ -102,7 +105,7 @@ def vlb(
         levels: from noise to Level(1, 0): a `Discrete`'s by `grid`, the whole chain or any respaced one.
         cond: conditions, one row an example.
         variance: of the reverse steps: "small", "large" or "learned".
-        width: distance of neighbouring values: 2/255 for bytes, 2/16 for seventeen grey levels.
+        bin_width: distance of neighbouring values: 2/255 for bytes, 2/16 for seventeen grey levels.
         terms: how many of the KL terms to evaluate, one drawn from each of so many equal stretches of the chain; all of them by default.
             The total stays unbiased; prior and decoder are always there.
         generator: of the noise in x_t.
@@ -119,7 +122,7 @@ def vlb(
     def term(i: int) -> Tensor:
         t, s = levels[i], levels[i + 1]
         x_t = t.alpha * x0 + t.sigma * normal_like(x0, generator)
-        return term_bits(predict(x_t, t, cond), x0, x_t, t, s, variance=variance, last_log_variance=last, width=width)
+        return term_bits(predict(x_t, t, cond), x0, x_t, t, s, variance=variance, last_log_variance=last, bin_width=bin_width)
 
     steps = torch.stack([term(i) for i in kept], dim=1)
     return Bound(prior_bits(x0, levels[0]), steps, term(len(levels) - 2), weights.to(steps))

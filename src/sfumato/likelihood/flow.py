@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sfumato.condition import take
 from sfumato.denoiser import CondLike, Predictor
+from sfumato.deprecated import old_keywords
 from sfumato.likelihood.bound import standard_error
 from sfumato.noise import Generator, normal_like
 from sfumato.ode import State, dormand_prince, per_row
@@ -225,10 +226,10 @@ def _product(velocity: Tensor, u: Tensor, e: Tensor) -> Float[Tensor, "b"]:
 
 @runtime_checkable
 class Dequantisation(Protocol):
-    """How a value on a grid of some width becomes one of its bin, and with which density."""
+    """Moves a value on a grid to a random place in its bin, and returns the log-density of the move."""
 
     def __call__(
-        self, x0: Float[Tensor, "b *x"], width: float, blur: float, generator: Generator | None
+        self, x0: Float[Tensor, "b *x"], bin_width: float, blur: float, generator: Generator | None
     ) -> tuple[Float[Tensor, "b *x"], Float[Tensor, "b"]]:
         """x in the bins around x0, and log q(x | x0) in nats; `blur` is sigma/alpha of the level where the flow starts."""
         ...
@@ -239,11 +240,11 @@ class Uniform:
     """x anywhere in the bin. Theis et al. (2016), section 3.1, arXiv:1511.01844."""
 
     def __call__(
-        self, x0: Float[Tensor, "b *x"], width: float, blur: float, generator: Generator | None
+        self, x0: Float[Tensor, "b *x"], bin_width: float, blur: float, generator: Generator | None
     ) -> tuple[Float[Tensor, "b *x"], Float[Tensor, "b"]]:
-        """x0 + width (u - 1/2), log q = -d log width."""
+        """x0 + bin_width (u - 1/2), log q = -d log bin_width."""
         place = torch.special.ndtr(normal_like(x0, generator)) - 0.5
-        return x0 + width * place, torch.full_like(x0.flatten(1)[:, 0], -x0[0].numel() * math.log(width))
+        return x0 + bin_width * place, torch.full_like(x0.flatten(1)[:, 0], -x0[0].numel() * math.log(bin_width))
 
 
 @dataclass(frozen=True)
@@ -259,11 +260,11 @@ class TruncatedNormal:
     std: float | None = None
 
     def __call__(
-        self, x0: Float[Tensor, "b *x"], width: float, blur: float, generator: Generator | None
+        self, x0: Float[Tensor, "b *x"], bin_width: float, blur: float, generator: Generator | None
     ) -> tuple[Float[Tensor, "b *x"], Float[Tensor, "b"]]:
-        """x0 + std ε with |ε| < width / (2 std)."""
+        """x0 + std ε with |ε| < bin_width / (2 std)."""
         std = blur if self.std is None else self.std
-        edge = width / (2 * std)
+        edge = bin_width / (2 * std)
         inside = math.erf(edge / math.sqrt(2))
         quantile = 0.5 + inside * (torch.special.ndtr(normal_like(x0, generator).double()) - 0.5)
         eps = torch.special.ndtri(quantile).clamp(-edge, edge).to(x0)
@@ -285,13 +286,14 @@ class FlowBound:
         return float(standard_error(self.total))
 
 
+@old_keywords(width="bin_width")
 def bits_per_dim(
     predict: Predictor,
     x0: Float[Tensor, "b *x"],
     schedule: Schedule,
     cond: CondLike | None = None,
     *,
-    width: float = 2 / 255,
+    bin_width: float = 2 / 255,
     dequantise: Dequantisation = Uniform(),
     draws: int = 1,
     divergence: Divergence | None = None,
@@ -308,7 +310,7 @@ def bits_per_dim(
         x0: data on a grid.
         schedule: whose ends the flow joins, as `flow_density` takes it. Its first level should be about as noisy as a bin is wide.
         cond: conditions, one row an example.
-        width: of a bin, in units of x0: 2/255 for bytes in [-1, 1]; wider where the data use fewer grey levels.
+        bin_width: in units of x0: 2/255 for bytes in [-1, 1]; wider where the data use fewer grey levels.
         dequantise: `Uniform()` or `TruncatedNormal()`.
         draws: K.
         divergence: as `flow_density` takes it.
@@ -316,14 +318,14 @@ def bits_per_dim(
         generator: of the bins and the probes.
 
     Raises:
-        ValueError: draws below 1, a width that is not positive, and what `flow_density` refuses.
+        ValueError: draws below 1, a bin width that is not positive, and what `flow_density` refuses.
     """
-    if draws < 1 or not width > 0:
-        raise ValueError(f"draws must be at least 1 and width positive, got {draws} and {width}.")
+    if draws < 1 or not bin_width > 0:
+        raise ValueError(f"draws must be at least 1 and bin_width positive, got {draws} and {bin_width}.")
     blur, d = math.exp(-float(finite_ends(schedule)[0].detach()) / 2), x0[0].numel()
     log_ratios, densities = [], []
     for _ in range(draws):
-        x, log_q = dequantise(x0, width, blur, generator)
+        x, log_q = dequantise(x0, bin_width, blur, generator)
         densities.append(flow_density(predict, x, schedule, cond, divergence=divergence, tolerance=tolerance, generator=generator))
         log_ratios.append(densities[-1].log_prob - log_q)
     shares = torch.stack(log_ratios).softmax(0)

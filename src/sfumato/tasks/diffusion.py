@@ -62,7 +62,7 @@ class Objective(Options):
         return self
 
     @property
-    def width(self) -> float:
+    def bin_width(self) -> float:
         """Distance of neighbouring values of the data in [-1, 1]."""
         return 2 / (self.values - 1)
 
@@ -98,7 +98,7 @@ class Objective(Options):
         if self.loss == "simple":
             return lambda predict, x0, eps, t, cond: loss.simple(predict, x0, eps, schedule.level(t, like=x0), cond, weight=weight)
         assert isinstance(schedule, Discrete)
-        chain, options = schedule, {"steps": len(schedule), "width": self.width}
+        chain, options = schedule, {"steps": len(schedule), "bin_width": self.bin_width}
         last = process.posterior_log_variance(chain.level(2 / len(chain)), chain.level(1 / len(chain)))
 
         def bound(predict: Predictor, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, cond: Cond | None) -> torch.Tensor:

@@ -288,7 +288,7 @@ class LatentSampler(Sampler):
             cond,
             residual=model.residual,
             draws=draws,
-            width=2 / (values - 1),
+            bin_width=2 / (values - 1),
             generator=seeded(seed, 0),
             times=seeded(seed, 1),
         )

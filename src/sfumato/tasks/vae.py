@@ -37,7 +37,7 @@ class GaussianOptions(Options):
 
     def build(self, spec: DataSpec) -> latent.Gaussian:
         """The likelihood of such data."""
-        return latent.Gaussian(std=self.std, width=2 / (self.values - 1) if spec.is_bytes else None)
+        return latent.Gaussian(std=self.std, bin_width=2 / (self.values - 1) if spec.is_bytes else None)
 
 
 class BernoulliOptions(Options):
@@ -58,7 +58,7 @@ class LogisticOptions(Options):
 
     def build(self, spec: DataSpec) -> latent.DiscretisedLogistic:
         """The likelihood of such data."""
-        return latent.DiscretisedLogistic(width=2 / (self.values - 1))
+        return latent.DiscretisedLogistic(bin_width=2 / (self.values - 1))
 
 
 LikelihoodOptions = Annotated[GaussianOptions | BernoulliOptions | LogisticOptions, Field(discriminator="kind")]

@@ -41,7 +41,7 @@ class VDMModel(Options):
         return self
 
     @property
-    def bin(self) -> float:
+    def bin_width(self) -> float:
         """Distance of neighbouring values of the data in [-1, 1]."""
         return 2 / (self.values - 1)
 
@@ -84,7 +84,7 @@ class VDMTask(Task):
             net = nets.Fourier(net, powers)
         # Scaled as if the data had unit variance, x_t reaches the network as it is: only so do its Fourier features fit the grid of values.
         denoiser = Denoiser(net, target_of(self.model.target), data_std=1.0)
-        return latent.VDM(denoiser, self.model.schedule(), width=self.model.bin)
+        return latent.VDM(denoiser, self.model.schedule(), bin_width=self.model.bin_width)
 
     def trained(self, model: Any) -> nn.Module:
         """The network and the schedule."""

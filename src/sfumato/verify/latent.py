@@ -475,7 +475,7 @@ def _() -> float:
     """the mass of each value of a grid of 1024, from the density, against the bound, in standard errors of their difference."""
     oracle, x = known_points()
     bits = vdm.bound(
-        oracle, x, LearnedSchedule(log_snr_max=11.0, log_snr_min=-10.0), draws=64, width=2 / 1023,
+        oracle, x, LearnedSchedule(log_snr_max=11.0, log_snr_min=-10.0), draws=64, bin_width=2 / 1023,
         generator=torch.Generator().manual_seed(3), times=torch.Generator().manual_seed(1),
     ).total  # fmt: skip
     truth = -(oracle.log_prob(x) + math.log(2 / 1023)) / math.log(2)
@@ -548,6 +548,6 @@ def _() -> float:
         level = Level(*vp_scales(torch.tensor(log_snr)))
         z = (level.alpha * (2 * torch.rand(20, 1) - 1)).repeat(count + 1, 1)
         values = torch.arange(count + 1).repeat_interleave(20)[:, None] * (2 / count) - 1
-        logs = -vdm.decoder_bits(values, z, level, width=2 / count).reshape(count + 1, 20) * math.log(2)
+        logs = -vdm.decoder_bits(values, z, level, bin_width=2 / count).reshape(count + 1, 20) * math.log(2)
         error = max(error, float((logs.logsumexp(0).exp() - 1).abs().max()))
     return error

@@ -33,7 +33,7 @@ def bound_of(n: int, steps: int) -> tuple[likelihood.Bound, float]:
     """The bound of n such data over a chain of `steps` at variance β, and their entropy."""
     x0, oracle, entropy = seventeen_values(n)
     levels, noise = grid(Discrete.linear(1000), steps, spacing=spacing.trailing), torch.Generator().manual_seed(0)
-    return likelihood.vlb(oracle, x0, levels, variance="large", width=WIDTH, generator=noise), entropy
+    return likelihood.vlb(oracle, x0, levels, variance="large", bin_width=WIDTH, generator=noise), entropy
 
 
 @row("prior-term", "L_T = KL(q(x_T|x_0) ‖ p(x_T))", notes=BOUND, function="sf.likelihood.prior_bits", tolerance=1e-9)
@@ -63,7 +63,7 @@ def _() -> float:
             for log_variance in (-14.0, -6.0, 2.0):
                 mass = (
                     Normal(torch.full((values,), mean), torch.tensor(log_variance))
-                    .binned_log_prob(points, width=2 / (values - 1))
+                    .binned_log_prob(points, bin_width=2 / (values - 1))
                     .exp()
                     .sum()
                 )
@@ -120,7 +120,7 @@ def _() -> float:
     """a discrete law of known entropy, exact predictor, the whole chain of 3,000 at variance β̃: distance in standard errors."""
     x0, oracle, entropy = seventeen_values(150)
     levels, noise = grid(Discrete.linear(3000), 3000, spacing=spacing.trailing), torch.Generator().manual_seed(0)
-    bound = likelihood.vlb(oracle, x0, levels, width=WIDTH, generator=noise)
+    bound = likelihood.vlb(oracle, x0, levels, bin_width=WIDTH, generator=noise)
     return abs(float(bound.total.mean()) - entropy) / bound.standard_error
 
 
@@ -180,7 +180,7 @@ def _() -> float:
     means, stated = [], []
     for _ in range(100):
         rows = torch.randint(0, 997, (60,), generator=generator)
-        bound = likelihood.vlb(oracle, x0[rows], levels, variance="large", width=WIDTH, generator=generator)
+        bound = likelihood.vlb(oracle, x0[rows], levels, variance="large", bin_width=WIDTH, generator=generator)
         means.append(float(bound.total.mean()))
         stated.append(bound.standard_error)
     return abs(float(torch.tensor(means).std()) / float(torch.tensor(stated).mean()) - 1)

@@ -388,13 +388,13 @@ def flow_velocity() -> float:
 )
 def dequantisation() -> float:
     """The mean of 2^-bits over draws against the Gaussian's mass in a bin, uniform and truncated-normal, in standard errors."""
-    schedule, width, exact = Cosine(log_snr_max=5.0, log_snr_min=-14.0), 0.4, Gaussian(torch.tensor([0.1]), 0.25)
+    schedule, bin_width, exact = Cosine(log_snr_max=5.0, log_snr_min=-14.0), 0.4, Gaussian(torch.tensor([0.1]), 0.25)
     law = torch.distributions.Normal(0.1, (0.25 + _first(schedule).sigma.square()).sqrt())
     x0 = torch.full((150, 1), -0.4)
-    mass = law.cdf(x0[0] + width / 2) - law.cdf(x0[0] - width / 2)
+    mass = law.cdf(x0[0] + bin_width / 2) - law.cdf(x0[0] - bin_width / 2)
     errors = []
     for dequantise in (likelihood.Uniform(), likelihood.TruncatedNormal()):
-        bound = likelihood.bits_per_dim(exact, x0, schedule, width=width, dequantise=dequantise, tolerance=1e-3)
+        bound = likelihood.bits_per_dim(exact, x0, schedule, bin_width=bin_width, dequantise=dequantise, tolerance=1e-3)
         errors.append(standard_errors(torch.exp2(-bound.total), mass[0]))
     return max(errors)
 

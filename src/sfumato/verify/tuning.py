@@ -57,7 +57,7 @@ def _step_cost() -> float:
     x0, model, errors = _data(), _mixture(), []
     levels = [_CHAIN.level(k / 10) for k in range(11)]
     for variance in ("small", "large"):
-        table = bound_costs(model, _CHAIN, x0, variance=variance, width=1 / 8, generator=torch.Generator().manual_seed(1)).steps
+        table = bound_costs(model, _CHAIN, x0, variance=variance, bin_width=1 / 8, generator=torch.Generator().manual_seed(1)).steps
         generator = torch.Generator().manual_seed(1)
         for t in range(1, 11):
             x_t = levels[t].alpha * x0 + levels[t].sigma * normal_like(x0, generator)
@@ -77,7 +77,7 @@ def _step_cost() -> float:
 )
 def _shortest() -> float:
     """Every number of steps: the least bound among all subsets of the chain's levels. Watson et al. (2021), alg. 1, arXiv:2106.03802."""
-    costs = bound_costs(_mixture(), _CHAIN, _data(), width=1 / 8, ends=4)
+    costs = bound_costs(_mixture(), _CHAIN, _data(), bin_width=1 / 8, ends=4)
 
     def least(steps: int) -> float:
         inner = combinations(range(1, 10), steps - 1)
