@@ -463,6 +463,25 @@ def test_a_condition_that_was_never_dropped_must_be_given_and_guides_nothing(sce
     assert len(run.sample(2, guidance={"shape": 2.0}).values) == 2
 
 
+def test_a_sheet_shows_what_must_be_given_beside_the_samples(scenes):
+    """A model that never ran without its maps is given those of examples; each cell: low, outline, the sample, and words below."""
+    model, source = with_drops(scenes, 0.0), load_recipe(scenes / "recipe.yaml").data.load()
+    maps = source.batch(np.random.default_rng(0).permutation(len(source))[:64]).cond
+    size, scale = source.spec.sizes[-1], round(56 / source.spec.sizes[-1])
+    picture = np.asarray(model.sheet(source=source)).astype(int)
+    cell, height = scale * (3 * size + 1), picture.shape[0] // 8
+    for i in (0, 9, 59):
+        top, left = i // 8 * height + scale, i % 8 * cell + scale
+        inside = picture[top : top + scale * size : scale, left : left + scale * 3 * size : scale]
+        low = (maps["low"].value[i] * 127.5 + 127.5).round().permute(1, 2, 0).numpy()
+        assert np.abs(inside[:, :size] - low.repeat(size // len(low), 0).repeat(size // len(low), 1)).max() <= 1
+        outline = (maps["outline"].value[i] * 127.5 + 127.5).round().permute(1, 2, 0).numpy()
+        assert np.abs(inside[:, size : 2 * size] - outline).max() <= 1
+        words = picture[top + scale * size + 1 : (i // 8 + 1) * height, left : left + cell - scale]
+        assert (words < 128).any()  # letters
+    assert sf.Map(1).shown(sf.Map(1).nothing(2)).tolist() == [[[[128]]]] * 2
+
+
 def test_a_condition_that_was_always_dropped_cannot_be_given(scenes):
     run = with_drops(scenes, 0.1, colour=1.0)
     with pytest.raises(ValueError, match=r"it was trained without colour \(training\.drop\.colour=1\), so it cannot draw colour"):

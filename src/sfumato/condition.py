@@ -20,7 +20,7 @@ from typing import Any, ClassVar, SupportsIndex, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int, Shaped, UInt8
 from torch import Tensor
 
 
@@ -242,6 +242,14 @@ class ConditionSpec(ABC):
     def nothing(self, count: int) -> Condition:
         """So many rows that are not given."""
 
+    def words(self, one: Condition) -> list[str]:
+        """A short text a row for a sheet of samples; empty for a row that is not given, and for kinds without a text."""
+        return [""] * len(one)
+
+    def shown(self, one: Condition) -> UInt8[np.ndarray, "b h w c"] | None:
+        """A picture a row for a sheet of samples, grey for a row that is not given; None for kinds without a picture."""
+        return None
+
     @final
     def rows(self, value: Any, numbers: Collection[int], what: str) -> Condition:
         """The condition of samples with these numbers: a value for all, or several taken in turn; None for not given.
@@ -251,7 +259,11 @@ class ConditionSpec(ABC):
         """
         if value is None:
             return self.nothing(len(numbers))
-        every = self.tensor(value, what)
+        if isinstance(value, Condition):
+            self.check(value, what)
+            every = value
+        else:
+            every = self.tensor(value, what)
         if not len(every):
             raise ValueError(f"{what} must have a value at least; leave it out, or give None.")
         return _as_condition(what, every[torch.tensor([number % len(every) for number in numbers], dtype=torch.long)])
@@ -357,6 +369,10 @@ class Classes(ConditionSpec):
             raise ValueError(f"{what}: a class is a number or a name, got {label!r}.") from None
         return self._in_range(number, f"{what}: ")
 
+    def words(self, one: Condition) -> list[str]:
+        """The names."""
+        return [self.names[number] if is_given else "" for number, is_given in zip(one.value.tolist(), one.given.tolist(), strict=True)]
+
     def _in_range(self, number: int, where: str = "") -> int:
         if not -1 <= number < len(self):
             names = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(self.names[:20]))
@@ -430,6 +446,11 @@ class Numbers(ConditionSpec):
             raise ValueError(f'"{text}" is not {self._wanted()}.')
         return torch.tensor(numbers, dtype=torch.float32).reshape(-1, self.size)
 
+    def words(self, one: Condition) -> list[str]:
+        """The numbers, with three digits."""
+        rows = zip(one.value.tolist(), one.given.tolist(), strict=True)
+        return [", ".join(f"{number:.3g}" for number in row) if is_given else "" for row, is_given in rows]
+
     def _wanted(self) -> str:
         count = "a number" if self.size == 1 else f"{self.size} numbers joined by commas"
         return count + (f" ({', '.join(self.names)})" if self.names else "")
@@ -475,6 +496,14 @@ class Map(ConditionSpec):
     def nothing(self, count: int) -> Condition:
         """So many rows without a map."""
         return Condition(torch.zeros(count, self.channels, 1, 1), torch.zeros(count, dtype=torch.bool))
+
+    def shown(self, one: Condition) -> UInt8[np.ndarray, "b h w c"] | None:
+        """Maps of 1 or 3 channels as they would lie in a picture file; of others the first channel. None for a signal."""
+        if one.value.ndim != 4:
+            return None
+        value = one.value if self.channels in (1, 3) else one.value[:, :1]
+        value = torch.where(one.given.reshape(-1, 1, 1, 1), value * self.scale + self.shift, 127.5)
+        return value.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
     def tensor(self, value: Any, what: str) -> Tensor:
         """Maps of files of pictures, bytes [h, w, c] or [n, h, w, c], or floats [c, h, w] or [n, c, h, w]."""

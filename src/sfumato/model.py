@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from sfumato import guide
 from sfumato.condition import Classes, Condition
-from sfumato.data.source import DataSpec
+from sfumato.data.source import DataSpec, Source
 from sfumato.denoiser import Predictor
 from sfumato.memory import by_parts
-from sfumato.pictures import cloud, gif, limits_of, picture, sheet
+from sfumato.pictures import beside, cloud, gif, limits_of, picture, sheet
 from sfumato.samples import Samples, sheet_columns
 from sfumato.sampling import Step
 from sfumato.schedule import Schedule
-from sfumato.task import Request, Sampler
+from sfumato.task import Request, Sampler, examples_of
 from sfumato.tuning import TuningResult
 
 Label = int | str  # a class by its number or its name; -1 or "none" for none
@@ -59,7 +60,7 @@ class Model:
         if found is None:
             return text
         buffer = io.BytesIO()
-        picture(found[0], columns=found[1]).save(buffer, format="PNG")
+        found.save(buffer, format="PNG")
         return f'{text}<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"/>'
 
     @property
@@ -192,15 +193,33 @@ class Model:
             given[name] = spec.rows(value, [row // every for row in rows], f"the condition {name} of {self.name}")
         return given
 
-    def sheet(self, count: int | None = None) -> tuple[np.ndarray, int | None] | None:
-        """Values of samples for a picture, and in how many columns; None where they have none. Fixed noise, one class a column."""
+    def sheet(self, count: int | None = None, *, source: Source | None = None) -> Image | None:
+        """A picture of samples from fixed noise, one class a column; None for data that have no picture.
+
+        A model that needs a condition without a default, such as a map, takes all its conditions from examples of `source`. Each sample
+        then stands beside its maps and above its other conditions in words.
+        """
         if not self.spec.has_picture:
             return None
         is_points = len(self.spec.shape) == 1
         cycle = self.cycle()
         if count is None:
             count = 2000 if is_points else 8 * cycle if 0 < cycle <= 40 else 64
-        return self.sample(count, batch=count if is_points else 64).values, self.columns(count=count)
+        batch = count if is_points else 64
+        if source is None or not self._needs_examples():
+            return picture(self.sample(count, batch=batch).values, columns=self.columns(count=count))
+        given = examples_of(source, count, self.network).to(torch.device("cpu")).cond
+        values = self.sample(min(map(len, given.values())), batch=batch, cond=given).values
+        if is_points:
+            return picture(values)
+        maps = [shown for name, spec in self.spec.conditions.items() if (shown := spec.shown(given[name])) is not None]
+        words = zip(*(spec.words(given[name]) for name, spec in self.spec.conditions.items()), strict=True)
+        scale = max(1, round(56 / max(values.shape[1:3])))
+        return sheet(beside([*maps, values]), scale=scale, captions=[" ".join(filter(None, each)) for each in words])
+
+    def _needs_examples(self) -> bool:
+        """Whether some condition must be given and has no default."""
+        return any(self.sampler.needs(name) and self.sampler.default(name, spec, {}) is None for name, spec in self.spec.conditions.items())
 
     def cycle(self, labels: Labels | None = None) -> int:
         """After how many samples their classes repeat; 0 without classes."""

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+LETTER = (6, 11)  # pixels of width and height of a letter of Pillow's default bitmap font
 
 
-def sheet(values: Shaped[np.ndarray, "n h w c"], *, columns: int | None = None, scale: int | None = None) -> Image.Image:
+def sheet(
+    values: Shaped[np.ndarray, "n h w c"], *, columns: int | None = None, scale: int | None = None, captions: Sequence[str] = ()
+) -> Image.Image:
     """Images in rows of `columns`, enlarged so that small ones can be seen; a thin light line between them.
+
+    Captions, one an image where there are any, stand below each, cut at its width.
 
     Images of 16 bits are shown in 8, from the darkest to the brightest of their levels but for a thousandth at each end.
     """
@@ -24,7 +30,34 @@ def sheet(values: Shaped[np.ndarray, "n h w c"], *, columns: int | None = None, 
         top, left = i // columns * (h + 1) + 1, i % columns * (w + 1) + 1
         canvas[top : top + h, left : left + w] = value
     image = Image.fromarray(canvas.squeeze(2) if c == 1 else canvas)
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    return _captioned(image, captions, columns, rows) if any(captions) else image
+
+
+def _captioned(image: Image.Image, captions: Sequence[str], columns: int, rows: int) -> Image.Image:
+    """A sheet with room below each row of images, and a caption there for each image."""
+    width, height = image.width // columns, image.height // rows
+    page = Image.new(image.mode, (image.width, rows * (height + LETTER[1] + 2)), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default_imagefont()
+    for row in range(rows):
+        top = row * (height + LETTER[1] + 2)
+        page.paste(image.crop((0, row * height, image.width, (row + 1) * height)), (0, top))
+        for column, caption in enumerate(captions[row * columns : (row + 1) * columns]):
+            text = caption.encode("latin-1", "replace").decode("latin-1")[: max(1, width // LETTER[0])]
+            draw.text((column * width + 2, top + height), text, fill="black", font=font)
+    return page
+
+
+def beside(several: Sequence[UInt8[np.ndarray, "n _ _ _"]]) -> UInt8[np.ndarray, "n _ _ _"]:
+    """Pictures of one example side by side, brought to the size of the last by repeating pixels; grey ones become colour where one is."""
+    h, w, _ = several[-1].shape[1:]
+    channels = max(values.shape[-1] for values in several)
+    sized = []
+    for values in several:
+        rows, columns = (np.arange(size) * found // size for size, found in zip((h, w), values.shape[1:3], strict=True))
+        values = values[:, rows][:, :, columns]
+        sized.append(np.repeat(values, channels, -1) if values.shape[-1] < channels else values)
+    return np.concatenate(sized, axis=2)
 
 
 def _in_bytes(values: Shaped[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:

@@ -22,6 +22,8 @@ from sfumato.data.source import Batch, Block, DataSpec, Draw, Group, Random, Sou
 from sfumato.options import Options, Runtime, Training
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sfumato.denoiser import Predictor
     from sfumato.model import Model
     from sfumato.schedule import Schedule
@@ -268,9 +270,9 @@ class Task(Options):
         """How it is sampled; of what lies in the run folder beside the weights, where there is one. The name is for messages."""
         return Sampler()
 
-    def sheet(self, model: "Model", source: Source) -> tuple[np.ndarray, int | None] | None:
-        """Values for the sheet beside each checkpoint, of the averaged model, and in how many columns; None where they have no picture."""
-        return model.sheet()
+    def sheet(self, model: "Model", source: Source) -> "Image | None":
+        """The picture beside each checkpoint, of samples of the averaged model; None for data that have no picture."""
+        return model.sheet(source=source)
 
     def stages(self, out: Path) -> "Sequence[Stage]":
         """Trainings that make this model one after another, each in a folder of `out`; none where it is trained in one."""

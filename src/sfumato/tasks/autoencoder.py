@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
+from PIL.Image import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from sfumato.data.source import Batch, DataSpec, Draw, Source, Subset
 from sfumato.latent.autoencoder import Autoencoder, Measured
 from sfumato.noise import row_generators
 from sfumato.options import Options, Size
+from sfumato.pictures import sheet
 from sfumato.task import LossTerms, Sampler, State, Task, examples_of, register
 
 if TYPE_CHECKING:
@@ -121,11 +123,11 @@ class AutoencoderTask(Task):
         """Reconstructs; makes no samples."""
         return AutoencoderSampler(model, spec, name)
 
-    def sheet(self, model: "Model", source: Source) -> tuple[np.ndarray, int | None] | None:
-        """Rows of eight examples, each above what the model makes of them."""
+    def sheet(self, model: "Model", source: Source) -> Image:
+        """Rows of eight examples, each above its reconstruction."""
         some = model.spec.codec.decode(examples_of(source, 32, model.network).x)
         pairs = zip(np.split(some, range(8, len(some), 8)), np.split(model.reconstruct(some), range(8, len(some), 8)), strict=True)
-        return np.concatenate([rows for pair in pairs for rows in pair]), 8
+        return sheet(np.concatenate([rows for pair in pairs for rows in pair]), columns=8)
 
 
 @dataclass(frozen=True)

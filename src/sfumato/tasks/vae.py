@@ -222,12 +222,12 @@ class VAETask(Task):
         """From the prior downwards."""
         return VAESampler(model, spec, self.sampling, name)
 
-    def sheet(self, model: "Model", source: Source) -> tuple[np.ndarray, int | None] | None:
-        """Of images: eight examples, what the model makes of them, and samples."""
+    def sheet(self, model: "Model", source: Source) -> Image.Image | None:
+        """Of images: eight examples, their reconstructions, and samples."""
         if not model.spec.is_image:
-            return model.sheet()
+            return model.sheet(source=source)
         some = model.spec.codec.decode(examples_of(source, 8, model.network).x)
-        return np.concatenate([some, model.reconstruct(some), model.sample(48).values]), 8
+        return sheet(np.concatenate([some, model.reconstruct(some), model.sample(48).values]), columns=8)
 
 
 @dataclass(frozen=True)

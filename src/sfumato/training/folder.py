@@ -12,12 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from PIL.Image import Image
 
 from sfumato.data.source import DataSpec, Source, Stream
 from sfumato.options import Options
-from sfumato.pictures import picture
 from sfumato.recipe import load_recipe
 from sfumato.runtime import processor
 from sfumato.storage import aside, read_spec, steps_in, writing
@@ -109,8 +108,8 @@ def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> DataSpec:
     return spec
 
 
-def write_sheet(path: Path, values: np.ndarray, *, columns: int | None) -> None:
-    """A picture of samples, aside first.
+def write_sheet(path: Path, sheet: Image) -> None:
+    """Writes a picture of samples, under another name first.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -118,7 +117,7 @@ def write_sheet(path: Path, values: np.ndarray, *, columns: int | None) -> None:
     with writing(path):
         path.parent.mkdir(exist_ok=True)
         with aside(path) as partial:
-            picture(values, columns=columns).save(partial, format="PNG")
+            sheet.save(partial, format="PNG")
 
 
 @contextmanager

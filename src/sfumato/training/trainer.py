@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import nn
 
 from sfumato import storage
@@ -432,15 +433,15 @@ class TrainingLoop:
             _draw_or_warn(lambda: self.recipe.sheet(model, judged), self.sheet)
 
 
-def _draw_or_warn(values: Callable[[], tuple[np.ndarray, int | None] | None], path: Path) -> None:
+def _draw_or_warn(draw: Callable[[], Image | None], path: Path) -> None:
     """Draws a sheet of samples; one that cannot be drawn is a warning in the log, as the weights are saved already.
 
     Raises:
         CheckpointError: it cannot be written.
     """
     try:
-        if (found := values()) is not None:
-            write_sheet(path, found[0], columns=found[1])
+        if (sheet := draw()) is not None:
+            write_sheet(path, sheet)
     except (ValueError, FloatingPointError, MemoryError) as error:
         logger.warning("The sample sheet %s could not be drawn; the checkpoint is saved. The reason: %s", path, error)
 
