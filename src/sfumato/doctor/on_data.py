@@ -19,7 +19,7 @@ ENOUGH = 100  # examples, below which a statistic of neighbours says nothing
 @check("data-refused", ERROR, above(0, "what the loader refuses cannot be trained on"))
 def data_refused(plan: Plan) -> Reading | None:
     """Whether the loader refuses the data."""
-    if plan.dataset is not None:
+    if plan.source is not None or not plan.refusal:
         return None
     return Reading(
         1.0, plan.refusal, "The data cannot be read, so nothing else about them could be looked at.", "Mend what the sentence names."
@@ -252,7 +252,7 @@ def near_copies(plan: Plan) -> Reading | None:
 )
 def tiny_set(plan: Plan) -> Reading | None:
     """How often each example is shown, where the network has more weights than the data have numbers."""
-    if plan.dataset is None:
+    if plan.source is None:
         return None
     training, examples = plan.recipe.training, len(plan.rows[0])
     numbers, often = examples * math.prod(plan.x0.shape[1:]), training.steps * training.batch / examples
@@ -264,14 +264,14 @@ def tiny_set(plan: Plan) -> Reading | None:
         f"--set training.steps={fewer} --set training.held_out=0.1"
         + (f" --set training.batch={examples}" if training.batch > examples else "")
         + ", a smaller network, or more data"
-        + (" (--set training.flip=true doubles images that may be mirrored)." if plan.dataset.is_image and not training.flip else "."),
+        + (" (--set training.flip=true doubles images that may be mirrored)." if plan.source.spec.is_image and not training.flip else "."),
     )
 
 
 @check("batch-above-data", WARNING, above(1, "a batch larger than the data holds every example, some twice"))
 def batch_above_data(plan: Plan) -> Reading | None:
     """The batch over the number of training examples."""
-    if plan.dataset is None:
+    if plan.source is None:
         return None
     batch, examples = plan.recipe.training.batch, len(plan.rows[0])
     return Reading(

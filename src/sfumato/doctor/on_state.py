@@ -46,11 +46,11 @@ def stopped_early(run: Outcome) -> Reading | None:
 @check("other-data", WARNING, above(0, "fingerprints are equal or not"))
 def other_data(run: Outcome) -> Reading | None:
     """Whether the data are others than those that the run began with."""
-    if run.plan.dataset is None or run.damage:
+    if run.plan.source is None or run.damage:
         return None
     return Reading(
         float(run.data_changed),
-        f"The data of the recipe ({run.plan.dataset.name}, {len(run.plan.dataset)} examples) have another fingerprint than the manifest's.",
+        f"The data of the recipe ({run.plan.source.name}, {len(run.plan.source)} examples) have another fingerprint than the manifest's.",
         "What is said here of losses and samples compares the model with data that it was not trained on; it cannot be resumed either.",
         "Bring the old data back, or train anew.",
     )
@@ -60,7 +60,7 @@ def other_data(run: Outcome) -> Reading | None:
 def data_elsewhere(run: Outcome) -> Reading | None:
     """Whether the run's data cannot be read here."""
     return Reading(
-        float(run.plan.dataset is None),
+        float(bool(run.plan.refusal) and run.plan.source is None),
         run.plan.refusal,
         "Losses by level, copies and shifts could not be looked at.",
         "Give the data's place here: sfumato doctor RUN --set data.path=…",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sfumato import oracle
@@ -150,9 +150,9 @@ class Outcome:
     @cached_property
     def data_changed(self) -> bool:
         """Whether the data are others than those of the manifest."""
-        assert self.plan.dataset is not None
+        assert self.plan.source is not None
         begun = json.loads((self.folder / "manifest.json").read_text()).get("data", {}).get("fingerprint")
-        return begun is not None and begun != self.plan.dataset.fingerprint()
+        return begun is not None and begun != self.plan.source.fingerprint()
 
     @cached_property
     def run(self) -> Model | None:
@@ -165,9 +165,11 @@ class Outcome:
 
     @cached_property
     def has_data(self) -> bool:
-        """Whether the data are there, and of the model's form."""
-        dataset = self.plan.dataset
-        return dataset is not None and self.run is not None and dataset.shape == self.run.spec.shape
+        """Whether the data are there, of the model's shape, and numbers of one size, which can be compared with samples."""
+        if self.plan.source is None or self.run is None:
+            return False
+        shape = self.plan.source.spec.shape
+        return shape == self.run.spec.shape and None not in shape and self.plan.x0.is_floating_point()
 
     @cached_property
     def errors(self) -> LevelErrors | None:
@@ -240,14 +242,20 @@ class Outcome:
     def samples(self) -> Float[Tensor, "n *x"] | None:
         """x0 of samples; None where there are none, or none that are numbers."""
         found = self._drawn[0]
-        return found if found is not None and bool(found.isfinite().all()) else None
+        return found if found is not None and not bool(self._broken(found).any()) else None
+
+    def _broken(self, found: Float[Tensor, "n *x"]) -> Bool[Tensor, "n"]:
+        """Which samples are not finite; among examples of varying size NaN stands where a sample has no entry."""
+        varies = self.run is not None and None in self.run.spec.shape
+        finite = found.flatten(1).isfinite()
+        return found.flatten(1).isinf().any(1) | ~finite.any(1) if varies else ~finite.all(1)
 
     @property
     def sample_refusal(self) -> str:
         """Why no samples could be drawn; empty where they could."""
         found, refusal = self._drawn
-        if found is not None and not bool(found.isfinite().all()):
-            return f"{int((~found.isfinite().flatten(1).all(1)).sum())} of {len(found)} samples are not finite."
+        if found is not None and (broken := int(self._broken(found).sum())):
+            return f"{broken} of {len(found)} samples are not finite."
         return refusal
 
     @cached_property

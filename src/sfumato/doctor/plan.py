@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sfumato.data import Dataset, Scaling
 from sfumato.data.options import DatasetsData, FolderData
-from sfumato.data.source import DataSpec
+from sfumato.data.source import Batch, DataSpec, Source, Stream
 from sfumato.doctor.files import Picture, pictures
 from sfumato.doctor.trial import Trial, try_out
 from sfumato.noise import seeded
@@ -42,11 +42,12 @@ class Plan:
         self.scaling = scaling
 
     @cached_property
-    def _loaded(self) -> tuple[Dataset | None, str]:
+    def _loaded(self) -> tuple[Source | None, str]:
         """The data, and why they cannot be had. A folder with too many broken images is read without them, so that all else is seen too."""
         options = self.recipe.data
         try:
-            return self._scaled(options.load()), ""
+            source = options.load()
+            return (None, "") if isinstance(source, Stream) else (self._scaled(source), "")
         except ValueError as error:
             refusal = str(error)
         if isinstance(options, FolderData | DatasetsData):
@@ -56,8 +57,10 @@ class Plan:
                 pass  # the first refusal says what is wrong
         return None, refusal
 
-    def _scaled(self, dataset: Dataset) -> Dataset:
+    def _scaled(self, dataset: Source) -> Source:
         """The data under the scaling that training gives them."""
+        if not isinstance(dataset, Dataset):
+            return dataset
         if self.scaling is not None:
             with suppress(ValueError):  # data of another form than the run's, which other checks say
                 return dataset.scaled(self.scaling)
@@ -78,9 +81,14 @@ class Plan:
         return options if isinstance(options, Sampling) else None
 
     @property
-    def dataset(self) -> Dataset | None:
-        """The data; None where they cannot be read."""
+    def source(self) -> Source | None:
+        """The data; None where they cannot be read, or only as a stream."""
         return self._loaded[0]
+
+    @property
+    def dataset(self) -> Dataset | None:
+        """The data, where they are values of one size that checks can look into; None for other sources."""
+        return self.source if isinstance(self.source, Dataset) else None
 
     @property
     def refusal(self) -> str:
@@ -90,9 +98,9 @@ class Plan:
     @cached_property
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows held out."""
-        assert self.dataset is not None
-        everything, how = np.arange(len(self.dataset)), self.recipe.how_divided
-        return (everything, everything[:0]) if how is None else self.dataset.split_rows(how)
+        assert self.source is not None
+        everything, how = np.arange(len(self.source)), self.recipe.how_divided
+        return (everything, everything[:0]) if how is None else self.source.split_rows(how)
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -102,15 +110,23 @@ class Plan:
 
     def some(self, count: int = SUBSET, *, held_out: bool = False) -> tuple[Float[Tensor, "n *x"], Tensor | None]:
         """x0 and labels of up to `count` training (or held-out) examples, the same ones every time."""
-        assert self.dataset is not None
-        rows = self.rows[1] if held_out else self.rows[0]
-        batch = self.dataset.batch(rows[np.random.default_rng(0).permutation(len(rows))[:count]])
+        batch = self._batch(count, held_out=held_out)
         return batch.x, batch.cond["labels"].value if "labels" in batch.cond else None
 
+    def _batch(self, count: int, *, held_out: bool = False) -> Batch:
+        assert self.source is not None
+        rows = self.rows[1] if held_out else self.rows[0]
+        return self.source.batch(rows[np.random.default_rng(0).permutation(len(rows))[:count]])
+
     @cached_property
-    def x0(self) -> Float[Tensor, "n *x"]:
+    def _first(self) -> Batch:
         """Up to `SUBSET` training examples."""
-        return self.some()[0]
+        return self._batch(SUBSET)
+
+    @property
+    def x0(self) -> Shaped[Tensor, "n *x"]:
+        """Up to `SUBSET` training examples."""
+        return self._first.x
 
     @cached_property
     def pictures(self) -> Sequence[Picture]:
@@ -120,25 +136,27 @@ class Plan:
     @cached_property
     def spec(self) -> DataSpec | None:
         """What the data are; None where they cannot be read, or are one constant."""
-        dataset = self.dataset
-        if dataset is None or not float(self.x0.std()) > 0:
+        if self.source is None:
             return None
-        return replace(dataset.spec, data_std=float(self.x0.std()))
+        if not self.x0.is_floating_point():  # symbols
+            return self.source.spec
+        deviation = float((self.x0 if self._first.mask is None else self.x0[self._first.mask]).std())
+        return replace(self.source.spec, data_std=deviation) if deviation > 0 else None
 
     @cached_property
     def _built(self) -> tuple[list[Level], int, str]:
         """The levels that sampling visits and the weights of the network, or why the options are refused."""
         if self.spec is None:
             return [], 0, ""
-        assert self.dataset is not None
+        assert self.source is not None
         try:
             if self.recipe.stages(Path()):
-                self.recipe.examine([], self.spec, self.dataset)
+                self.recipe.examine([], self.spec, self.source)
                 return [], 0, ""
             with torch.random.fork_rng():
                 torch.manual_seed(self.recipe.training.seed)
                 model = self.recipe.build(self.spec)
-                self.recipe.examine(model, self.spec, self.dataset)
+                self.recipe.examine(model, self.spec, self.source)
                 sampler = self.recipe.sampler(model, self.spec, name="the recipe")
                 levels = sampler.plan().levels if self.has_levels else []
         except ValueError as error:
@@ -177,9 +195,9 @@ class Plan:
     @cached_property
     def trial(self) -> Trial | None:
         """A few steps on the real data; None where none is wanted or none can be made."""
-        if self.trial_seconds is None or self.dataset is None or self.spec is None or self.build_refusal or self.recipe.stages(Path()):
+        if self.trial_seconds is None or self.source is None or self.spec is None or self.build_refusal or self.recipe.stages(Path()):
             return None
-        return try_out(self.recipe, self.spec, self.dataset, self.rows[0], seconds=self.trial_seconds)
+        return try_out(self.recipe, self.spec, self.source, self.rows[0], seconds=self.trial_seconds)
 
 
 def log_snr(level: Level) -> float:
