@@ -60,12 +60,14 @@ def trained(tmp_path_factory) -> Path:
 @every_kind
 def test_the_doctor_reads_its_recipe_and_its_run(trained, kind, tmp_path):
     told = run(kind, "doctor", recipe_file(tmp_path, kind))
-    assert told.startswith("On this machine") and told.endswith("Nothing found.\n")
+    assert told.startswith("On this machine")
+    assert told.endswith("Nothing found.\n")
     assert run(kind, "doctor", trained / kind) == "Nothing found.\n"
     fast = recipe_file(tmp_path, kind)
     fast.write_text(fast.read_text().replace(f"rate: {RATES[kind]}", "rate: 1.0e+4"))
     done = subprocess.run(command(kind, "doctor", fast), capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "rate-too-high" in done.stdout
+    assert done.returncode == 1
+    assert "rate-too-high" in done.stdout
 
 
 @every_kind

@@ -110,7 +110,7 @@ class VDMTask(Task):
             model.schedule,
             batch.cond or None,
             draws=4,
-            width=model.width,
+            bin_width=model.bin_width,
             generator=seeded(0, 0),
             times=seeded(0, 1),
         ).total
