@@ -27,18 +27,20 @@ def doctor(
     Example: sfumato doctor folder --set data.path=flowers --set data.size=64
     """
     keep_memory()
-    trial, steps = None, 0
+    trial, forecasts = None, list[str]()
     if target.startswith("zoo:") or (Path(target) / "recipe.yaml").is_file():
         findings = doctors.run(target, changes or [])
     else:
         plan = doctors.Plan(load_recipe(target, changes or []))
         findings = doctors.recipe(plan)
-        trial, steps = plan.trial, plan.recipe.training.steps
+        trial, forecasts = plan.trial, _forecast(plan.trial, plan.recipe.training.steps)
+        for name, stage in plan.stages.items():
+            forecasts += [f"The stage {name}: {line}" for line in _forecast(stage.trial, stage.recipe.training.steps)]
     if as_json:
         record = {"findings": [finding.to_json() for finding in findings], "trial": None if trial is None else asdict(trial)}
         typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
-        typer.echo("\n".join([*_forecast(trial, steps), _report(findings)]))
+        typer.echo("\n".join([*forecasts, _report(findings)]))
     if any(finding.severity is not doctors.Severity.NOTE for finding in findings):
         raise typer.Exit(1)
 

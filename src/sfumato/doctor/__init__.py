@@ -27,10 +27,8 @@ def recipe(source: str | Path | Recipe | Plan, changes: Sequence[str] = (), *, t
     if not isinstance(source, Plan):
         source = Plan(source if isinstance(source, Recipe) else load_recipe(source, changes), trial_seconds=trial_seconds)
     found, whole = list(examine(source)), source.recipe
-    for stage in whole.stages(Path())[:1]:
-        if stage.recipe.data == whole.data:  # later stages are trained on what is not there yet
-            of_stage = examine(Plan(stage.recipe, trial_seconds=source.trial_seconds))
-            found += [_of_stage(finding, stage.name, whole) for finding in of_stage if finding not in found]
+    for name, plan in source.stages.items():
+        found += [_of_stage(finding, name, whole) for finding in examine(plan) if finding not in found]
     return _worst_first(found)
 
 
@@ -48,10 +46,14 @@ def run(model: str | Path | Outcome, changes: Sequence[str] = (), *, samples: in
     outcome = model if isinstance(model, Outcome) else Outcome(model, changes, samples=samples)
     if stages := outcome.recipe.stages(outcome.folder):
         there = [stage for stage in stages if (outcome.folder / stage.name / "recipe.yaml").is_file()]
-        found = {s.name: run(outcome.folder / s.name, _changes_of(s, outcome.recipe, changes), samples=samples) for s in there}
+        found = {s.name: run(_stage_of(outcome, s, changes, samples)) for s in there}
         return _worst_first(_of_stage(finding, name, outcome.recipe) for name, findings in found.items() for finding in findings)
     left_out = {"data-refused"} | ({"floats-for-images"} if outcome.is_later_stage else set())  # `data-elsewhere` says it; latents are none
     return _worst_first([*examine(outcome), *(finding for finding in examine(outcome.plan) if finding.id not in left_out)])
+
+
+def _stage_of(whole: Outcome, stage: Stage, changes: Sequence[str], samples: int) -> Outcome:
+    return Outcome(whole.folder / stage.name, _changes_of(stage, whole.recipe, changes), samples=samples, part_of=whole.folder)
 
 
 def _changes_of(stage: Stage, whole: Recipe, changes: Sequence[str]) -> list[str]:

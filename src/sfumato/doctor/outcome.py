@@ -50,18 +50,19 @@ class LevelErrors:
 class Outcome:
     """What a run folder, or `zoo:NAME`, holds."""
 
-    def __init__(self, model: str | Path, changes: Sequence[str] = (), *, samples: int = 256) -> None:
+    def __init__(self, model: str | Path, changes: Sequence[str] = (), *, samples: int = 256, part_of: Path | None = None) -> None:
         """Reads nothing but the recipe.
 
         Args:
             model: a run folder or `zoo:NAME`.
             changes: `path=value`, of where the data are or of how it is sampled.
             samples: how many are drawn, at most.
+            part_of: the run folder of a model of several stages, of which this is one.
 
         Raises:
             ValueError: there is no such model, or a change does not fit.
         """
-        self.name, self.folder, self.count = str(model), folder_of(model), samples
+        self.name, self.folder, self.count, self.part_of = str(model), folder_of(model), samples, part_of
         self.recipe = load_recipe(self.folder / "recipe.yaml", changes)
         self.plan = Plan(self.recipe, trial_seconds=None, scaling=_scaling(self.folder))
 
@@ -99,7 +100,9 @@ class Outcome:
 
     def longer(self) -> str:
         """The command that makes its training four times as long."""
-        return f"sfumato train {self.folder}/recipe.yaml --out {self.folder} --steps {4 * self.recipe.training.steps} --resume"
+        whole, steps = self.part_of or self.folder, 4 * self.recipe.training.steps
+        longer = f"--steps {steps}" if self.part_of is None else f"--set training.steps={steps}"
+        return f"sfumato train {whole}/recipe.yaml --out {whole} {longer} --resume"
 
     def weaker(self) -> str:
         """Words of `sample` for less guidance and more steps than the recipe's."""

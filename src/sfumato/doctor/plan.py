@@ -1,6 +1,6 @@
 """A recipe before its training: its options, its data, the levels it will visit. Everything is read once, when a check first asks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -191,6 +191,14 @@ class Plan:
         schedule, training = self.recipe.schedule.build(), self.recipe.training
         times = self.recipe.objective.times.build(schedule)(min(DRAWS, training.steps * training.batch), seeded(0))
         return schedule.log_snr(times.double()).clamp(-FARTHEST, FARTHEST)
+
+    @cached_property
+    def stages(self) -> "Mapping[str, Plan]":
+        """The plan of the first stage of a model made in several, by name; later stages are trained on what is not there yet."""
+        first = self.recipe.stages(Path())[:1]
+        return {
+            stage.name: Plan(stage.recipe, trial_seconds=self.trial_seconds) for stage in first if stage.recipe.data == self.recipe.data
+        }
 
     @cached_property
     def trial(self) -> Trial | None:

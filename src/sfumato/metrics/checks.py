@@ -1,8 +1,8 @@
 """What every metric asks of the features that it is given."""
 
 import numpy as np
-from numpy.typing import ArrayLike
 from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 
 def matrix(values: ArrayLike, what: str, *, least: int = 1) -> Float64[np.ndarray, "n d"]:

@@ -10,8 +10,8 @@ figure of image models, Heusel et al. (2017), arXiv:1706.08500.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 from sfumato.metrics.checks import matrix
 

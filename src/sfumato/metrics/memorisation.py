@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 from jaxtyping import Float64, Int64
+from numpy.typing import ArrayLike
 
 from sfumato.metrics.neighbours import BLOCK
 

@@ -1,8 +1,8 @@
 """How near restored images are to the true ones, image by image."""
 
 import numpy as np
-from numpy.typing import ArrayLike
 from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 
 def psnr(restored: ArrayLike, truth: ArrayLike, *, data_range: float | None = None) -> Float64[np.ndarray, "n"]:
