@@ -66,6 +66,21 @@ def test_a_fault_of_the_first_stage_is_named_with_its_own_option():
     assert found["warm-up-too-long"].change == "--set autoencoder_training.warmup=40"
 
 
+def test_the_first_stage_has_a_forecast(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", "ldm-digits", "--set", "autoencoder.widths=[8, 16]"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("The stage autoencoder: On this machine (cpu): ")
+
+
+def test_advice_for_a_stage_is_a_command_for_the_whole(runs):
+    """The command that is named runs as it stands: it makes the second stage longer, in the folder of the whole."""
+    whole = runs / "ldm-digits"
+    stage = Outcome(whole / "diffusion", part_of=whole)
+    assert stage.longer() == f"sfumato train {whole}/recipe.yaml --out {whole} --set training.steps=240 --resume"
+    assert Outcome(runs / "vae-digits").longer().endswith("--steps 240 --resume")
+
+
 def test_a_short_run_of_a_vae_is_healthy_and_a_damaged_one_is_not(runs, shelf):
     assert ids(sf.doctor.run(runs / "vae-digits", samples=32)) <= {"training-copies"}
     run = shelf.copy(runs / "vae-digits")

@@ -195,10 +195,8 @@ class Plan:
     @cached_property
     def stages(self) -> "Mapping[str, Plan]":
         """The plan of the first stage of a model made in several, by name; later stages are trained on what is not there yet."""
-        first = self.recipe.stages(Path())[:1]
-        return {
-            stage.name: Plan(stage.recipe, trial_seconds=self.trial_seconds) for stage in first if stage.recipe.data == self.recipe.data
-        }
+        first = [stage for stage in self.recipe.stages(Path())[:1] if stage.recipe.data == self.recipe.data]
+        return {stage.name: Plan(stage.recipe, trial_seconds=self.trial_seconds) for stage in first}
 
     @cached_property
     def trial(self) -> Trial | None:
