@@ -44,6 +44,13 @@ def test_a_check_that_raises_has_failed():
     assert result.raised == "ValueError: no"
 
 
+def test_checks_have_names():
+    """A traceback or a profile of the ledger names the check; the ones of a family of methods may share theirs."""
+    names = [each.check.__name__ for each in rows()]
+    assert all(name.strip("_") for name in names)
+    assert len(set(names)) > 0.8 * len(names)
+
+
 def test_an_id_is_taken_once():
     with pytest.raises(ValueError, match="already"):
         ledger.row(rows()[0].id, "e", notes="n", function="f", tolerance=1.0)(lambda: 0.0)

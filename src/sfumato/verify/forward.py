@@ -72,7 +72,7 @@ def pairs(n: int = 64) -> list[tuple[Level, Level]]:
 
 
 @row("schedule-linear", "β_t linear from 1e-4 to 0.02, T = 1000", notes="004 DDPM", function="sf.Discrete.linear", tolerance=1e-12)
-def _() -> float:
+def schedule_linear() -> float:
     """ᾱ as the product of 1 - β written out, and the ends of the paper."""
     chain = Discrete.linear(1000)
     product, alphas = 1.0, []
@@ -89,7 +89,7 @@ def _() -> float:
     function="sf.Discrete.cosine",
     tolerance=1e-12,
 )
-def _() -> float:
+def schedule_cosine() -> float:
     """f at three levels by hand, and β cut at 0.999."""
     chain = Discrete.cosine(100)
     f = [math.cos((k / 100 + 0.008) / 1.008 * math.pi / 2) ** 2 for k in (0, 1, 50, 98)]
@@ -104,7 +104,7 @@ def _() -> float:
     function="sf.Discrete.sigmoid",
     tolerance=1e-12,
 )
-def _() -> float:
+def schedule_sigmoid() -> float:
     """γ(t) of Jabri et al. (2022), alg. 1, at five levels by hand."""
     chain, sigmoid = Discrete.sigmoid(50), lambda x: 1 / (1 + math.exp(-x))
     truth = [(sigmoid(3) - sigmoid(6 * k / 50 - 3)) / (sigmoid(3) - sigmoid(-3)) for k in (1, 10, 25, 40, 49)]
@@ -112,7 +112,7 @@ def _() -> float:
 
 
 @row("schedule-sqrt", "ᾱ_t = 1 - √(t/T + s)", notes="004 Parameterization of β_t", function="sf.Discrete.sqrt", tolerance=1e-12)
-def _() -> float:
+def schedule_sqrt() -> float:
     """four levels by hand."""
     truth = [1 - math.sqrt(k / 200 + 1e-4) for k in (1, 20, 100, 198)]
     return worst(Discrete.sqrt(200).level(torch.tensor([1, 20, 100, 198]) / 200).alpha.square(), torch.tensor(truth))
@@ -125,7 +125,7 @@ def _() -> float:
     function="sf.Discrete.zero_terminal",
     tolerance=1e-10,
 )
-def _() -> float:
+def schedule_zero_terminal() -> float:
     """the ends, and that √ᾱ stays an affine function of what it was."""
     old, new = Discrete.linear(100), Discrete.linear(100).zero_terminal()
     k = torch.arange(1, 101) / 100
@@ -135,7 +135,7 @@ def _() -> float:
 
 
 @row("schedule-inverse", "t(log SNR(t)) = t", notes="002 VDM", function="sf.Schedule.time", tolerance=1e-6)
-def _() -> float:
+def schedule_inverse() -> float:
     """every schedule at 200 times, through and back."""
     t = torch.linspace(0.01, 0.99, 200)
     every = [*curves(), Discrete.linear(1000), Discrete.cosine(100), Discrete.linear(50).zero_terminal()]
@@ -149,7 +149,7 @@ def _() -> float:
     function="sf.vp_scales; .ve_scales; .flow_scales; .sub_vp_scales",
     tolerance=1e-12,
 )
-def _() -> float:
+def schedule_scales() -> float:
     """each rule, and α²/σ² = exp(log SNR), from -20 to 20 nats."""
     log_snr = torch.linspace(-20, 20, 401)
     (a, s), (b, r), (c, q), (d, p) = (scales(log_snr) for scales in SCALES)
@@ -159,7 +159,7 @@ def _() -> float:
 
 
 @row("schedule-learned", "log SNR monotone in t between learned ends", notes="002 VDM", function="sf.LearnedSchedule", tolerance=1e-9)
-def _() -> float:
+def schedule_learned() -> float:
     """its ends, that it falls everywhere, and d log SNR/d(end) = 1 at the end alone."""
     schedule = curves()[-1]
     assert isinstance(schedule, LearnedSchedule)
@@ -176,7 +176,7 @@ def _() -> float:
     function="sf.process.marginal",
     tolerance=1e-12,
 )
-def _() -> float:
+def marginal() -> float:
     """the chain x_k = √(1-β_k) x_{k-1} + √β_k z carried through 40 steps: mean and variance by recursion."""
     chain, betas, _ = raw_chain()
     mean, variance, errors = torch.tensor([0.7]), torch.zeros(()), []
@@ -188,7 +188,7 @@ def _() -> float:
 
 
 @row("marginal-simulated", "x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε", notes=f"{FORWARD}", function="sf.process.transition", tolerance=4.0)
-def _() -> float:
+def marginal_simulated() -> float:
     """20,000 walks of 40 noisy steps: mean and variance in standard errors."""
     chain, _, alphas = raw_chain()
     generator = torch.Generator().manual_seed(0)
@@ -206,7 +206,7 @@ def _() -> float:
     function="sf.process.transition",
     tolerance=1e-12,
 )
-def _() -> float:
+def transition() -> float:
     """moments of the two steps added up, at 64 pairs of levels under four scalings."""
     errors = []
     for t, s in pairs():
@@ -223,7 +223,7 @@ def _() -> float:
     function="sf.process.transition_log_variance",
     tolerance=1e-12,
 )
-def _() -> float:
+def transition_beta() -> float:
     """the betas that the chain was built from, and those of a respaced chain by 1 - ᾱ_t/ᾱ_s."""
     chain, betas, alphas = raw_chain()
     levels = [chain.level(k / 40) for k in range(41)]
@@ -240,7 +240,7 @@ def _() -> float:
     function="sf.process.posterior",
     tolerance=1e-9,
 )
-def _() -> float:
+def posterior() -> float:
     """the joint Gaussian of (x_s, x_t) given x_0, conditioned by linear algebra; 64 pairs, four scalings."""
     errors = []
     for t, s in pairs():
@@ -261,7 +261,7 @@ def _() -> float:
     function="sf.process.posterior",
     tolerance=1e-9,
 )
-def _() -> float:
+def posterior_bayes() -> float:
     """the four log-densities at 50 points of one step."""
     chain, _, _ = raw_chain()
     t, s = chain.level(0.5), chain.level(0.475)
@@ -278,7 +278,7 @@ def _() -> float:
     function="sf.process.posterior",
     tolerance=1e-12,
 )
-def _() -> float:
+def posterior_mean_x0() -> float:
     """the paper's coefficients from betas and their products, over a chain."""
     chain, betas, alphas = raw_chain()
     x0, x_t, errors = torch.randn(8), torch.randn(8), []
@@ -296,7 +296,7 @@ def _() -> float:
     function="sf.process.posterior",
     tolerance=1e-12,
 )
-def _() -> float:
+def posterior_mean_eps() -> float:
     """the second form of the mean, from the noise that was added."""
     chain, betas, alphas = raw_chain()
     x0, eps, errors = torch.randn(8), torch.randn(8), []
@@ -315,7 +315,7 @@ def _() -> float:
     function="sf.process.posterior_log_variance",
     tolerance=1e-12,
 )
-def _() -> float:
+def posterior_variance() -> float:
     """the paper's ratio over a chain; 0 in the step to the data."""
     chain, betas, alphas = raw_chain()
     ours = torch.stack([process.posterior_log_variance(chain.level(k / 40), chain.level((k - 1) / 40)).exp() for k in range(1, 41)])
@@ -330,7 +330,7 @@ def _() -> float:
     function="sf.Discrete.through",
     tolerance=1e-12,
 )
-def _() -> float:
+def respaced_chain() -> float:
     """the chain through 25 of 1000 levels has their ᾱ and 1 - ᾱ_t/ᾱ_s as betas."""
     chain = Discrete.linear(1000)
     levels = grid(chain, 25, spacing=spacing.openai_sections())
@@ -340,7 +340,7 @@ def _() -> float:
 
 
 @row("sde-moments", "dm = f m dt, dV = (2fV + g²) dt", notes="004 SDEs; 002 SGM", function="sf.process.sde", tolerance=1e-6)
-def _() -> float:
+def sde_moments() -> float:
     """the moment equations integrated by Runge-Kutta from t = 0.1 to 0.9, against α and σ² of six schedules."""
     errors = []
     for schedule in curves():
@@ -361,7 +361,7 @@ def _() -> float:
 
 
 @row("sde-vp", "f = -β/2, g² = β", notes="004 SDEs", function="sf.process.sde; sf.LinearVP", tolerance=1e-9)
-def _() -> float:
+def sde_vp() -> float:
     """the linear β of the paper, times the stretch of the schedule's cut."""
     schedule, t = LinearVP(), torch.linspace(0.05, 0.95, 50)
     f, g2 = process.sde(schedule, t)
@@ -377,7 +377,7 @@ def _() -> float:
     function="sf.process.sde; sf.SubVP",
     tolerance=1e-9,
 )
-def _() -> float:
+def sde_sub_vp() -> float:
     """the paper's formula, times the stretch of the schedule's cut."""
     schedule, t = SubVP(), torch.linspace(0.05, 0.95, 50)
     f, g2 = process.sde(schedule, t)
@@ -388,7 +388,7 @@ def _() -> float:
 
 
 @row("sde-ve", "f = 0, g² = dσ²/dt", notes="004 SDEs", function="sf.process.sde; sf.VE", tolerance=1e-9)
-def _() -> float:
+def sde_ve() -> float:
     """σ_min (σ_max/σ_min)^t √(2 log(σ_max/σ_min)) squared."""
     t = torch.linspace(0, 1, 50)
     f, g2 = process.sde(VE(), t)
@@ -402,7 +402,7 @@ def gaussian() -> GaussianMixture:
 
 
 @row("probability-flow", "dx/dt = f x - ½ g² ∇log p(x)", notes="004 SDEs; 002 SGM", function="sf.process.flow_velocity", tolerance=1e-5)
-def _() -> float:
+def probability_flow() -> float:
     """a Gaussian, along whose axes the flow keeps standard scores: the exact path, differentiated numerically."""
     oracle, errors = gaussian(), []
     axes, variances, mean = oracle.axes[0], oracle.variances[0], oracle.means[0]
@@ -421,7 +421,7 @@ def _() -> float:
 
 
 @row("reverse-sde", "dx = (f x - g² ∇log p) dt + g dw̄", notes="004 SDEs", function="sf.process.reverse_drift", tolerance=1e-5)
-def _() -> float:
+def reverse_sde() -> float:
     """the covariance of a Gaussian carried backwards by the reverse drift's own moment equation, against the schedule's."""
     oracle, schedule = gaussian(), Cosine(log_snr_max=6.0, log_snr_min=-6.0)
     times = torch.linspace(0.9, 0.1, 4001)
@@ -456,7 +456,7 @@ def halves(n: int = 256) -> tuple[Tensor, Tensor]:
     function="sf.Prediction.solve",
     tolerance=1e-9,
 )
-def _() -> float:
+def targets() -> float:
     """six targets under four scalings at 256 levels: y built from its definition, both halves recovered."""
     x0, eps = halves()
     errors = []
@@ -479,7 +479,7 @@ def _() -> float:
 
 
 @row("target-x0-eps", "x_0 = (x_t - √(1-ᾱ_t) ε)/√ᾱ_t", notes="001 Reverse (f_θ); 002 (115)", function="sf.eps_target", tolerance=1e-12)
-def _() -> float:
+def target_x0_eps() -> float:
     """the formula from ᾱ of a chain."""
     chain, _, alphas = raw_chain()
     eps, x_t = torch.randn(40, 3), torch.randn(40, 3)
@@ -488,7 +488,7 @@ def _() -> float:
 
 
 @row("target-score", "∇log q(x_t|x_0) = -ε/σ", notes="002 SGM (151)", function="sf.Prediction.score", tolerance=1e-9)
-def _() -> float:
+def target_score() -> float:
     """automatic differentiation of log q(x_t | x_0)."""
     x0, eps = halves()
     level = VE().level(torch.rand(256) * 0.9 + 0.1, like=x0)
@@ -504,7 +504,7 @@ def _() -> float:
     function="sf.Prediction.v",
     tolerance=1e-8,
 )
-def _() -> float:
+def target_v() -> float:
     """a numerical derivative along the circle, and the same v from any scaling of the level."""
     x0, eps = halves()
     phi, h = torch.rand(256, 1) * 1.4 + 0.05, 1e-6
@@ -523,7 +523,7 @@ def _() -> float:
     function="sf.edm_target",
     tolerance=1e-9,
 )
-def _() -> float:
+def target_edm() -> float:
     """the variance of F over data of variance s² and unit noise, and its independence of x_t: closed forms of a and b."""
     errors = []
     for data_std in (0.3, 0.5, 1.7):
@@ -538,7 +538,7 @@ def _() -> float:
 
 
 @row("target-previous", "y = μ̃(x_t, x_0)", notes="002 (92); 004 Optimize Diffusion Models", function="sf.previous_target", tolerance=1e-9)
-def _() -> float:
+def target_previous() -> float:
     """the posterior's mean as a network's output: x_0 comes back at every level, the step to the data among them."""
     chain, errors = raw_chain()[0], []
     x0, eps = halves(16)
@@ -557,7 +557,7 @@ def _() -> float:
     function="sf.process.reverse",
     tolerance=1e-10,
 )
-def _() -> float:
+def reverse_mean() -> float:
     """the eps form of the model's mean, from a network that says eps."""
     chain, betas, alphas = raw_chain()
     x_t, raw, errors = torch.randn(8, 3), torch.randn(8, 3), []
@@ -570,7 +570,7 @@ def _() -> float:
 
 
 @row("reverse-mean-score", "μ_θ = (x_t + β_t s_θ)/√α_t", notes="002 SGM (139)", function="sf.process.reverse", tolerance=1e-10)
-def _() -> float:
+def reverse_mean_score() -> float:
     """the score form of the model's mean, from a network that says the score."""
     chain, betas, _ = raw_chain()
     x_t, score, errors = torch.randn(8, 3), torch.randn(8, 3), []
@@ -588,7 +588,7 @@ def _() -> float:
     function="sf.process.reverse",
     tolerance=1e-10,
 )
-def _() -> float:
+def reverse_variance() -> float:
     """the three choices from betas and ᾱ; in the last step, log β̃ of the step before."""
     chain, betas, alphas = raw_chain()
     x_t, fraction = torch.zeros(4, 2), torch.rand(4, 2)
@@ -611,7 +611,7 @@ def _() -> float:
     function="sf.process.marginal",
     tolerance=1e-10,
 )
-def _() -> float:
+def terminal_law() -> float:
     """KL(q(x_T|x_0) ‖ N(0, I)) of the linear chain by quadrature over x_T, and exactly 0 for zero terminal SNR."""
     x, end, none = line(), Discrete.linear(1000).level(1.0), Discrete.linear(100).zero_terminal().level(1.0)
     q, standard = process.marginal(torch.full_like(x, 0.9), end), Normal(torch.zeros_like(x), torch.zeros(()))

@@ -38,7 +38,7 @@ def line(half_width: float = 14.0, n: int = 20_001) -> Tensor:
     function="sf.Normal.sample",
     tolerance=1e-12,
 )
-def _() -> float:
+def reparameterisation() -> float:
     """∂z/∂μ = 1 and ∂z/∂σ = ε, by automatic differentiation through a draw."""
     mean, deviation = torch.randn(50, requires_grad=True), (torch.rand(50) + 0.5).requires_grad_()
     z = Normal(mean, 2 * deviation.log()).sample(torch.Generator().manual_seed(1))
@@ -48,14 +48,14 @@ def _() -> float:
 
 
 @row("normal-moments", "E z = μ, Var z = σ²", notes=f"{MATHS_004} 9", function="sf.Normal.sample", tolerance=4.0)
-def _() -> float:
+def normal_moments() -> float:
     """mean and variance of 100,000 draws, in standard errors."""
     z = Normal(torch.full((100_000, 1), -0.7), torch.tensor(math.log(2.3))).sample(torch.Generator().manual_seed(0))
     return max(standard_errors(z, -0.7), standard_errors((z + 0.7).square(), 2.3))
 
 
 @row("normal-density", "f(x) = φ((x - μ)/σ)/σ", notes=f"{MATHS_004} 9", function="sf.Normal.log_prob", tolerance=1e-10)
-def _() -> float:
+def normal_density() -> float:
     """torch.distributions at 1,000 points, and an integral of 1."""
     x = line()
     q = Normal(torch.full_like(x, 0.4), torch.tensor(0.6))
@@ -66,7 +66,7 @@ def _() -> float:
 @row(
     "marginalisation-table", "p(x) = Σ_y p(x, y)", notes=f"{BASICS_000}; {MATHS_004} 3", function="sf.probability.marginal", tolerance=1e-14
 )
-def _() -> float:
+def marginalisation_table() -> float:
     """sums written out over the cells of a 3×4×2×5 table, one and two variables kept."""
     p = table(3, 4, 2, 5)
     one = torch.tensor([sum(float(p[w, x, y, z]) for w in range(3) for y in range(2) for z in range(5)) for x in range(4)])
@@ -75,7 +75,7 @@ def _() -> float:
 
 
 @row("marginalisation-gauss", "p(x) = ∫ p(x, y) dy", notes=f"{MATHS_004} 3", function="sf.probability.Joint.marginal", tolerance=1e-10)
-def _() -> float:
+def marginalisation_gauss() -> float:
     """a numerical integral of the joint density over the other variable."""
     p, x, y = joint(2), line(6.0, 41), line(40.0, 20_001)
     density = p.log_prob(torch.stack(torch.meshgrid(x, y, indexing="ij"), -1)).exp()
@@ -85,7 +85,7 @@ def _() -> float:
 @row(
     "conditional-table", "p(x | y*) = p(x, y*)/Σ_x p(x, y*)", notes=f"{MATHS_004} 4", function="sf.probability.conditional", tolerance=1e-14
 )
-def _() -> float:
+def conditional_table() -> float:
     """columns of a table divided by their sums one by one, and p(x | y) p(y) = p(x, y)."""
     p = table(4, 3)
     columns = torch.stack([p[:, j] / sum(float(v) for v in p[:, j]) for j in range(3)], 1)
@@ -100,7 +100,7 @@ def _() -> float:
     function="sf.probability.Joint.given",
     tolerance=1e-10,
 )
-def _() -> float:
+def conditional_gauss() -> float:
     """the joint density along the line y = y*, normalised numerically."""
     p, x, known = joint(3), line(40.0, 40_001), torch.tensor([0.3, -1.1])
     along = p.log_prob(torch.stack([torch.full_like(x, 0.3), x, torch.full_like(x, -1.1)], 1)).exp()
@@ -116,7 +116,7 @@ def _() -> float:
     function="sf.probability.conditional",
     tolerance=1e-14,
 )
-def _() -> float:
+def chain_rule() -> float:
     """the product of conditionals of a table, multiplied up."""
     p = table(3, 2, 4, 2)
     xyz, yz = pr.marginal(p, [1, 2, 3]), pr.marginal(p, [2, 3])
@@ -131,7 +131,7 @@ def _() -> float:
     function="sf.probability.conditional",
     tolerance=1e-14,
 )
-def _() -> float:
+def conditional_independence() -> float:
     """a Markov chain of tables, conditioned both ways; and the reversed factorisation gives the joint."""
     start, first, second = table(3), pr.conditional(table(3, 4), [0]), pr.conditional(table(4, 2), [0])
     p = start[:, None, None] * first[:, :, None] * second[None]
@@ -147,7 +147,7 @@ def _() -> float:
     function="sf.probability.Joint.then",
     tolerance=1e-12,
 )
-def _() -> float:
+def markov_gauss() -> float:
     """a Gaussian chain of two affine steps, conditioned on both and on the nearer."""
     chain = joint(1).then(torch.tensor([[0.8]]), torch.tensor([0.1]), torch.tensor([[0.3]]))
     chain = chain.then(torch.tensor([[0.0, 0.6]]), torch.tensor([-0.2]), torch.tensor([[0.5]]))
@@ -157,7 +157,7 @@ def _() -> float:
 
 
 @row("bayes-table", "p(y|x) = p(x|y) p(y)/p(x)", notes=f"{BASICS_000}; {MATHS_004} 5", function="sf.probability.bayes", tolerance=1e-14)
-def _() -> float:
+def bayes_table() -> float:
     """the notes' school: 60% boys, all in trousers; half of the girls in skirts: P(girl | trousers) = 1/4."""
     posterior, evidence = pr.bayes(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([0.6, 0.4]))
     return max(worst(posterior, torch.tensor([[0.75, 0.0], [0.25, 1.0]])), worst(evidence, torch.tensor([0.8, 0.2])))
@@ -166,7 +166,7 @@ def _() -> float:
 @row(
     "bayes-gauss", "p(z|x) = p(x|z) p(z)/p(x)", notes=f"{MATHS_004} 5; 003 (1.4.2)", function="sf.probability.Joint.given", tolerance=1e-10
 )
-def _() -> float:
+def bayes_gauss() -> float:
     """log-densities of prior, likelihood, evidence and posterior of an affine Gaussian model at 100 points."""
     prior = joint(2)
     matrix, offset, noise = torch.randn(3, 2), torch.randn(3), 0.4 * torch.eye(3)
@@ -184,7 +184,7 @@ def _() -> float:
     function="sf.probability.Joint.then",
     tolerance=1e-12,
 )
-def _() -> float:
+def sum_of_gaussians() -> float:
     """the convolution of two densities, integrated numerically."""
     a, b, grid = 0.7, -1.3, line(40.0, 40_001)
     pair = pr.Joint(torch.tensor([0.5, -0.2]), torch.diag(torch.tensor([0.8, 0.3])))
@@ -204,7 +204,7 @@ def _() -> float:
     function="sf.probability.Joint.sample",
     tolerance=4.0,
 )
-def _() -> float:
+def expectation_monte_carlo() -> float:
     """E x x' of 50,000 draws of a Gaussian, in standard errors."""
     p = joint(3)
     x = p.sample(50_000, torch.Generator().manual_seed(0))
@@ -212,7 +212,7 @@ def _() -> float:
 
 
 @row("entropy-table", "H(p) = -Σ p log p", notes=f"{MATHS_004} 10.2", function="sf.probability.entropy", tolerance=1e-13)
-def _() -> float:
+def entropy_table() -> float:
     """log n for equal chances, additivity over independent variables, and math.log term by term."""
     p, q = table(5), table(4)
     equal = pr.entropy(torch.full((8,), 1 / 8))
@@ -222,7 +222,7 @@ def _() -> float:
 
 
 @row("entropy-gauss", "H = ½ log(2πe σ²)", notes=f"{MATHS_004} 10.2", function="sf.Normal.entropy", tolerance=1e-10)
-def _() -> float:
+def entropy_gauss() -> float:
     """-∫ p log p by quadrature; in three dimensions, log |det L| more than the standard normal's."""
     x = line()
     q = Normal(torch.full_like(x, 0.4), torch.tensor(0.6))
@@ -238,7 +238,7 @@ def _() -> float:
     function="sf.probability.cross_entropy; sf.Normal.cross_entropy",
     tolerance=1e-10,
 )
-def _() -> float:
+def cross_entropy() -> float:
     """tables term by term, Gaussians by quadrature."""
     p, q, x = table(6), table(6), line()
     written = -sum(float(a) * math.log(float(b)) for a, b in zip(p, q, strict=True))
@@ -252,7 +252,7 @@ def _() -> float:
 
 
 @row("kl-table", "KL(p‖q) = Σ p log(p/q)", notes=f"{BASICS_000}; {MATHS_004} 10.2", function="sf.probability.kl", tolerance=1e-13)
-def _() -> float:
+def kl_table() -> float:
     """term by term; two fair coins against one that is 3 to 1: log 2 - ½ log 3."""
     p, q = table(6), table(6)
     written = sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True))
@@ -267,7 +267,7 @@ def _() -> float:
     function="sf.Normal.kl",
     tolerance=1e-9,
 )
-def _() -> float:
+def kl_gauss() -> float:
     """∫ p log(p/q) by quadrature, for four pairs of means and variances."""
     x = line(30.0, 60_001)
     errors = []
@@ -284,7 +284,7 @@ def _() -> float:
     function="sf.probability.Joint.kl",
     tolerance=1e-10,
 )
-def _() -> float:
+def kl_gauss_full() -> float:
     """torch.distributions.MultivariateNormal in four dimensions."""
     p, q = joint(4), joint(4)
     theirs = [torch.distributions.MultivariateNormal(each.mean, each.covariance) for each in (p, q)]
@@ -298,7 +298,7 @@ def _() -> float:
     function="sf.probability.kl; sf.Normal.kl",
     tolerance=1e-12,
 )
-def _() -> float:
+def kl_non_negative() -> float:
     """the most negative of 2,000 pairs of tables and 2,000 pairs of Gaussians; |KL(p‖p)|."""
     tables = min(float(pr.kl(table(5), table(5))) for _ in range(500))
     p, q = (Normal(torch.randn(2000), torch.randn(2000)) for _ in range(2))
@@ -313,7 +313,7 @@ def _() -> float:
     function="sf.probability.importance_bound; .elbo",
     tolerance=1e-12,
 )
-def _() -> float:
+def jensen() -> float:
     """the shortfall over 200 random sets of weights; equality where all weights are one; the gap of e^N(0, v) is v/2."""
     w = torch.randn(50, 200)
     shortfall = float((pr.elbo(w, torch.zeros_like(w)) - pr.importance_bound(w, torch.zeros_like(w))).max())

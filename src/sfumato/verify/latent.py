@@ -44,7 +44,7 @@ def evidence(both: pr.Joint, x: Tensor) -> Tensor:
     function="sf.probability.Joint",
     tolerance=1e-10,
 )
-def _() -> float:
+def evidence_check() -> float:
     """both expressions, the second at ten z."""
     _, both, x, q = model()
     z = q.sample(10)
@@ -59,7 +59,7 @@ def _() -> float:
     function="sf.probability.elbo",
     tolerance=4.0,
 )
-def _() -> float:
+def elbo_jensen() -> float:
     """log p(x) - KL(q ‖ p(z|x)) in closed form, 50,000 draws, in standard errors."""
     _, both, x, q = model()
     log_joint, log_q = draws(both, x, q, (50_000,))
@@ -74,7 +74,7 @@ def _() -> float:
     function="sf.probability.elbo; .Joint.kl",
     tolerance=1e-9,
 )
-def _() -> float:
+def elbo_gap() -> float:
     """with q the posterior the bound is the evidence at every draw; without it the gap is the KL, its expectations in closed form."""
     prior, both, x, q = model()
     true = both.given([3, 4, 5, 6], x)
@@ -99,7 +99,7 @@ def expected_log_likelihood(both: pr.Joint, prior: pr.Joint, x: Tensor, q: pr.Jo
     function="sf.probability.elbo; .Joint.kl",
     tolerance=4.0,
 )
-def _() -> float:
+def vae_split() -> float:
     """reconstruction and prior matching in closed form against the Monte-Carlo bound, in standard errors."""
     prior, both, x, q = model()
     log_joint, log_q = draws(both, x, q, (50_000,))
@@ -113,7 +113,7 @@ def _() -> float:
     function="sf.Normal.sample; sf.Normal.log_prob",
     tolerance=4.0,
 )
-def _() -> float:
+def vae_monte_carlo() -> float:
     """a decoder N(2z, ½) under q(z) = N(0.3, 0.2): 50,000 reparameterised draws against the closed form, in standard errors."""
     x, q = torch.tensor(0.9), Normal(torch.full((50_000, 1), 0.3), torch.tensor(math.log(0.2)))
     z = q.sample(torch.Generator().manual_seed(0))
@@ -124,7 +124,7 @@ def _() -> float:
 @row(
     "vae-kl", "KL(N(μ, σ²) ‖ N(0, I)) = ½ Σ (μ² + σ² - 1 - log σ²)", notes="003 1.4.2.1; 002 VAE", function="sf.Normal.kl", tolerance=1e-12
 )
-def _() -> float:
+def vae_kl() -> float:
     """the sum written out."""
     mean, log_variance = torch.randn(20), torch.randn(20)
     truth = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
@@ -138,7 +138,7 @@ def _() -> float:
     function="sf.probability.importance_bound",
     tolerance=4.0,
 )
-def _() -> float:
+def importance_bound() -> float:
     """E of the mean weight is p(x) (in standard errors); the bounds of K = 1, 4, 16, 64 on the same draws rise and stay below."""
     _, both, x, q = model()
     log_joint, log_q = draws(both, x, q, (64, 2000))
@@ -167,7 +167,7 @@ def hierarchy() -> tuple[pr.Joint, Tensor, pr.Joint]:
     function="sf.probability.elbo",
     tolerance=4.0,
 )
-def _() -> float:
+def hierarchical_elbo() -> float:
     """evidence less KL(q(z_1, z_2) ‖ p(z_1, z_2|x)) of two levels in closed form, 50,000 draws, in standard errors."""
     whole, x, q = hierarchy()
     z = q.sample(50_000, torch.Generator().manual_seed(0))
@@ -184,7 +184,7 @@ def _() -> float:
     function="sf.probability.Joint.kl",
     tolerance=4.0,
 )
-def _() -> float:
+def hierarchical_split() -> float:
     """the bound split level by level along the chain rule, each part from its conditionals, in standard errors."""
     whole, x, q = hierarchy()
     z = q.sample(150, torch.Generator().manual_seed(0))
@@ -229,7 +229,7 @@ def diffusion(steps: int = 6) -> tuple[Discrete, GaussianMixture, Tensor, pr.Joi
     function="sf.process.posterior; .reverse; sf.Normal.kl",
     tolerance=1e-9,
 )
-def _() -> float:
+def vlb() -> float:
     """the left side as a KL of two joint Gaussians less log p(x_0), the right term by term, each expectation by quadrature."""
     chain, oracle, x0, q, p = diffusion()
     steps = len(chain)
@@ -255,7 +255,7 @@ def _() -> float:
     function="sf.process.reverse",
     tolerance=1e-12,
 )
-def _() -> float:
+def vlb_is_a_bound() -> float:
     """the gap of the joint Gaussians is not negative, and vanishes where q is the model's own posterior."""
     chain, _, x0, q, p = diffusion()
     true = p.given([len(chain)], x0).marginal(list(range(len(chain) - 1, -1, -1)))
@@ -269,7 +269,7 @@ def _() -> float:
     function="sf.probability.elbo",
     tolerance=4.0,
 )
-def _() -> float:
+def diffusion_is_hierarchical() -> float:
     """the same bound by sampling whole chains x_1:T ~ q and weighing them with p, against the closed form, in standard errors."""
     chain, _, x0, q, p = diffusion()
     steps = len(chain)
@@ -286,7 +286,7 @@ def _() -> float:
     function="sf.process.transition; .posterior",
     tolerance=1e-10,
 )
-def _() -> float:
+def chain_factorises() -> float:
     """log-densities of both factorisations at ten chains, and of the joint Gaussian."""
     chain, _, x0, q, _ = diffusion()
     z = q.sample(10)
@@ -306,7 +306,7 @@ def _() -> float:
     function="sf.probability.Joint.given",
     tolerance=4.0,
 )
-def _() -> float:
+def gaussian_posterior_given_class() -> float:
     """importance-weighted draws of the prior, mean of z given x, in standard errors of the ratio."""
     prior = joint(1)
     both, x = prior.then(torch.tensor([[0.7]]), torch.zeros(1), torch.tensor([[0.5]])), torch.tensor([0.4])
@@ -365,7 +365,7 @@ def vae_of(chain: LinearGaussianChain, encoders: list[Said]) -> latent.VAE:
     function="sf.latent.VAE; sf.latent.importance_bits",
     tolerance=1e-9,
 )
-def _() -> float:
+def vae_evidence() -> float:
     """at the maximum-likelihood weights of Tipping & Bishop (1999), eqs. 7 and 8, every draw against the likelihood of the eigenvalues."""
     x = torch.randn(60, 4) @ torch.randn(4, 4)
     centred = x - x.mean(0)
@@ -386,7 +386,7 @@ def _() -> float:
     function="sf.latent.bound; sf.latent.VAE",
     tolerance=4.0,
 )
-def _() -> float:
+def hierarchical_evidence() -> float:
     """with the posteriors the evidence at every draw; with others the chain's closed bound, 20,000 draws, in standard errors."""
     chain, laws, x = two_levels()
     true = vae_of(chain, [Said(law) for law in laws]).trace(x, torch.Generator().manual_seed(0)).log_ratio
@@ -404,7 +404,7 @@ def _() -> float:
     function="sf.latent.Visit.divergence",
     tolerance=4.0,
 )
-def _() -> float:
+def consistency_term() -> float:
     """the ratio at the draws makes the chain's closed bound, in standard errors; the KL in its place must miss it by a tenth of a nat."""
     chain, laws, x = two_levels()
     model, rows = vae_of(chain, [Said(law) for law in laws]), x[:1].expand(20_000, 3)
@@ -423,7 +423,7 @@ def _() -> float:
     function="sf.latent.as_hierarchical_vae; sf.latent.bound; sf.likelihood.vlb",
     tolerance=1e-12,
 )
-def _() -> float:
+def diffusion_bound_by_the_vae() -> float:
     """the code written for VAEs against the diffusion bound on the same noise, part by part."""
     chain = Discrete.cosine(12)
     oracle = GaussianMixture(torch.ones(1), torch.tensor([[0.2]]), torch.tensor([[[0.1]]]))
@@ -441,7 +441,7 @@ def _() -> float:
     function="sf.latent.DiscretisedLogistic",
     tolerance=1e-8,
 )
-def _() -> float:
+def logistic_bin() -> float:
     """20-point Gauss-Legendre quadrature of the density over each inner bin, and the sum over all 256 values."""
     law, mean, log_scale = latent.DiscretisedLogistic(), torch.tensor(0.1), torch.tensor(-3.0)
     said = torch.stack([mean, log_scale]).expand(256, 2)
@@ -471,7 +471,7 @@ def known_points() -> tuple[GaussianMixture, Tensor]:
     function="sf.latent.vdm.bound; sf.LearnedSchedule",
     tolerance=4.0,
 )
-def _() -> float:
+def vdm_bound() -> float:
     """the mass of each value of a grid of 1024, from the density, against the bound, in standard errors of their difference."""
     oracle, x = known_points()
     bits = vdm.bound(
@@ -489,7 +489,7 @@ def _() -> float:
     function="sf.latent.vdm.bound",
     tolerance=0.1,
 )
-def _() -> float:
+def vdm_discrete() -> float:
     """the excess of T = 64, 128, 256 over T → ∞ on one variable, by quadrature over noise: it halves each time, as 1/T; shortfall."""
     oracle, _ = known_points()
     schedule, x0 = LearnedSchedule(log_snr_max=8.0, log_snr_min=-6.0), torch.tensor([[0.4]])
@@ -522,7 +522,7 @@ def _() -> float:
     function="sf.latent.vdm.diffusion_bits",
     tolerance=1e-10,
 )
-def _() -> float:
+def vdm_variance() -> float:
     """the gradients against those of two plain backward passes, through the loss and its square."""
     oracle, x = known_points()
     schedule, x0 = LearnedSchedule(), x[:50]
@@ -541,7 +541,7 @@ def _() -> float:
     function="sf.latent.vdm.decoder_bits",
     tolerance=1e-9,
 )
-def _() -> float:
+def vdm_decoder() -> float:
     """the sum over all values of two grids of the probabilities that it gives them, at 20 z_0 of three levels."""
     error = 0.0
     for log_snr, count in ((1.0, 16), (4.0, 16), (13.0, 255)):

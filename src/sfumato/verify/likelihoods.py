@@ -37,7 +37,7 @@ def bound_of(n: int, steps: int) -> tuple[likelihood.Bound, float]:
 
 
 @row("prior-term", "L_T = KL(q(x_T|x_0) ‖ p(x_T))", notes=BOUND, function="sf.likelihood.prior_bits", tolerance=1e-9)
-def _() -> float:
+def prior_term() -> float:
     """the KL by quadrature, averaged over entries, in bits."""
     x, level, x0 = line(), Level(torch.tensor(0.3), torch.tensor(math.sqrt(0.91))), torch.tensor([[0.9, -0.4]])
     truth = []
@@ -54,7 +54,7 @@ def _() -> float:
     function="sf.Normal.binned_log_prob",
     tolerance=1e-9,
 )
-def _() -> float:
+def decoder_mass() -> float:
     """the sum over all bins for narrow and wide Gaussians, inside and outside of the range; and over seventeen values."""
     errors = []
     for values in (256, 17):
@@ -78,7 +78,7 @@ def _() -> float:
     function="sf.Normal.binned_log_prob",
     tolerance=1e-6,
 )
-def _() -> float:
+def decoder_bin() -> float:
     """the density integrated over bins, at three values."""
     points, errors = torch.linspace(-1, 1, 256), []
     for i in (40, 128, 220):
@@ -90,7 +90,7 @@ def _() -> float:
 
 
 @row("decoder-term", "L_0 = -log p(x_0|x_1)", notes=BOUND, function="sf.likelihood.term_bits", tolerance=1e-9)
-def _() -> float:
+def decoder_term() -> float:
     """the last step's mean and variance by hand: x̂_0 and the β̃ of the step before; bins by differences of erf."""
     chain, x0 = Discrete.linear(1000), torch.tensor([[0.2549019607843137]])
     one, two, data = chain.level(0.001), chain.level(0.002), chain.level(0.0)
@@ -106,7 +106,7 @@ def _() -> float:
 
 
 @row("bound-is-above", "E L_VLB >= H(x_0), and falls as the chain grows", notes=BOUND, function="sf.likelihood.vlb", tolerance=3.0)
-def _() -> float:
+def bound_is_above() -> float:
     """a discrete law of known entropy, exact predictor: shortfall in standard errors; infinite if 4, 16, 128 steps do not fall."""
     found = [bound_of(4000, steps) for steps in (4, 16, 128)]
     means = [float(bound.total.mean()) for bound, _ in found]
@@ -116,7 +116,7 @@ def _() -> float:
 
 
 @row("bound-is-tight", "L_VLB → H(x_0) as T → ∞", notes=BOUND, function="sf.likelihood.vlb", tolerance=3.0)
-def _() -> float:
+def bound_is_tight() -> float:
     """a discrete law of known entropy, exact predictor, the whole chain of 3,000 at variance β̃: distance in standard errors."""
     x0, oracle, entropy = seventeen_values(150)
     levels, noise = grid(Discrete.linear(3000), 3000, spacing=spacing.trailing), torch.Generator().manual_seed(0)
@@ -131,7 +131,7 @@ def _() -> float:
     function="sf.likelihood.vlb(terms=…)",
     tolerance=4.0,
 )
-def _() -> float:
+def bound_some_terms() -> float:
     """60 draws of 4 of 12 terms against all terms, in standard errors of the difference."""
     x0, oracle, _ = seventeen_values(16)
     levels, noise, choice = (
@@ -149,7 +149,7 @@ def _() -> float:
 
 
 @row("bound-total", "L_VLB = L_T + Σ L_{t-1} + L_0", notes=BOUND, function="sf.likelihood.Bound.total", tolerance=1e-9)
-def _() -> float:
+def bound_total() -> float:
     """the terms of a chain of eight recomputed one by one from KLs and the decoder, on the same noise."""
     x0, oracle, _ = seventeen_values(5)
     levels = grid(Discrete.linear(1000), 8, spacing=spacing.trailing)
@@ -173,7 +173,7 @@ def _() -> float:
     function="sf.likelihood.Bound.standard_error",
     tolerance=0.2,
 )
-def _() -> float:
+def bound_standard_error() -> float:
     """the spread of 100 bounds over fresh noise and data, relative to the mean error that each states."""
     x0, oracle, _ = seventeen_values(997)
     levels, generator = grid(Discrete.linear(1000), 4, spacing=spacing.trailing), torch.Generator().manual_seed(0)

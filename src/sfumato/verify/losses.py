@@ -42,13 +42,13 @@ def of_weight(weight: loss.Weight, error: Callable[[Prediction, Tensor, Tensor, 
     function="sf.loss.simple",
     tolerance=1e-10,
 )
-def _() -> float:
+def loss_simple() -> float:
     """the mean square of the error in eps."""
     return of_weight(loss.eps_weight, lambda p, x0, eps, level: (p.eps - eps).square())
 
 
 @row("loss-x0", "|x_0 - x̂_0|²", notes="002 VDM (99)", function="sf.loss.x0_weight", tolerance=1e-10)
-def _() -> float:
+def loss_x0() -> float:
     """the mean square of the error in x0."""
     return of_weight(loss.x0_weight, lambda p, x0, eps, level: (p.x0 - x0).square())
 
@@ -60,7 +60,7 @@ def _() -> float:
     function="sf.loss.simple; .score_matching",
     tolerance=1e-10,
 )
-def _() -> float:
+def loss_equivalence() -> float:
     """the three losses of the notes, each computed from its own quantity."""
     x0, eps, level, wrong = errors_at()
     by_x0 = level.log_snr.exp().squeeze(1) * (wrong.x0 - x0).square().mean(1)
@@ -76,7 +76,7 @@ def _() -> float:
     function="sf.loss.v_weight",
     tolerance=1e-10,
 )
-def _() -> float:
+def loss_v() -> float:
     """the mean square of the error in x0, weighed."""
     return of_weight(loss.v_weight, lambda p, x0, eps, level: (level.log_snr.exp() + 1) * (p.x0 - x0).square())
 
@@ -88,7 +88,7 @@ def _() -> float:
     function="sf.loss.min_snr_weight",
     tolerance=1e-10,
 )
-def _() -> float:
+def loss_min_snr() -> float:
     """the mean square of the error in x0, weighed."""
     return of_weight(loss.min_snr_weight, lambda p, x0, eps, level: level.log_snr.exp().clamp(max=5) * (p.x0 - x0).square())
 
@@ -100,7 +100,7 @@ def _() -> float:
     function="sf.loss.truncated_snr_weight",
     tolerance=1e-10,
 )
-def _() -> float:
+def loss_truncated_snr() -> float:
     """the larger of the two mean squares."""
     x0, eps, level, wrong = errors_at()
     larger = torch.maximum((wrong.eps - eps).square().mean(1), (wrong.x0 - x0).square().mean(1))
@@ -114,7 +114,7 @@ def _() -> float:
     function="sf.loss.edm_weight",
     tolerance=1e-10,
 )
-def _() -> float:
+def loss_edm() -> float:
     """the mean square of F - F_θ, both read off by the preconditioning."""
 
     def output(p: Prediction, level: Level) -> Tensor:
@@ -148,7 +148,7 @@ def kl_terms() -> list[tuple[float, Tensor, Tensor, Tensor, Tensor, Tensor]]:
     function="sf.process.reverse; sf.Normal.kl",
     tolerance=1e-9,
 )
-def _() -> float:
+def kl_as_mean() -> float:
     """the two means' distance over twice β̃ (of the paper's betas), for every step of a chain."""
     terms, truth = kl_terms(), []
     for _, beta, a, before, by_x0, _ in terms:
@@ -164,7 +164,7 @@ def _() -> float:
     function="sf.process.reverse; sf.Normal.kl",
     tolerance=1e-9,
 )
-def _() -> float:
+def kl_as_snr() -> float:
     """the difference of ᾱ/(1-ᾱ), for every step of a chain."""
     terms = kl_terms()
     truth = [float(0.5 * (before / (1 - before) - a / (1 - a)) * by_x0.square()) for _, _, a, before, by_x0, _ in terms]
@@ -178,7 +178,7 @@ def _() -> float:
     function="sf.process.reverse; sf.Normal.kl",
     tolerance=1e-9,
 )
-def _() -> float:
+def kl_as_eps() -> float:
     """the paper's weight on the error in eps, σ² = β̃."""
     terms, truth = kl_terms(), []
     for _, beta, a, before, _, by_eps in terms:
@@ -188,7 +188,7 @@ def _() -> float:
 
 
 @row("kl-as-score", "L_{t-1} = β²/(2σ²α_t) |s - s_θ|²", notes="002 SGM (148)", function="sf.process.reverse; sf.Normal.kl", tolerance=1e-9)
-def _() -> float:
+def kl_as_score() -> float:
     """the weight on the error in the score, -eps/√(1-ᾱ), σ² = β̃."""
     terms, truth = kl_terms(), []
     for _, beta, a, before, _, by_eps in terms:
@@ -204,7 +204,7 @@ def _() -> float:
     function="sf.loss.vlb",
     tolerance=1e-10,
 )
-def _() -> float:
+def loss_random_term() -> float:
     """the terms of the whole bound summed, with the same noise; every t of the chain once."""
     chain = Discrete.cosine(12)
     x0 = (torch.randint(0, 256, (1, 5)) / 127.5 - 1).expand(12, 5)
@@ -260,14 +260,14 @@ def _hybrid_gradients() -> tuple[dict[str, Tensor], ...]:
     function="sf.loss.hybrid",
     tolerance=1e-10,
 )
-def _() -> float:
+def loss_hybrid() -> float:
     """gradients: by the mean those of L_simple alone, by the variance λ times those of the bound."""
     hybrid, simple, bound = _hybrid_gradients()
     return max(worst(hybrid["mean"], simple["mean"]), worst(hybrid["variance"], 1e-3 * bound["variance"]))
 
 
 @row("learned-variance-optimum", "the best log Σ_θ is log E(x_s - μ_θ)²", notes="004 Improved DDPM", function="sf.loss.vlb", tolerance=1e-4)
-def _() -> float:
+def learned_variance_optimum() -> float:
     """the fraction that the bound's gradient drives to, against the closed form β̃ + c₀² E(x_0 - x̂_0)² on a Gaussian."""
     chain = raw_chain()[0]
     t, s = chain.level(20 / 40), chain.level(19 / 40)
@@ -296,7 +296,7 @@ def _() -> float:
 
 
 @row("loss-vdm", "L_∞ = ½ E_t[-d log SNR/dt |ε - ε_θ|²]", notes="002 VDM (99), T → ∞", function="sf.loss.vdm", tolerance=1e-5)
-def _() -> float:
+def loss_vdm() -> float:
     """the discrete bound ½ Σ (SNR_s - SNR_t) |x_0 - x̂_0|² of 4,000 steps on a Gaussian, by quadrature."""
     oracle, schedule = gaussian(), Cosine(log_snr_max=6.0, log_snr_min=-6.0)
     return worst(_vdm_total(schedule), _snr_total(oracle, 6.0, -6.0))
@@ -328,7 +328,7 @@ def _snr_total(oracle: GaussianMixture, top: float, bottom: float) -> Tensor:
     function="sf.loss.vdm",
     tolerance=1e-5,
 )
-def _() -> float:
+def loss_vdm_invariance() -> float:
     """three curves and scalings with the same ends, against the closed form in the ends."""
     truth = _snr_total(gaussian(), 5.0, -5.0)
     return max(worst(_vdm_total(curve(log_snr_max=5.0, log_snr_min=-5.0)), truth) for curve in (Cosine, LinearVP, Flow))
@@ -341,7 +341,7 @@ def _() -> float:
     function="sf.loss.score_matching",
     tolerance=1e-8,
 )
-def _() -> float:
+def score_matching() -> float:
     """differences of two predictors' losses on a Gaussian by quadrature: the constant falls out."""
     node, weight = hermite(50)
     x0, eps = (each.reshape(-1, 1) for each in torch.meshgrid(0.8 * node, node, indexing="ij"))
@@ -363,7 +363,7 @@ def _() -> float:
     function="sf.loss.sliced_score_matching",
     tolerance=4.0,
 )
-def _() -> float:
+def sliced_score_matching() -> float:
     """closed form for a linear score on a Gaussian, 20,000 draws, in standard errors."""
     oracle, level = gaussian(), Level(torch.tensor(0.8), torch.tensor(0.6))
     generator = torch.Generator().manual_seed(0)
@@ -388,7 +388,7 @@ def _() -> float:
     function="sf.loss.Importance",
     tolerance=1e-9,
 )
-def _() -> float:
+def importance_sampling() -> float:
     """chances from known second moments, and the weighted loss summed over all levels against the plain mean."""
     chain = Discrete.linear(50, beta_max=0.02)
     times, generator = loss.Importance(chain, history=2, uniform_share=0.0), torch.Generator().manual_seed(0)
@@ -411,7 +411,7 @@ def _() -> float:
     function="sf.loss.Fitted",
     tolerance=0.02,
 )
-def _() -> float:
+def fitted_density() -> float:
     """a loss that doubles halfway: the share of times in each half, and the weighted mean against the uniform one."""
     schedule = Cosine(log_snr_max=8.0, log_snr_min=-8.0)
     times, generator = loss.Fitted(schedule, bins=16, uniform_share=0.0), torch.Generator().manual_seed(0)
@@ -431,7 +431,7 @@ def _() -> float:
     function="sf.loss.Stratified",
     tolerance=4.0,
 )
-def _() -> float:
+def stratified_levels() -> float:
     """E t² over 2,000 batches in standard errors; 100 if the batches' means vary as independent ones do."""
     generator = torch.Generator().manual_seed(0)
     batches = torch.stack([loss.Stratified(Flow())(16, generator).square().mean() for _ in range(2000)])
@@ -445,7 +445,7 @@ def _() -> float:
     function="sf.loss.LogNormal",
     tolerance=0.01,
 )
-def _() -> float:
+def log_normal_levels() -> float:
     """mean and deviation of 20,000 stratified draws."""
     schedule = Cosine(log_snr_max=30.0, log_snr_min=-30.0)
     ratio = -schedule.log_snr(loss.LogNormal(schedule)(20_000, torch.Generator().manual_seed(0))) / 2
@@ -453,7 +453,7 @@ def _() -> float:
 
 
 @row("oracle-loss", "min E|x_0 - x̂_0|² = E Var[x_0|x_t]", notes="002 SGM; 000 Diffusion", function="sf.loss.simple", tolerance=4.0)
-def _() -> float:
+def oracle_loss() -> float:
     """the closed-form posterior variance of a Gaussian, 50,000 draws, in standard errors."""
     oracle, level, generator = gaussian(), Level(*(torch.tensor(v) for v in (0.6, 0.8))), torch.Generator().manual_seed(0)
     x0, _ = oracle.sample(50_000, generator)

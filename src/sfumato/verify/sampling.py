@@ -67,7 +67,7 @@ def even(n: int, end: float = 8.0) -> list[Level]:
     function="sf.steps.DDIM",
     tolerance=1e-9,
 )
-def _() -> float:
+def ddim_marginals() -> float:
     """the composed Gaussians, moment by moment, on data of one point, at five lengths of chain and η = 0.3, 0.7, 1."""
     chain, errors = Discrete.linear(1000), []
     for eta, last in itertools.product((0.3, 0.7, 1.0), (900, 600, 300, 100, 20)):
@@ -84,7 +84,7 @@ def _() -> float:
     function="sf.sample over any levels",
     tolerance=1e-9,
 )
-def _() -> float:
+def ddim_subset() -> float:
     """the composed Gaussians on data of one point over twenty random sub-sequences, at η = 0.5."""
     chain, errors = Discrete.cosine(1000), []
     for _ in range(20):
@@ -102,7 +102,7 @@ def _() -> float:
     function="sf.steps.DDIM(1.0)",
     tolerance=1e-9,
 )
-def _() -> float:
+def ddim_eta_one() -> float:
     """x_s given x_t and x0 by conditioning the joint Gaussian of (x_s, x_t), without the formula of either method."""
     chain = Discrete.linear(1000)
     t, s = chain.level(0.3), chain.level(0.2)
@@ -125,7 +125,7 @@ def _() -> float:
     function="sf.steps.DDIM",
     tolerance=1e-9,
 )
-def _() -> float:
+def ddim_eta() -> float:
     """the fresh noise of one step, read off a draw from the same seed, against the betas of the chain."""
     chain, x = Discrete.linear(1000), torch.zeros(20, 1)
     t, s, products = chain.level(0.3), chain.level(0.2), torch.cumprod(1 - chain.betas, 0)
@@ -145,7 +145,7 @@ def _() -> float:
     function="sf.steps.DDIM",
     tolerance=1e-10,
 )
-def _() -> float:
+def ddim_euler() -> float:
     """the slope of a step to a level next by, against the closed flow of a Gaussian, and straightness: the step is linear in σ/α."""
     schedule, x = Cosine(), torch.randn(40, 1)
     t = schedule.level(0.6)
@@ -160,7 +160,7 @@ def _() -> float:
 
 def _order_row(name: str, step: Step, nominal: int, source: str, from_steps: int) -> None:
     @row(f"order-{name}", f"error = O(h^{nominal}): {source}", notes=BEYOND, function=f"sf.steps.{step!r}", tolerance=0.2)
-    def _() -> float:
+    def order_shortfall() -> float:
         """what the order lacks of the nominal one, on the quantiles of a mixture, which the flow keeps, under VP, VE and flow scales."""
         return nominal - min(quantile_order(step, scales, from_steps) for scales in SCALES)
 
@@ -183,7 +183,7 @@ _order_row("plms", steps.PLMS(), 2, "Liu et al. (2022), eqs. 9 and 12, arXiv:220
 
 def _weak_row(name: str, step: Step, nominal: int, equation: str, notes: str) -> None:
     @row(f"weak-order-{name}", equation, notes=notes, function=f"sf.steps.{step!r}", tolerance=0.2)
-    def _() -> float:
+    def weak_order_shortfall() -> float:
         """what the order lacks of the nominal one, in the exact variance reached on a Gaussian."""
         return nominal - order([short_of(step, even(n)) for n in (64, 128)])
 
@@ -207,7 +207,7 @@ _weak_row("sde-multistep", steps.Multistep(2, 1.0), 2, "SDE-DPM-Solver++(2M), Lu
     function="sf.steps.Multistep(1, eta)",
     tolerance=1e-9,
 )
-def _() -> float:
+def multistep_eta() -> float:
     """the marginals that q_σ must have on data of one point, which no solver is told, at η = 0.3, 0.7, 1."""
     levels, errors = even(20), []
     for eta in (0.3, 0.7, 1.0):
@@ -218,7 +218,7 @@ def _() -> float:
 
 def _law_row(name: str, step: Step, count: int, equation: str, notes: str) -> None:
     @row(f"law-{name}", equation, notes=notes, function=f"sf.steps.{step!r}", tolerance=1.95)
-    def _() -> float:
+    def law_distance() -> float:
         """Kolmogorov's distance of 5,000 walks from a mixture's exact law, in units of 1/sqrt(5,000)."""
         return kolmogorov(step, count, count=5_000)
 
@@ -246,7 +246,7 @@ _law_row("sde-eta", steps.MultistepSDE(2.0), 50, "twice the Langevin dynamics of
     function="sf.steps.Renoised, sf.steps.EDM, sf.steps.Restart",
     tolerance=1e-8,
 )
-def _() -> float:
+def renoised() -> float:
     """mean and variance that are reached on data of one point, where every solver of the flow is exact, in units of σ."""
     levels, errors = even(9, 6.0), []
     for step, draws in (
@@ -268,7 +268,7 @@ def _() -> float:
     function="sf.steps.BrownianPath",
     tolerance=4.0,
 )
-def _() -> float:
+def brownian_path() -> float:
     """the products of 20,000 rows at six half log-SNRs, in standard errors."""
     path, halves = steps.BrownianPath.draw(torch.zeros(20_000, 1), torch.Generator().manual_seed(0)), (-9.0, -2.0, -1.9, 0.0, 0.4, 5.0)
     values = {half: path.at(half) for half in halves}
@@ -283,7 +283,7 @@ def _() -> float:
     function="sf.steps.SinglestepSDE, sf.steps.MultistepSDE",
     tolerance=0.2,
 )
-def _() -> float:
+def sde_strong_order() -> float:
     """what the order lacks of one: the root mean square of the difference over 2,000 seeds, from 16 and 32 steps to twice as many."""
     lacking = []
     for step in (steps.SinglestepSDE(), steps.MultistepSDE()):
@@ -300,7 +300,7 @@ def _() -> float:
     function="sf.steps.AdaptiveSDE",
     tolerance=1.95,
 )
-def _() -> float:
+def adaptive_sde() -> float:
     """Kolmogorov's distance of 1,000 walks from a mixture's exact law, in units of 1/sqrt(1,000)."""
     return kolmogorov(steps.AdaptiveSDE(rtol=0.05, atol=0.02), 2, count=1_000)
 
@@ -312,7 +312,7 @@ def _() -> float:
     function="sf.spacing.shifted",
     tolerance=1e-9,
 )
-def _() -> float:
+def flow_shift() -> float:
     """σ/α of the levels between the ends, against `shift` times that of even t, on a cosine schedule."""
     ratios = [torch.stack([lv.sigma / lv.alpha for lv in grid(Cosine(), 12, spacing=shifted(k))[1:-1]]) for k in (1.0, 3.0)]
     t = ratios[0] / (1 + ratios[0])
@@ -326,7 +326,7 @@ def _() -> float:
     function="sf.steps.langevin",
     tolerance=4.0,
 )
-def _() -> float:
+def langevin_stationary() -> float:
     """mean and variance of 50,000 walks after 60 steps, in standard errors."""
     x = steps.langevin(
         lambda x: -(x - MEAN) / VARIANCE,
@@ -345,7 +345,7 @@ def _() -> float:
     function="sf.steps.Langevin",
     tolerance=1e-8,
 )
-def _() -> float:
+def annealed_langevin() -> float:
     """the variance's own recursion over all levels and steps on a Gaussian, and its mean."""
     levels, size = even(12, 6.0), 0.1
     variance, wanted = levels[0].alpha ** 2 * VARIANCE + levels[0].sigma ** 2, torch.tensor(0.0)
@@ -364,7 +364,7 @@ def _() -> float:
     function="sf.steps.PredictorCorrector",
     tolerance=1e-9,
 )
-def _() -> float:
+def corrector() -> float:
     """on a point, where DDIM keeps w = Var(x)/σ², the recursion w ← (1 - 2r²)² w + 4r² at each level, and the mean."""
     levels, rate = [Cosine().level(at) for at in (0.9, 0.7, 0.5, 0.3)], 0.3
     share = 1.0
@@ -386,7 +386,7 @@ def _spread(level: Level) -> Tensor:
     function="sf.flow",
     tolerance=1e-6,
 )
-def _() -> float:
+def flow_gaussian() -> float:
     """the closed flow, from noise to data and back, at tolerances of 1e-8, under VP, VE and flow scales."""
     x, errors = torch.randn(32, 1), []
     for scales, down in itertools.product(SCALES, (True, False)):
@@ -404,7 +404,7 @@ def _() -> float:
     function="sf.flow",
     tolerance=1e-6,
 )
-def _() -> float:
+def flow_quantiles() -> float:
     """the distribution function of a mixture on the line, at both ends of the adaptive flow."""
     t, s = even(1)
     x = torch.linspace(-2.5, 2.5, 61)[:, None]
@@ -418,7 +418,7 @@ def _() -> float:
     function="sf.invert",
     tolerance=0.2,
 )
-def _() -> float:
+def ddim_inversion() -> float:
     """what the order lacks of one, against the closed flow of a Gaussian upwards, and of the round trip against where it began."""
     up, back = [], []
     for n in (64, 128):
@@ -438,7 +438,7 @@ def _() -> float:
     function="sf.slerp",
     tolerance=1e-10,
 )
-def _() -> float:
+def slerp_check() -> float:
     """the rotation by wθ in the plane of a and b, as a matrix exponential."""
     a, b = (x / x.norm(dim=1, keepdim=True) for x in torch.randn(2, 6, 5))
     errors = []
@@ -458,7 +458,7 @@ def _() -> float:
     function="sf.progressive",
     tolerance=4.0,
 )
-def _() -> float:
+def progressive_check() -> float:
     """E[(x0 - x̂0) x̂0] = 0 over joint draws of x0 and x_t at every level of a walk that begins there, in standard errors."""
     levels, errors, generator = even(6, 4.0), [], torch.Generator().manual_seed(0)
     x0 = line().sample(20_000, generator)[0]
@@ -478,7 +478,7 @@ def _() -> float:
     function="sf.encode_decode",
     tolerance=4.0,
 )
-def _() -> float:
+def encode_decode_check() -> float:
     """variance and covariance of 20,000 pairs on a Gaussian, in standard errors; decoded in one step they have that covariance too."""
     levels, generator = [Cosine().level(at) for at in torch.linspace(0.45, 0, 61).tolist()], torch.Generator().manual_seed(0)
     x0 = bell().sample(20_000, generator)[0]
@@ -498,7 +498,7 @@ def _() -> float:
     function="sf.steps",
     tolerance=0.05,
 )
-def _() -> float:
+def both_ends() -> float:
     """the share of walks, by every method, over a chain from α = 0 to σ = 0 that leave the data."""
     chain = Discrete(torch.cat([torch.linspace(1e-3, 0.1, 99), torch.ones(1)]))
     methods = [
