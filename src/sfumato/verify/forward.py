@@ -1,4 +1,4 @@
-"""Rows on the forward process: schedules, marginals, transitions, posteriors, SDEs, and what a target says of x_t."""
+"""Ledger rows on the forward process: schedules, marginals, transitions, posteriors, SDEs, and prediction targets."""
 
 import math
 from functools import partial
@@ -56,7 +56,7 @@ def curves() -> list[Schedule]:
 
 
 def raw_chain(steps: int = 40) -> tuple[Discrete, Tensor, Tensor]:
-    """A chain with its betas and ᾱ, the latter multiplied up as the papers write them."""
+    """A chain with its betas, and ᾱ as the cumulative product that the papers use."""
     betas = torch.linspace(0.005, 0.2, steps)
     return Discrete(betas), betas, torch.cumprod(1 - betas, 0)
 
@@ -90,7 +90,7 @@ def schedule_linear() -> float:
     tolerance=1e-12,
 )
 def schedule_cosine() -> float:
-    """f at three levels by hand, and β cut at 0.999."""
+    """f at three levels computed by hand, and β clipped at 0.999."""
     chain = Discrete.cosine(100)
     f = [math.cos((k / 100 + 0.008) / 1.008 * math.pi / 2) ** 2 for k in (0, 1, 50, 98)]
     ours = chain.level(torch.tensor([0.01, 0.5, 0.98])).alpha.square()
@@ -105,7 +105,7 @@ def schedule_cosine() -> float:
     tolerance=1e-12,
 )
 def schedule_sigmoid() -> float:
-    """γ(t) of Jabri et al. (2022), alg. 1, at five levels by hand."""
+    """γ(t) of Jabri et al. (2022), alg. 1, at five levels computed by hand."""
     chain, sigmoid = Discrete.sigmoid(50), lambda x: 1 / (1 + math.exp(-x))
     truth = [(sigmoid(3) - sigmoid(6 * k / 50 - 3)) / (sigmoid(3) - sigmoid(-3)) for k in (1, 10, 25, 40, 49)]
     return worst(chain.level(torch.tensor([1, 10, 25, 40, 49]) / 50).alpha.square(), torch.tensor(truth))
@@ -113,7 +113,7 @@ def schedule_sigmoid() -> float:
 
 @row("schedule-sqrt", "ᾱ_t = 1 - √(t/T + s)", notes="004 Parameterization of β_t", function="sf.Discrete.sqrt", tolerance=1e-12)
 def schedule_sqrt() -> float:
-    """four levels by hand."""
+    """four levels computed by hand."""
     truth = [1 - math.sqrt(k / 200 + 1e-4) for k in (1, 20, 100, 198)]
     return worst(Discrete.sqrt(200).level(torch.tensor([1, 20, 100, 198]) / 200).alpha.square(), torch.tensor(truth))
 
@@ -126,7 +126,7 @@ def schedule_sqrt() -> float:
     tolerance=1e-10,
 )
 def schedule_zero_terminal() -> float:
-    """the ends, and that √ᾱ stays an affine function of what it was."""
+    """both ends, and that the new √ᾱ is an affine function of the old one."""
     old, new = Discrete.linear(100), Discrete.linear(100).zero_terminal()
     k = torch.arange(1, 101) / 100
     before, after = old.level(k).alpha, new.level(k).alpha
@@ -136,7 +136,7 @@ def schedule_zero_terminal() -> float:
 
 @row("schedule-inverse", "t(log SNR(t)) = t", notes="002 VDM", function="sf.Schedule.time", tolerance=1e-6)
 def schedule_inverse() -> float:
-    """every schedule at 200 times, through and back."""
+    """every schedule at 200 times: time(log_snr(t)) = t."""
     t = torch.linspace(0.01, 0.99, 200)
     every = [*curves(), Discrete.linear(1000), Discrete.cosine(100), Discrete.linear(50).zero_terminal()]
     return max(worst(schedule.time(schedule.log_snr(t)), t) for schedule in every)
@@ -160,7 +160,7 @@ def schedule_scales() -> float:
 
 @row("schedule-learned", "log SNR monotone in t between learned ends", notes="002 VDM", function="sf.LearnedSchedule", tolerance=1e-9)
 def schedule_learned() -> float:
-    """its ends, that it falls everywhere, and d log SNR/d(end) = 1 at the end alone."""
+    """both ends, that it decreases everywhere, and that d log SNR/d(end) = 1 at that end only."""
     schedule = curves()[-1]
     assert isinstance(schedule, LearnedSchedule)
     values = schedule.log_snr(torch.linspace(0, 1, 301))
@@ -177,7 +177,7 @@ def schedule_learned() -> float:
     tolerance=1e-12,
 )
 def marginal() -> float:
-    """the chain x_k = √(1-β_k) x_{k-1} + √β_k z carried through 40 steps: mean and variance by recursion."""
+    """the chain x_k = √(1-β_k) x_{k-1} + √β_k z over 40 steps: mean and variance by recursion."""
     chain, betas, _ = raw_chain()
     mean, variance, errors = torch.tensor([0.7]), torch.zeros(()), []
     for k, beta in enumerate(betas, start=1):
@@ -189,7 +189,7 @@ def marginal() -> float:
 
 @row("marginal-simulated", "x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε", notes=f"{FORWARD}", function="sf.process.transition", tolerance=4.0)
 def marginal_simulated() -> float:
-    """20,000 walks of 40 noisy steps: mean and variance in standard errors."""
+    """20,000 simulated chains of 40 noisy steps: mean and variance in standard errors."""
     chain, _, alphas = raw_chain()
     generator = torch.Generator().manual_seed(0)
     x = torch.full((20_000, 1), 1.5)
@@ -207,7 +207,7 @@ def marginal_simulated() -> float:
     tolerance=1e-12,
 )
 def transition() -> float:
-    """moments of the two steps added up, at 64 pairs of levels under four scalings."""
+    """the moments of the two steps combined, at 64 pairs of levels under four scalings."""
     errors = []
     for t, s in pairs():
         step = process.transition(s.alpha * 0.8, s, t)
@@ -224,7 +224,7 @@ def transition() -> float:
     tolerance=1e-12,
 )
 def transition_beta() -> float:
-    """the betas that the chain was built from, and those of a respaced chain by 1 - ᾱ_t/ᾱ_s."""
+    """the betas that the chain was built from, and those of a respaced chain as 1 - ᾱ_t/ᾱ_s."""
     chain, betas, alphas = raw_chain()
     levels = [chain.level(k / 40) for k in range(41)]
     ours = torch.stack([process.transition_log_variance(s, t).exp() for s, t in pairwise(levels)])
@@ -279,7 +279,7 @@ def posterior_bayes() -> float:
     tolerance=1e-12,
 )
 def posterior_mean_x0() -> float:
-    """the paper's coefficients from betas and their products, over a chain."""
+    """the paper's coefficients, computed from betas and their products, over a chain."""
     chain, betas, alphas = raw_chain()
     x0, x_t, errors = torch.randn(8), torch.randn(8), []
     for k in range(2, 41):
@@ -297,7 +297,7 @@ def posterior_mean_x0() -> float:
     tolerance=1e-12,
 )
 def posterior_mean_eps() -> float:
-    """the second form of the mean, from the noise that was added."""
+    """the second form of the mean, computed from the noise that was added."""
     chain, betas, alphas = raw_chain()
     x0, eps, errors = torch.randn(8), torch.randn(8), []
     for k in range(1, 41):
@@ -362,7 +362,7 @@ def sde_moments() -> float:
 
 @row("sde-vp", "f = -β/2, g² = β", notes="004 SDEs", function="sf.process.sde; sf.LinearVP", tolerance=1e-9)
 def sde_vp() -> float:
-    """the linear β of the paper, times the stretch of the schedule's cut."""
+    """the linear β of the paper, times the schedule's stretch factor (it is cut at both ends)."""
     schedule, t = LinearVP(), torch.linspace(0.05, 0.95, 50)
     f, g2 = process.sde(schedule, t)
     start, stop = schedule.inverse(torch.tensor([schedule.log_snr_max, schedule.log_snr_min]))
@@ -378,7 +378,7 @@ def sde_vp() -> float:
     tolerance=1e-9,
 )
 def sde_sub_vp() -> float:
-    """the paper's formula, times the stretch of the schedule's cut."""
+    """the paper's formula, times the schedule's stretch factor (it is cut at both ends)."""
     schedule, t = SubVP(), torch.linspace(0.05, 0.95, 50)
     f, g2 = process.sde(schedule, t)
     start, stop = schedule.inverse(torch.tensor([schedule.log_snr_max, schedule.log_snr_min]))
@@ -403,7 +403,7 @@ def gaussian() -> GaussianMixture:
 
 @row("probability-flow", "dx/dt = f x - ½ g² ∇log p(x)", notes="004 SDEs; 002 SGM", function="sf.process.flow_velocity", tolerance=1e-5)
 def probability_flow() -> float:
-    """a Gaussian, along whose axes the flow keeps standard scores: the exact path, differentiated numerically."""
+    """a Gaussian: the flow keeps standard scores along its axes, so the path is exact; it is differentiated numerically."""
     oracle, errors = gaussian(), []
     axes, variances, mean = oracle.axes[0], oracle.variances[0], oracle.means[0]
     z = torch.randn(32, 2)
@@ -422,7 +422,7 @@ def probability_flow() -> float:
 
 @row("reverse-sde", "dx = (f x - g² ∇log p) dt + g dw̄", notes="004 SDEs", function="sf.process.reverse_drift", tolerance=1e-5)
 def reverse_sde() -> float:
-    """the covariance of a Gaussian carried backwards by the reverse drift's own moment equation, against the schedule's."""
+    """the covariance of a Gaussian integrated backwards with the moment equation of the reverse drift, against the schedule's."""
     oracle, schedule = gaussian(), Cosine(log_snr_max=6.0, log_snr_min=-6.0)
     times = torch.linspace(0.9, 0.1, 4001)
     level = schedule.level(times)
@@ -451,13 +451,13 @@ def halves(n: int = 256) -> tuple[Tensor, Tensor]:
 
 @row(
     "targets",
-    "y = a x_0 + b ε and x_t = α x_0 + σ ε give back (x_0, ε)",
+    "y = a x_0 + b ε and x_t = α x_0 + σ ε determine (x_0, ε)",
     notes="002 (69), (115), (133); 004 Optimize Diffusion Models",
     function="sf.Prediction.solve",
     tolerance=1e-9,
 )
 def targets() -> float:
-    """six targets under four scalings at 256 levels: y built from its definition, both halves recovered."""
+    """six targets under four scalings at 256 levels: y built from its definition, x_0 and ε recovered."""
     x0, eps = halves()
     errors = []
     for scales in SCALES:
@@ -539,7 +539,7 @@ def target_edm() -> float:
 
 @row("target-previous", "y = μ̃(x_t, x_0)", notes="002 (92); 004 Optimize Diffusion Models", function="sf.previous_target", tolerance=1e-9)
 def target_previous() -> float:
-    """the posterior's mean as a network's output: x_0 comes back at every level, the step to the data among them."""
+    """the posterior mean as the network's output: x_0 is recovered at every level, including the step to the data."""
     chain, errors = raw_chain()[0], []
     x0, eps = halves(16)
     for k in range(1, 41):
@@ -558,7 +558,7 @@ def target_previous() -> float:
     tolerance=1e-10,
 )
 def reverse_mean() -> float:
-    """the eps form of the model's mean, from a network that says eps."""
+    """the eps form of the model's mean, from a network that predicts eps."""
     chain, betas, alphas = raw_chain()
     x_t, raw, errors = torch.randn(8, 3), torch.randn(8, 3), []
     for k in range(1, 41):
@@ -571,7 +571,7 @@ def reverse_mean() -> float:
 
 @row("reverse-mean-score", "μ_θ = (x_t + β_t s_θ)/√α_t", notes="002 SGM (139)", function="sf.process.reverse", tolerance=1e-10)
 def reverse_mean_score() -> float:
-    """the score form of the model's mean, from a network that says the score."""
+    """the score form of the model's mean, from a network that predicts the score."""
     chain, betas, _ = raw_chain()
     x_t, score, errors = torch.randn(8, 3), torch.randn(8, 3), []
     for k in range(1, 41):
@@ -589,7 +589,7 @@ def reverse_mean_score() -> float:
     tolerance=1e-10,
 )
 def reverse_variance() -> float:
-    """the three choices from betas and ᾱ; in the last step, log β̃ of the step before."""
+    """the three choices from betas and ᾱ; in the last step, the log β̃ of the previous step."""
     chain, betas, alphas = raw_chain()
     x_t, fraction = torch.zeros(4, 2), torch.rand(4, 2)
     p = Prediction(x_t, x_t, fraction)

@@ -1,4 +1,4 @@
-"""Rows on what every derivation uses: tables and Gaussians, Bayes, information, Jensen."""
+"""Ledger rows on the basics of every derivation: tables and Gaussians, Bayes, information theory, Jensen."""
 
 import math
 
@@ -67,7 +67,7 @@ def normal_density() -> float:
     "marginalisation-table", "p(x) = Σ_y p(x, y)", notes=f"{BASICS_000}; {MATHS_004} 3", function="sf.probability.marginal", tolerance=1e-14
 )
 def marginalisation_table() -> float:
-    """sums written out over the cells of a 3×4×2×5 table, one and two variables kept."""
+    """sums written out over the cells of a 3×4×2×5 table, keeping one or two variables."""
     p = table(3, 4, 2, 5)
     one = torch.tensor([sum(float(p[w, x, y, z]) for w in range(3) for y in range(2) for z in range(5)) for x in range(4)])
     two = torch.tensor([[sum(float(p[w, x, y, z]) for x in range(4) for z in range(5)) for y in range(2)] for w in range(3)])
@@ -86,7 +86,7 @@ def marginalisation_gauss() -> float:
     "conditional-table", "p(x | y*) = p(x, y*)/Σ_x p(x, y*)", notes=f"{MATHS_004} 4", function="sf.probability.conditional", tolerance=1e-14
 )
 def conditional_table() -> float:
-    """columns of a table divided by their sums one by one, and p(x | y) p(y) = p(x, y)."""
+    """columns of a table divided by their sums one at a time, and p(x | y) p(y) = p(x, y)."""
     p = table(4, 3)
     columns = torch.stack([p[:, j] / sum(float(v) for v in p[:, j]) for j in range(3)], 1)
     given = pr.conditional(p, [1])
@@ -117,7 +117,7 @@ def conditional_gauss() -> float:
     tolerance=1e-14,
 )
 def chain_rule() -> float:
-    """the product of conditionals of a table, multiplied up."""
+    """the product of the conditionals of a table."""
     p = table(3, 2, 4, 2)
     xyz, yz = pr.marginal(p, [1, 2, 3]), pr.marginal(p, [2, 3])
     product = pr.conditional(p, [1, 2, 3]) * pr.conditional(xyz, [1, 2]) * pr.conditional(yz, [1]) * pr.marginal(p, [3])
@@ -132,7 +132,7 @@ def chain_rule() -> float:
     tolerance=1e-14,
 )
 def conditional_independence() -> float:
-    """a Markov chain of tables, conditioned both ways; and the reversed factorisation gives the joint."""
+    """a Markov chain of tables conditioned in both directions; the reversed factorisation gives the same joint."""
     start, first, second = table(3), pr.conditional(table(3, 4), [0]), pr.conditional(table(4, 2), [0])
     p = start[:, None, None] * first[:, :, None] * second[None]
     both, one = pr.conditional(p, [1, 2]), pr.conditional(pr.marginal(p, [0, 1]), [1])
@@ -148,7 +148,7 @@ def conditional_independence() -> float:
     tolerance=1e-12,
 )
 def markov_gauss() -> float:
-    """a Gaussian chain of two affine steps, conditioned on both and on the nearer."""
+    """a Gaussian chain of two affine steps, conditioned on both ends and on the nearer one."""
     chain = joint(1).then(torch.tensor([[0.8]]), torch.tensor([0.1]), torch.tensor([[0.3]]))
     chain = chain.then(torch.tensor([[0.0, 0.6]]), torch.tensor([-0.2]), torch.tensor([[0.5]]))
     both = chain.given([1, 2], torch.tensor([0.4, -0.9]))
@@ -158,7 +158,7 @@ def markov_gauss() -> float:
 
 @row("bayes-table", "p(y|x) = p(x|y) p(y)/p(x)", notes=f"{BASICS_000}; {MATHS_004} 5", function="sf.probability.bayes", tolerance=1e-14)
 def bayes_table() -> float:
-    """the notes' school: 60% boys, all in trousers; half of the girls in skirts: P(girl | trousers) = 1/4."""
+    """the example of the notes: 60% boys, all in trousers; half of the girls in skirts: P(girl | trousers) = 1/4."""
     posterior, evidence = pr.bayes(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([0.6, 0.4]))
     return max(worst(posterior, torch.tensor([[0.75, 0.0], [0.25, 1.0]])), worst(evidence, torch.tensor([0.8, 0.2])))
 
@@ -213,7 +213,7 @@ def expectation_monte_carlo() -> float:
 
 @row("entropy-table", "H(p) = -Σ p log p", notes=f"{MATHS_004} 10.2", function="sf.probability.entropy", tolerance=1e-13)
 def entropy_table() -> float:
-    """log n for equal chances, additivity over independent variables, and math.log term by term."""
+    """log n for a uniform table, additivity over independent variables, and math.log term by term."""
     p, q = table(5), table(4)
     equal = pr.entropy(torch.full((8,), 1 / 8))
     written = -sum(float(v) * math.log(float(v)) for v in p)
@@ -223,7 +223,7 @@ def entropy_table() -> float:
 
 @row("entropy-gauss", "H = ½ log(2πe σ²)", notes=f"{MATHS_004} 10.2", function="sf.Normal.entropy", tolerance=1e-10)
 def entropy_gauss() -> float:
-    """-∫ p log p by quadrature; in three dimensions, log |det L| more than the standard normal's."""
+    """-∫ p log p by quadrature; in three dimensions, the standard normal's entropy plus log |det L|."""
     x = line()
     q = Normal(torch.full_like(x, 0.4), torch.tensor(0.6))
     p = joint(3)
@@ -253,7 +253,7 @@ def cross_entropy() -> float:
 
 @row("kl-table", "KL(p‖q) = Σ p log(p/q)", notes=f"{BASICS_000}; {MATHS_004} 10.2", function="sf.probability.kl", tolerance=1e-13)
 def kl_table() -> float:
-    """term by term; two fair coins against one that is 3 to 1: log 2 - ½ log 3."""
+    """term by term; a fair coin against one of 3 to 1: log 2 - ½ log 3."""
     p, q = table(6), table(6)
     written = sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True))
     coins = pr.kl(torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25]))
@@ -324,7 +324,7 @@ def jensen() -> float:
 
 
 def hermite(n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights that integrate against N(0, 1): eigenvalues of the Jacobi matrix (Golub & Welsch 1969)."""
+    """Nodes and weights for integrals against N(0, 1): eigenvalues of the Jacobi matrix (Golub & Welsch 1969)."""
     off = torch.arange(1, n).double().sqrt()
     values, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     return values, vectors[0].square()

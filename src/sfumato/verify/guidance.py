@@ -1,4 +1,4 @@
-"""Rows on guidance: what a tilted score is, and what each wrapper keeps."""
+"""Ledger rows on guidance: the guided scores, and the invariants of each wrapper."""
 
 import math
 
@@ -43,7 +43,7 @@ def _tilted_score(x_t: Tensor, level: Level, labels: Tensor, scale: float) -> Te
 
 
 def _consistency(p: Prediction, x_t: Tensor, level: Level) -> float:
-    """How well x0 and eps explain x_t."""
+    """The residual of alpha x0 + sigma eps = x_t."""
     return worst(level.alpha * p.x0 + level.sigma * p.eps, x_t)
 
 
@@ -76,7 +76,7 @@ def bayes() -> float:
     tolerance=1e-8,
 )
 def classifier() -> float:
-    """Largest difference of the score to autograd of torch's densities, and of what x0 and eps explain to x_t; four scalings, γ to 7.5."""
+    """Largest difference to the score by autograd of torch's densities, and to alpha x0 + sigma eps = x_t; four scalings, γ to 7.5."""
     return max(_worst_score(guide.classifier(guide.unconditional(_mixture), _exact, scale), scale) for scale in _SCALES)
 
 
@@ -88,7 +88,7 @@ def classifier() -> float:
     tolerance=1e-8,
 )
 def classifier_free() -> float:
-    """Largest difference of the score to autograd of torch's densities, and of what x0 and eps explain to x_t; four scalings, γ to 7.5."""
+    """Largest difference to the score by autograd of torch's densities, and to alpha x0 + sigma eps = x_t; four scalings, γ to 7.5."""
     return max(_worst_score(guide.classifier_free(_mixture, scale), scale) for scale in _SCALES)
 
 
@@ -100,7 +100,7 @@ def classifier_free() -> float:
     tolerance=1e-8,
 )
 def equivalence() -> float:
-    """Largest difference of x0 between the two and the same thing composed, at γ = 2.5, all levels."""
+    """Largest difference of x0 between the two and the same guidance by composition, at γ = 2.5, all levels."""
     x, level, labels = _problem()
     free = guide.unconditional(_mixture)
     ways = [guide.classifier(free, _exact, 2.5), guide.classifier_free(_mixture, 2.5), guide.compose(free, [(_mixture, 2.5)])]
@@ -110,7 +110,7 @@ def equivalence() -> float:
 
 @row(
     "guidance-zero",
-    "γ = 0 forgets y, γ = 1 is p(x_t|y), -1 marks a label that is not given",
+    "γ = 0 ignores y, γ = 1 is p(x_t|y), label -1 means not given",
     notes="002 CFG",
     function="guide.classifier, guide.classifier_free, guide.unconditional",
     tolerance=1e-9,
@@ -181,7 +181,7 @@ def mean_form() -> float:
     tolerance=1e-9,
 )
 def interval() -> float:
-    """Largest difference of score to that with γ = 3 inside and 1 outside, by autograd of torch's densities."""
+    """Largest difference to the score with γ = 3 inside and 1 outside, by autograd of torch's densities."""
     x, level, labels = _problem()
     strong = guide.classifier_free(_mixture, 3.0)
     p = guide.interval(strong, _mixture, -3.0, 2.0)(x, level, {"labels": labels})
@@ -198,7 +198,7 @@ def interval() -> float:
     tolerance=1e-9,
 )
 def composition() -> float:
-    """Largest difference of score to the Gaussian posterior of both observations, each of one principal axis of the prior."""
+    """Largest difference to the score of the Gaussian posterior of both observations, each of one principal axis of the prior."""
     angle = 0.7
     axes = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     mean, variances, noise, seen = torch.tensor([0.4, -0.2]), torch.tensor([1.5, 0.3]), torch.tensor([0.2, 0.5]), torch.tensor([1.0, -2.0])
@@ -226,7 +226,7 @@ def composition() -> float:
     tolerance=1e-9,
 )
 def rescale() -> float:
-    """Largest difference of each example's deviation to the conditional's at φ = 1, to the mean of both at φ = ½; and of x_t explained."""
+    """Largest difference of each example's std to the conditional's at φ = 1, to the mean of both at φ = ½; and of alpha x0 + sigma eps."""
     x, level, labels = _problem()
     cond, strong = {"labels": labels}, guide.classifier_free(_mixture, 6.0)
     deviation = lambda p: p.v(level).std(1)  # noqa: E731
@@ -243,7 +243,7 @@ def rescale() -> float:
     tolerance=1e-9,
 )
 def thresholding() -> float:
-    """Excess over 1, unexplained x_t, and what a row with few large entries loses: they are cut at the quantile, the rest divided by it."""
+    """Excess over 1, the residual of x_t, and rows with few large entries: those are cut at the quantile, the rest divided by it."""
     x0 = torch.linspace(-2, 2, 41).repeat(3, 1) * torch.tensor([[0.4], [1.0], [3.0]])
     x = _VP.alpha * x0 + _VP.sigma * torch.randn(3, 41)
     predict = lambda x_t, level, cond=None: Prediction.from_x0(x0, x_t, level)  # noqa: E731
@@ -258,7 +258,7 @@ def thresholding() -> float:
 
 @row(
     "guidance-ends",
-    "without signal (α = 0) a classifier says nothing, without noise (σ = 0) it moves nothing",
+    "without signal (α = 0) the classifier's gradient is zero; without noise (σ = 0) guidance changes nothing",
     notes="beyond the notes; Lin et al. 2024, section 3.2",
     function="guide.classifier, guide.rescale",
     tolerance=1e-12,
@@ -282,7 +282,7 @@ def ends() -> float:
     tolerance=1e-6,
 )
 def differentiable() -> float:
-    """Largest difference of the divergence by autograd, as likelihoods take it, to central differences of torch's scores."""
+    """Largest difference of the divergence by autograd (as likelihoods compute it) to central differences of torch's scores."""
     x, level, labels = _problem()
     inner = level.log_snr[:, 0].abs() < 4
     x, level, labels = x[inner], Level(level.alpha[inner], level.sigma[inner]), labels[inner]

@@ -1,4 +1,4 @@
-"""Rows on latent variables: the evidence lower bound twice over, the VAE's split, hierarchies, and diffusion as one of them."""
+"""Ledger rows on latent variables: two forms of the evidence lower bound, the VAE's split of it, hierarchies, diffusion as one of them."""
 
 import math
 
@@ -45,7 +45,7 @@ def evidence(both: pr.Joint, x: Tensor) -> Tensor:
     tolerance=1e-10,
 )
 def evidence_check() -> float:
-    """both expressions, the second at ten z."""
+    """both expressions, the second at ten values of z."""
     _, both, x, q = model()
     z = q.sample(10)
     ratio = both.log_prob(torch.cat([z, x.expand(10, -1)], 1)) - both.given([3, 4, 5, 6], x).log_prob(z)
@@ -75,7 +75,7 @@ def elbo_jensen() -> float:
     tolerance=1e-9,
 )
 def elbo_gap() -> float:
-    """with q the posterior the bound is the evidence at every draw; without it the gap is the KL, its expectations in closed form."""
+    """if q is the posterior, the bound equals the evidence at every draw; otherwise the gap is the KL, with closed-form expectations."""
     prior, both, x, q = model()
     true = both.given([3, 4, 5, 6], x)
     exact = pr.elbo(*draws(both, x, true, (20,)))
@@ -84,7 +84,7 @@ def elbo_gap() -> float:
 
 
 def expected_log_likelihood(both: pr.Joint, prior: pr.Joint, x: Tensor, q: pr.Joint) -> Tensor:
-    """E_q log p(x | z) of the affine model, in closed form: minus its noise's cross-entropy."""
+    """E_q log p(x | z) of the affine model, in closed form: minus the cross-entropy of its noise."""
     cross = torch.linalg.solve(prior.covariance, both.covariance[:3, 3:]).T
     noise = both.covariance[3:, 3:] - cross @ both.covariance[:3, 3:]
     residual = x - both.mean[3:] - cross @ (q.mean - prior.mean)
@@ -100,7 +100,7 @@ def expected_log_likelihood(both: pr.Joint, prior: pr.Joint, x: Tensor, q: pr.Jo
     tolerance=4.0,
 )
 def vae_split() -> float:
-    """reconstruction and prior matching in closed form against the Monte-Carlo bound, in standard errors."""
+    """reconstruction and prior-matching terms in closed form against the Monte Carlo bound, in standard errors."""
     prior, both, x, q = model()
     log_joint, log_q = draws(both, x, q, (50_000,))
     return standard_errors((log_joint - log_q)[:, None], expected_log_likelihood(both, prior, x, q) - q.kl(prior))
@@ -125,7 +125,7 @@ def vae_monte_carlo() -> float:
     "vae-kl", "KL(N(μ, σ²) ‖ N(0, I)) = ½ Σ (μ² + σ² - 1 - log σ²)", notes="003 1.4.2.1; 002 VAE", function="sf.Normal.kl", tolerance=1e-12
 )
 def vae_kl() -> float:
-    """the sum written out."""
+    """the sum over entries, written out."""
     mean, log_variance = torch.randn(20), torch.randn(20)
     truth = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     return worst(Normal(mean, log_variance).kl(Normal(torch.zeros(20), torch.zeros(20))), truth)
@@ -139,7 +139,7 @@ def vae_kl() -> float:
     tolerance=4.0,
 )
 def importance_bound() -> float:
-    """E of the mean weight is p(x) (in standard errors); the bounds of K = 1, 4, 16, 64 on the same draws rise and stay below."""
+    """the mean weight is p(x) (in standard errors); the bounds for K = 1, 4, 16, 64 on the same draws increase and stay below it."""
     _, both, x, q = model()
     log_joint, log_q = draws(both, x, q, (64, 2000))
     truth = evidence(both, x)
@@ -168,7 +168,7 @@ def hierarchy() -> tuple[pr.Joint, Tensor, pr.Joint]:
     tolerance=4.0,
 )
 def hierarchical_elbo() -> float:
-    """evidence less KL(q(z_1, z_2) ‖ p(z_1, z_2|x)) of two levels in closed form, 50,000 draws, in standard errors."""
+    """the evidence minus KL(q(z_1, z_2) ‖ p(z_1, z_2|x)) of two levels in closed form, 50,000 draws, in standard errors."""
     whole, x, q = hierarchy()
     z = q.sample(50_000, torch.Generator().manual_seed(0))
     log_joint = whole.log_prob(torch.cat([z[:, 2:], z[:, :2], x.expand(50_000, -1)], 1))
@@ -185,7 +185,7 @@ def hierarchical_elbo() -> float:
     tolerance=4.0,
 )
 def hierarchical_split() -> float:
-    """the bound split level by level along the chain rule, each part from its conditionals, in standard errors."""
+    """the bound split by level with the chain rule, each part from its conditionals, in standard errors."""
     whole, x, q = hierarchy()
     z = q.sample(150, torch.Generator().manual_seed(0))
     parts = []
@@ -230,10 +230,10 @@ def diffusion(steps: int = 6) -> tuple[Discrete, GaussianMixture, Tensor, pr.Joi
     tolerance=1e-9,
 )
 def vlb() -> float:
-    """the left side as a KL of two joint Gaussians less log p(x_0), the right term by term, each expectation by quadrature."""
+    """left side: a KL of two joint Gaussians minus log p(x_0); right side: term by term, each expectation by quadrature."""
     chain, oracle, x0, q, p = diffusion()
     steps = len(chain)
-    latents = list(range(steps - 1, -1, -1))  # p holds x_T first
+    latents = list(range(steps - 1, -1, -1))  # the joint p lists x_T first
     left = q.kl(p.given([steps], x0).marginal(latents)) - p.marginal([steps]).log_prob(x0)
     node, weight = hermite(30)
     end = chain.level(1.0)
@@ -256,7 +256,7 @@ def vlb() -> float:
     tolerance=1e-12,
 )
 def vlb_is_a_bound() -> float:
-    """the gap of the joint Gaussians is not negative, and vanishes where q is the model's own posterior."""
+    """the gap between the joint Gaussians is not negative, and is zero if q is the model's own posterior."""
     chain, _, x0, q, p = diffusion()
     true = p.given([len(chain)], x0).marginal(list(range(len(chain) - 1, -1, -1)))
     return max(0.0, -float(q.kl(true)), abs(float(true.kl(true))))
@@ -270,7 +270,7 @@ def vlb_is_a_bound() -> float:
     tolerance=4.0,
 )
 def diffusion_is_hierarchical() -> float:
-    """the same bound by sampling whole chains x_1:T ~ q and weighing them with p, against the closed form, in standard errors."""
+    """the same bound from whole sampled chains x_1:T ~ q, weighted with p, against the closed form, in standard errors."""
     chain, _, x0, q, p = diffusion()
     steps = len(chain)
     z = q.sample(50_000, torch.Generator().manual_seed(0))
@@ -287,7 +287,7 @@ def diffusion_is_hierarchical() -> float:
     tolerance=1e-10,
 )
 def chain_factorises() -> float:
-    """log-densities of both factorisations at ten chains, and of the joint Gaussian."""
+    """log-densities of both factorisations for ten chains, and of the joint Gaussian."""
     chain, _, x0, q, _ = diffusion()
     z = q.sample(10)
     steps, xs = len(chain), [x0.expand(10), *z.unbind(1)]
@@ -307,7 +307,7 @@ def chain_factorises() -> float:
     tolerance=4.0,
 )
 def gaussian_posterior_given_class() -> float:
-    """importance-weighted draws of the prior, mean of z given x, in standard errors of the ratio."""
+    """importance-weighted draws from the prior: mean of z given x, in standard errors of the ratio estimate."""
     prior = joint(1)
     both, x = prior.then(torch.tensor([[0.7]]), torch.zeros(1), torch.tensor([[0.5]])), torch.tensor([0.4])
     z = prior.sample(50_000, torch.Generator().manual_seed(0))
@@ -317,7 +317,7 @@ def gaussian_posterior_given_class() -> float:
 
 
 class Said(nn.Module):
-    """An affine law as a network says it: mean and log variance, the law's own or one that is off."""
+    """A network that outputs an affine law exactly: mean and log variance, with an optional error in each."""
 
     def __init__(self, law: Affine, *, shift: float = 0.0, spread: float = 1.0) -> None:
         """Keeps the law."""
@@ -331,12 +331,12 @@ class Said(nn.Module):
         return torch.cat([mean, self.log_variance.expand_as(mean)], 1)
 
     def affine(self) -> Affine:
-        """What is said, as a law."""
+        """The affine law that the output describes."""
         return Affine(self.law.matrix, self.law.offset + self.shift, self.log_variance.exp().diag())
 
 
 def two_levels() -> tuple[LinearGaussianChain, list[Affine], Tensor]:
-    """A chain z_2 → z_1 → x whose true q(z_1|x) and q(z_2|z_1) have diagonal covariances; those; and some x."""
+    """A chain z_2 → z_1 → x whose exact q(z_1|x) and q(z_2|z_1) have diagonal covariances; these two laws; and some x."""
     columns = torch.linalg.qr(torch.randn(3, 2))[0] * torch.tensor([1.4, 0.7])
     chain = LinearGaussianChain(
         [
@@ -366,7 +366,7 @@ def vae_of(chain: LinearGaussianChain, encoders: list[Said]) -> latent.VAE:
     tolerance=1e-9,
 )
 def vae_evidence() -> float:
-    """at the maximum-likelihood weights of Tipping & Bishop (1999), eqs. 7 and 8, every draw against the likelihood of the eigenvalues."""
+    """at the maximum-likelihood weights of Tipping & Bishop (1999), eqs. 7 and 8: every draw against the likelihood by eigenvalues."""
     x = torch.randn(60, 4) @ torch.randn(4, 4)
     centred = x - x.mean(0)
     values, axes = (part.flip(-1) for part in torch.linalg.eigh(centred.T @ centred / len(x)))
@@ -387,7 +387,7 @@ def vae_evidence() -> float:
     tolerance=4.0,
 )
 def hierarchical_evidence() -> float:
-    """with the posteriors the evidence at every draw; with others the chain's closed bound, 20,000 draws, in standard errors."""
+    """with exact posteriors, the evidence at every draw; with others, the chain's closed-form bound, 20,000 draws, in standard errors."""
     chain, laws, x = two_levels()
     true = vae_of(chain, [Said(law) for law in laws]).trace(x, torch.Generator().manual_seed(0)).log_ratio
     if worst(true, chain.log_prob(x)) > 1e-10:
@@ -399,13 +399,13 @@ def hierarchical_evidence() -> float:
 
 @row(
     "consistency-term",
-    "E log q(z_1|x)/p(z_1|z_2) over q(z_1, z_2|x) is no E KL(q(z_1|x) ‖ p(z_1|z_2)): z_2 knows z_1",
+    "E log q(z_1|x)/p(z_1|z_2) over q(z_1, z_2|x) is not E KL(q(z_1|x) ‖ p(z_1|z_2)): z_2 depends on z_1",
     notes="002 HVAE (the term as the notes print it, from Luo 2022, eq. 41)",
     function="sf.latent.Visit.divergence",
     tolerance=4.0,
 )
 def consistency_term() -> float:
-    """the ratio at the draws makes the chain's closed bound, in standard errors; the KL in its place must miss it by a tenth of a nat."""
+    """the ratio at the draws gives the chain's closed-form bound, in standard errors; the KL in its place must be wrong by 0.1 nat."""
     chain, laws, x = two_levels()
     model, rows = vae_of(chain, [Said(law) for law in laws]), x[:1].expand(20_000, 3)
     trace = model.trace(rows, torch.Generator().manual_seed(0))
@@ -424,7 +424,7 @@ def consistency_term() -> float:
     tolerance=1e-12,
 )
 def diffusion_bound_by_the_vae() -> float:
-    """the code written for VAEs against the diffusion bound on the same noise, part by part."""
+    """the VAE code against the diffusion bound on the same noise, part by part."""
     chain = Discrete.cosine(12)
     oracle = GaussianMixture(torch.ones(1), torch.tensor([[0.2]]), torch.tensor([[[0.1]]]))
     x = (torch.rand(30, 1) * 255).round() / 127.5 - 1
@@ -442,7 +442,7 @@ def diffusion_bound_by_the_vae() -> float:
     tolerance=1e-8,
 )
 def logistic_bin() -> float:
-    """20-point Gauss-Legendre quadrature of the density over each inner bin, and the sum over all 256 values."""
+    """20-point Gauss-Legendre quadrature of the density over each inner bin, and the sum of all 256 probabilities."""
     law, mean, log_scale = latent.DiscretisedLogistic(), torch.tensor(0.1), torch.tensor(-3.0)
     said = torch.stack([mean, log_scale]).expand(256, 2)
     values = torch.arange(256)[:, None] / 127.5 - 1
@@ -458,7 +458,7 @@ LEGENDRE = ([-0.9061798459386640, -0.5384693101056831, 0.0, 0.5384693101056831, 
 
 
 def known_points() -> tuple[GaussianMixture, Tensor]:
-    """An exact predictor and data of it on a fine grid, with the distance of its values."""
+    """An exact predictor, its data on a fine grid, and the grid spacing."""
     oracle = GaussianMixture(torch.ones(1), torch.tensor([[0.1]]), torch.tensor([[[0.05]]]))
     x = oracle.sample(8000, torch.Generator().manual_seed(0))[0].clamp(-1, 1)
     return oracle, ((x + 1) * 511.5).round() / 511.5 - 1
@@ -472,7 +472,7 @@ def known_points() -> tuple[GaussianMixture, Tensor]:
     tolerance=4.0,
 )
 def vdm_bound() -> float:
-    """the mass of each value of a grid of 1024, from the density, against the bound, in standard errors of their difference."""
+    """the probability of each value of a grid of 1024, from the density, against the bound, in standard errors of their difference."""
     oracle, x = known_points()
     bits = vdm.bound(
         oracle, x, LearnedSchedule(log_snr_max=11.0, log_snr_min=-10.0), draws=64, bin_width=2 / 1023,
@@ -490,7 +490,7 @@ def vdm_bound() -> float:
     tolerance=0.1,
 )
 def vdm_discrete() -> float:
-    """the excess of T = 64, 128, 256 over T → ∞ on one variable, by quadrature over noise: it halves each time, as 1/T; shortfall."""
+    """the excess of T = 64, 128, 256 over T → ∞ on one variable, by quadrature over noise: it halves each time (1/T); shortfall."""
     oracle, _ = known_points()
     schedule, x0 = LearnedSchedule(log_snr_max=8.0, log_snr_min=-6.0), torch.tensor([[0.4]])
     node, weight = hermite(40)
@@ -508,7 +508,7 @@ def vdm_discrete() -> float:
         return 0.5 * (rise * error_at(times[1:])).sum().detach()
 
     fine = torch.arange(8192).add(0.5) / 8192
-    endless = 7.0 * error_at(fine).mean().detach()  # this schedule falls by 14 nats, evenly
+    endless = 7.0 * error_at(fine).mean().detach()  # this schedule decreases linearly, by 14 nats
     excess = [float(discrete(steps) - endless) for steps in (64, 128, 256)]
     if not excess[0] > excess[1] > excess[2] > 0:
         return math.inf
@@ -523,7 +523,7 @@ def vdm_discrete() -> float:
     tolerance=1e-10,
 )
 def vdm_variance() -> float:
-    """the gradients against those of two plain backward passes, through the loss and its square."""
+    """the gradients against those of two separate backward passes, through the loss and through its square."""
     oracle, x = known_points()
     schedule, x0 = LearnedSchedule(), x[:50]
     eps, t = torch.randn(x0.shape), torch.rand(50)
@@ -542,7 +542,7 @@ def vdm_variance() -> float:
     tolerance=1e-9,
 )
 def vdm_decoder() -> float:
-    """the sum over all values of two grids of the probabilities that it gives them, at 20 z_0 of three levels."""
+    """the sum of its probabilities over all values, for two grids, at 20 values of z_0 and three levels."""
     error = 0.0
     for log_snr, count in ((1.0, 16), (4.0, 16), (13.0, 255)):
         level = Level(*vp_scales(torch.tensor(log_snr)))

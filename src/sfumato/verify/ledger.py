@@ -1,8 +1,8 @@
-"""The ledger: every equation with the function that computes it, the truth it is held against, the error seen, the tolerance.
+"""The ledger: every equation, the function that computes it, what it is checked against, the measured error and its tolerance.
 
-A row is a function that returns an error, registered by `row`; the modules beside this one hold them by subject. A row never compares a
-function with a copy of itself: the other side is a closed form, a numerical integral, a simulation with its standard error, or an
-independent derivation. Rows run in float64, on one fixed seed, so a ledger repeats to the bit.
+A row is a function that returns an error, registered by `row`; the modules beside this one hold them by subject. No row compares a
+function with a copy of itself: the reference is a closed form, a numerical integral, a simulation with its standard error, or an
+independent derivation. Rows run in float64 with a fixed seed, so results repeat to the bit.
 """
 
 import math
@@ -19,8 +19,8 @@ Check = Callable[[], float]
 class Row:
     """One equation and its check.
 
-    `error` is what `check` returns, in the unit that the check's first line names: a largest difference, a count of standard errors, a
-    shortfall of a convergence order. It passes where error <= tolerance.
+    `error` is what `check` returns, in the unit named in the first line of its docstring: a largest difference, a number of standard
+    errors, a shortfall of a convergence order. The row passes if error <= tolerance.
     """
 
     id: str
@@ -32,13 +32,13 @@ class Row:
 
     @property
     def how(self) -> str:
-        """The check in one line: its docstring's first."""
+        """The first line of the check's docstring."""
         return (self.check.__doc__ or "").strip().splitlines()[0]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A row and what it gave; an error that is not a number has not passed. `raised` is what stopped the check, if anything did."""
+    """A row and its result; an error of NaN does not pass. `raised` is the exception that stopped the check, if any."""
 
     row: Row
     error: float
@@ -55,21 +55,21 @@ _ROWS: dict[str, Row] = {}
 
 
 def row(id: str, equation: str, *, notes: str, function: str, tolerance: float) -> Callable[[Check], Check]:
-    """Enters a check into the ledger.
+    """Registers a check in the ledger.
 
     Args:
         id: short and unique, words joined by hyphens.
         equation: in plain Unicode.
-        notes: where the equation stands: the number of a study note and its section, several joined by "; ".
-        function: ours, as a user calls it.
+        notes: where the equation is: the number of a study note and its section, several joined by "; ".
+        function: our function, as a user calls it.
         tolerance: the largest error that passes.
     """
 
     def enter(check: Check) -> Check:
         if id in _ROWS:
-            raise ValueError(f'the ledger has a row "{id}" already; give this one a name of its own.')
+            raise ValueError(f'the ledger already has a row "{id}"; give this one another id.')
         if not check.__doc__:
-            raise ValueError(f'the check of row "{id}" needs a docstring that says what it is held against.')
+            raise ValueError(f'the check of row "{id}" needs a docstring that says what it is checked against.')
         _ROWS[id] = Row(id, equation, notes, function, check, tolerance)
         return check
 
@@ -77,15 +77,15 @@ def row(id: str, equation: str, *, notes: str, function: str, tolerance: float) 
 
 
 def rows() -> list[Row]:
-    """All rows, in the order in which the notes bring them."""
-    from sfumato.verify import chapters  # the rows enter themselves as their modules are read
+    """All rows, in the order of the notes."""
+    from sfumato.verify import chapters  # importing the modules registers their rows
 
     del chapters
     return list(_ROWS.values())
 
 
 def run(which: Iterable[Row] | None = None, *, on_result: Callable[[Result], None] | None = None) -> list[Result]:
-    """Runs rows (all by default), each in float64 with its own seed, and returns what they gave.
+    """Runs rows (all by default), each in float64 with a fixed seed, and returns their results.
 
     A check that raises counts as failed, with an error of NaN.
     """
@@ -112,14 +112,14 @@ def _run(each: Row) -> Result:
 
 
 def worst(ours: torch.Tensor | float, truth: torch.Tensor | float) -> float:
-    """The largest difference, relative to the largest |truth| (absolute where all of it is zero); NaN where either has one."""
+    """The largest difference, relative to the largest |truth| (absolute if the truth is zero); NaN if either contains one."""
     ours, truth = (torch.as_tensor(value, dtype=torch.float64).detach() for value in (ours, truth))
     scale = float(truth.abs().max())
     return float((ours - truth).abs().max()) / (scale or 1.0)
 
 
 def standard_errors(draws: torch.Tensor, truth: torch.Tensor | float) -> float:
-    """How many standard errors the mean over the first axis lies from the truth, at the worst entry."""
+    """The distance of the mean over the first axis from the truth in standard errors, at the worst entry."""
     draws = draws.detach()
     error = draws.std(0) / math.sqrt(len(draws))
     return float(((draws.mean(0) - truth).abs() / error.clamp(min=1e-300)).max())

@@ -1,4 +1,4 @@
-"""Rows on the variational bound of data: its terms, its decoder, chains long and short."""
+"""Ledger rows on the variational bound of data: its terms, its decoder, long and short chains."""
 
 import math
 
@@ -20,7 +20,7 @@ WIDTH = 2 / 16
 
 
 def seventeen_values(n: int) -> tuple[Tensor, GaussianMixture, float]:
-    """n data on seventeen values in their true shares, the exact predictor of that discrete law, and its entropy in bits."""
+    """n examples on seventeen values in their exact shares, the exact predictor of that discrete law, and its entropy in bits."""
     points = torch.linspace(-1, 1, 17)
     weights = torch.exp(-0.5 * ((points - 0.1) / 0.3).square()) + 0.02
     weights = weights / weights.sum()
@@ -30,7 +30,7 @@ def seventeen_values(n: int) -> tuple[Tensor, GaussianMixture, float]:
 
 
 def bound_of(n: int, steps: int) -> tuple[likelihood.Bound, float]:
-    """The bound of n such data over a chain of `steps` at variance β, and their entropy."""
+    """The bound of n such examples over a chain of `steps` with variance β, and their entropy."""
     x0, oracle, entropy = seventeen_values(n)
     levels, noise = grid(Discrete.linear(1000), steps, spacing=spacing.trailing), torch.Generator().manual_seed(0)
     return likelihood.vlb(oracle, x0, levels, variance="large", bin_width=WIDTH, generator=noise), entropy
@@ -55,7 +55,7 @@ def prior_term() -> float:
     tolerance=1e-9,
 )
 def decoder_mass() -> float:
-    """the sum over all bins for narrow and wide Gaussians, inside and outside of the range; and over seventeen values."""
+    """the sum over all bins, for narrow and wide Gaussians inside and outside of the range; and over seventeen values."""
     errors = []
     for values in (256, 17):
         points = torch.linspace(-1, 1, values)
@@ -91,7 +91,7 @@ def decoder_bin() -> float:
 
 @row("decoder-term", "L_0 = -log p(x_0|x_1)", notes=BOUND, function="sf.likelihood.term_bits", tolerance=1e-9)
 def decoder_term() -> float:
-    """the last step's mean and variance by hand: x̂_0 and the β̃ of the step before; bins by differences of erf."""
+    """mean and variance of the last step by hand: x̂_0 and the β̃ of the previous step; bins as differences of erf."""
     chain, x0 = Discrete.linear(1000), torch.tensor([[0.2549019607843137]])
     one, two, data = chain.level(0.001), chain.level(0.002), chain.level(0.0)
     oracle = GaussianMixture(torch.ones(1), torch.tensor([[0.1]]), torch.tensor([[[0.09]]]))
@@ -107,7 +107,7 @@ def decoder_term() -> float:
 
 @row("bound-is-above", "E L_VLB >= H(x_0), and falls as the chain grows", notes=BOUND, function="sf.likelihood.vlb", tolerance=3.0)
 def bound_is_above() -> float:
-    """a discrete law of known entropy, exact predictor: shortfall in standard errors; infinite if 4, 16, 128 steps do not fall."""
+    """a discrete law of known entropy, exact predictor: shortfall in standard errors; infinite if 4, 16, 128 steps do not decrease."""
     found = [bound_of(4000, steps) for steps in (4, 16, 128)]
     means = [float(bound.total.mean()) for bound, _ in found]
     if not means[0] > means[1] > means[2]:
@@ -117,7 +117,7 @@ def bound_is_above() -> float:
 
 @row("bound-is-tight", "L_VLB → H(x_0) as T → ∞", notes=BOUND, function="sf.likelihood.vlb", tolerance=3.0)
 def bound_is_tight() -> float:
-    """a discrete law of known entropy, exact predictor, the whole chain of 3,000 at variance β̃: distance in standard errors."""
+    """a discrete law of known entropy, exact predictor, the full chain of 3,000 with variance β̃: distance in standard errors."""
     x0, oracle, entropy = seventeen_values(150)
     levels, noise = grid(Discrete.linear(3000), 3000, spacing=spacing.trailing), torch.Generator().manual_seed(0)
     bound = likelihood.vlb(oracle, x0, levels, bin_width=WIDTH, generator=noise)
@@ -174,7 +174,7 @@ def bound_total() -> float:
     tolerance=0.2,
 )
 def bound_standard_error() -> float:
-    """the spread of 100 bounds over fresh noise and data, relative to the mean error that each states."""
+    """the spread of 100 bounds over fresh noise and data, relative to the mean of the errors they report."""
     x0, oracle, _ = seventeen_values(997)
     levels, generator = grid(Discrete.linear(1000), 4, spacing=spacing.trailing), torch.Generator().manual_seed(0)
     means, stated = [], []

@@ -1,4 +1,4 @@
-"""Rows on training losses: one error seen through many scales, the bound as a loss, learned variances, the levels that are drawn."""
+"""Ledger rows on training losses: equivalent weights, the bound as a loss, learned variances, distributions of training times."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def errors_at(n: int = 200) -> tuple[Tensor, Tensor, Level, Prediction]:
 
 
 def of_weight(weight: loss.Weight, error: Callable[[Prediction, Tensor, Tensor, Level], Tensor]) -> float:
-    """Our loss under a weight against a mean of squares written out."""
+    """Our loss under a weight against an explicit mean of squares."""
     x0, eps, level, wrong = errors_at()
     return worst(loss.simple(constant(wrong), x0, eps, level, weight=weight), error(wrong, x0, eps, level).mean(1))
 
@@ -77,7 +77,7 @@ def loss_equivalence() -> float:
     tolerance=1e-10,
 )
 def loss_v() -> float:
-    """the mean square of the error in x0, weighed."""
+    """the mean square of the error in x0, with its weight."""
     return of_weight(loss.v_weight, lambda p, x0, eps, level: (level.log_snr.exp() + 1) * (p.x0 - x0).square())
 
 
@@ -89,7 +89,7 @@ def loss_v() -> float:
     tolerance=1e-10,
 )
 def loss_min_snr() -> float:
-    """the mean square of the error in x0, weighed."""
+    """the mean square of the error in x0, with its weight."""
     return of_weight(loss.min_snr_weight, lambda p, x0, eps, level: level.log_snr.exp().clamp(max=5) * (p.x0 - x0).square())
 
 
@@ -115,7 +115,7 @@ def loss_truncated_snr() -> float:
     tolerance=1e-10,
 )
 def loss_edm() -> float:
-    """the mean square of F - F_θ, both read off by the preconditioning."""
+    """the mean square of F - F_θ, both recovered from the preconditioning."""
 
     def output(p: Prediction, level: Level) -> Tensor:
         a, b = edm_target(level, data_std=0.7)
@@ -149,7 +149,7 @@ def kl_terms() -> list[tuple[float, Tensor, Tensor, Tensor, Tensor, Tensor]]:
     tolerance=1e-9,
 )
 def kl_as_mean() -> float:
-    """the two means' distance over twice β̃ (of the paper's betas), for every step of a chain."""
+    """the distance of the two means over twice β̃ (from the paper's betas), for every step of a chain."""
     terms, truth = kl_terms(), []
     for _, beta, a, before, by_x0, _ in terms:
         shift = before.sqrt() * beta / (1 - a) * by_x0
@@ -205,7 +205,7 @@ def kl_as_score() -> float:
     tolerance=1e-10,
 )
 def loss_random_term() -> float:
-    """the terms of the whole bound summed, with the same noise; every t of the chain once."""
+    """the sum of the terms of the whole bound, on the same noise; every t of the chain once."""
     chain = Discrete.cosine(12)
     x0 = (torch.randint(0, 256, (1, 5)) / 127.5 - 1).expand(12, 5)
     eps, t = torch.randn(12, 5), torch.arange(1, 13) / 12
@@ -223,7 +223,7 @@ def loss_random_term() -> float:
 
 
 class _Half(nn.Module):
-    """A network of two numbers: one for the mean, one for the variance."""
+    """A network with two outputs: one for the mean, one for the variance."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class _Half(nn.Module):
 
 
 def _hybrid_gradients() -> tuple[dict[str, Tensor], ...]:
-    """Gradients of L_hybrid, of L_simple and of the bound, by the mean's parameter and the variance's."""
+    """Gradients of L_hybrid, L_simple and the bound, with respect to the mean's and the variance's parameter."""
     chain, x0, eps = Discrete.cosine(20), torch.rand(6, 2, 3) * 2 - 1, torch.randn(6, 2, 3)
     t = torch.tensor([1, 2, 5, 9, 14, 20]) / 20
     now, below = chain.level(t, like=x0), chain.level((t - 1 / 20).clamp(min=0), like=x0)
@@ -261,14 +261,14 @@ def _hybrid_gradients() -> tuple[dict[str, Tensor], ...]:
     tolerance=1e-10,
 )
 def loss_hybrid() -> float:
-    """gradients: by the mean those of L_simple alone, by the variance λ times those of the bound."""
+    """gradients: for the mean those of L_simple only, for the variance λ times those of the bound."""
     hybrid, simple, bound = _hybrid_gradients()
     return max(worst(hybrid["mean"], simple["mean"]), worst(hybrid["variance"], 1e-3 * bound["variance"]))
 
 
 @row("learned-variance-optimum", "the best log Σ_θ is log E(x_s - μ_θ)²", notes="004 Improved DDPM", function="sf.loss.vlb", tolerance=1e-4)
 def learned_variance_optimum() -> float:
-    """the fraction that the bound's gradient drives to, against the closed form β̃ + c₀² E(x_0 - x̂_0)² on a Gaussian."""
+    """the fraction at which the bound's gradient vanishes, against the closed form β̃ + c₀² E(x_0 - x̂_0)² on a Gaussian."""
     chain = raw_chain()[0]
     t, s = chain.level(20 / 40), chain.level(19 / 40)
     deviation = 0.5
@@ -303,12 +303,12 @@ def loss_vdm() -> float:
 
 
 def _vdm_total(schedule: Cosine | LinearVP | Flow) -> Tensor:
-    """The mean of loss.vdm over t (4,000 midpoints) on `gaussian`, whose mean square error is put into the noise's place."""
+    """The mean of loss.vdm over t (4,000 midpoints) on `gaussian`; its exact mean square error replaces the draws of noise."""
     oracle, n = gaussian(), 4000
     t = (torch.arange(n) + 0.5) / n
     level = schedule.level(t, like=torch.empty(n, 2))
     share = level.alpha.square() / (level.alpha.square() * oracle.variances[0] + level.sigma.square())
-    # E(eps_hat - eps)² = SNR E(x0_hat - x0)² = SNR (variance σ²/total), and alike in each coordinate of the eigenbasis
+    # E(eps_hat - eps)² = SNR E(x0_hat - x0)² = SNR (variance σ²/total), the same in every eigenvector direction
     square = share * oracle.variances[0]
     x0, eps = torch.zeros(n, 2), torch.zeros(n, 2)
     wrong = Prediction(x0, square.sqrt())
@@ -323,7 +323,7 @@ def _snr_total(oracle: GaussianMixture, top: float, bottom: float) -> Tensor:
 
 @row(
     "loss-vdm-invariance",
-    "L_∞ depends on the schedule's ends alone",
+    "L_∞ depends on the schedule's ends only",
     notes="beyond the notes (Kingma et al. 2021, eq. 18)",
     function="sf.loss.vdm",
     tolerance=1e-5,
@@ -342,7 +342,7 @@ def loss_vdm_invariance() -> float:
     tolerance=1e-8,
 )
 def score_matching() -> float:
-    """differences of two predictors' losses on a Gaussian by quadrature: the constant falls out."""
+    """differences of two predictors' losses on a Gaussian by quadrature: the constant cancels."""
     node, weight = hermite(50)
     x0, eps = (each.reshape(-1, 1) for each in torch.meshgrid(0.8 * node, node, indexing="ij"))
     share, level = (weight[:, None] * weight).reshape(-1), Level(torch.tensor(0.7), torch.tensor(0.9))
@@ -389,7 +389,7 @@ def sliced_score_matching() -> float:
     tolerance=1e-9,
 )
 def importance_sampling() -> float:
-    """chances from known second moments, and the weighted loss summed over all levels against the plain mean."""
+    """probabilities from known second moments, and the weighted loss summed over all levels against the plain mean."""
     chain = Discrete.linear(50, beta_max=0.02)
     times, generator = loss.Importance(chain, history=2, uniform_share=0.0), torch.Generator().manual_seed(0)
     t, losses = torch.arange(1, 51) / 50, torch.rand(50, generator=generator) + 0.1
@@ -426,13 +426,13 @@ def fitted_density() -> float:
 
 @row(
     "stratified-levels",
-    "one level in each nth: unbiased, with less variance",
+    "one level in each n-th of the range: unbiased, with less variance",
     notes="beyond the notes (Kingma et al. 2021, appendix I.1)",
     function="sf.loss.Stratified",
     tolerance=4.0,
 )
 def stratified_levels() -> float:
-    """E t² over 2,000 batches in standard errors; 100 if the batches' means vary as independent ones do."""
+    """E t² over 2,000 batches in standard errors; 100 if the batch means vary as much as independent ones."""
     generator = torch.Generator().manual_seed(0)
     batches = torch.stack([loss.Stratified(Flow())(16, generator).square().mean() for _ in range(2000)])
     return standard_errors(batches[:, None], 1 / 3) if float(batches.var()) < (4 / 45) / 16 / 4 else 100.0
@@ -446,7 +446,7 @@ def stratified_levels() -> float:
     tolerance=0.01,
 )
 def log_normal_levels() -> float:
-    """mean and deviation of 20,000 stratified draws."""
+    """mean and std of 20,000 stratified draws."""
     schedule = Cosine(log_snr_max=30.0, log_snr_min=-30.0)
     ratio = -schedule.log_snr(loss.LogNormal(schedule)(20_000, torch.Generator().manual_seed(0))) / 2
     return max(abs(float(ratio.mean()) + 1.2), abs(float(ratio.std()) - 1.2))

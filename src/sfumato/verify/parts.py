@@ -1,4 +1,4 @@
-"""The checks of a schedule and of a predictor, for ours and for yours; those of a step are in `parts_step`."""
+"""Checks for a schedule or a predictor of your own; `parts_step` has those for a sampling step."""
 
 import math
 from functools import partial
@@ -18,10 +18,10 @@ from sfumato.verify.ledger import Check, Result, Row, worst
 
 
 def schedule(part: Schedule) -> list[Result]:
-    """Checks a schedule of your own: it falls, its time inverts it, its scales keep its log-SNR, its SDE has its marginals.
+    """Checks a schedule of your own: log-SNR decreases, `time` inverts it, the scales match it, and its SDE has its marginals.
 
     Returns:
-        One result a check.
+        One result for each check.
     """
     name, inner = repr(part), _inner_times(part)
     rows = [
@@ -30,7 +30,7 @@ def schedule(part: Schedule) -> list[Result]:
             "d log SNR/dt < 0",
             name,
             lambda: float((part.log_snr(inner).diff() >= 0).sum()),
-            "times at which it does not fall",
+            "times at which it does not decrease",
             0.0,
         ),
         _row(
@@ -38,13 +38,13 @@ def schedule(part: Schedule) -> list[Result]:
             "t(log SNR(t)) = t",
             name,
             lambda: worst(part.time(part.log_snr(inner)), inner),
-            "its own inverse, through and back",
+            "time(log_snr(t))",
             1e-6,
         ),
         _row("schedule-level", "α²/σ² = exp(log SNR)", name, partial(_level_error, part, inner), "log SNR of its levels, in nats", 1e-8),
         _row(
             "schedule-broadcast",
-            "one t a row",
+            "one t for each row",
             name,
             partial(_broadcast_error, part, inner),
             "levels one by one, shaped to the data",
@@ -70,25 +70,25 @@ def predictor(
 ) -> list[Result]:
     """Checks a predictor of your own on data x0 noised at many levels of a schedule.
 
-    Its two halves must explain x_t, every row must be predicted by itself, one level for all must mean the same as one a row, twice must be
-    the same as once, and nothing may be infinite from one end of the schedule to the other.
+    x0 and eps must reproduce x_t; a row must not depend on the other rows; one level for all rows must equal one level a row; a second call
+    must give the same result; and all outputs must be finite from one end of the schedule to the other.
 
     Args:
         part: the predictor.
-        x0: at least two examples, of the dtype that it computes in.
-        schedule: where the levels come from.
+        x0: at least two examples, in the dtype that the predictor computes in.
+        schedule: the schedule of the levels.
         cond: conditions, one row an example.
-        calibrated: also ask what holds for an exact predictor alone: that its error is 0 on average and has nothing to do with what it
-            says, within 4.5 standard errors. Pass thousands of x0 for this to mean much.
+        calibrated: also check what holds only for an exact predictor: its error is zero on average and uncorrelated with its output, within
+        4.5 standard errors. Pass thousands of x0 for this to mean much.
 
     Returns:
-        One result a check.
+        One result for each check.
 
     Raises:
         ValueError: fewer than two examples.
     """
     if len(x0) < 2:
-        raise ValueError(f"a predictor is checked on two examples or more, got {len(x0)}.")
+        raise ValueError(f"checking a predictor needs at least two examples, got {len(x0)}.")
     name = getattr(part, "__name__", type(part).__name__)
     times = torch.linspace(0.02, 0.98, 9, dtype=torch.float64)
     if isinstance(schedule, Discrete):
@@ -99,7 +99,7 @@ def predictor(
     each = partial(_over, part, few, schedule, times, few_cond)
     rows = [
         _row("predictor-explains", "α x̂_0 + σ ε̂ = x_t", name, partial(each, _explains), "x_t, relative to its size", small),
-        _row("predictor-rows", "x̂_0 of a row is its own", name, partial(each, _rows), "each row predicted alone", 10 * small),
+        _row("predictor-rows", "x̂_0 of a row depends on it only", name, partial(each, _rows), "each row predicted alone", 10 * small),
         _row("predictor-levels", "one level for all", name, partial(each, _levels), "the same level, one a row", 10 * small),
         _row("predictor-repeats", "x̂_0 = x̂_0", name, partial(each, _repeats), "a second call", 0.0),
         _row(
@@ -107,7 +107,7 @@ def predictor(
             "|x̂_0| < ∞",
             name,
             partial(_finite, part, few, schedule, few_cond),
-            "entries at the schedule's ends that are not finite",
+            "entries that are not finite at the ends of the schedule",
             0.0,
         ),
     ]
@@ -126,7 +126,7 @@ def predictor(
 
 
 def constant(prediction: Prediction) -> Predictor:
-    """A predictor that has made up its mind."""
+    """Always returns the given prediction."""
 
     def predict(x_t: Tensor, level: Level, cond: CondLike | None = None) -> Prediction:
         return prediction
@@ -167,7 +167,7 @@ def _broadcast_error(part: Schedule, times: Tensor) -> float:
 
 
 def _moments_error(part: Schedule) -> float:
-    """The moment equations of `process.sde`, integrated over 400 steps."""
+    """The moment equations of `process.sde`, integrated in 400 steps."""
     times = torch.linspace(0.1, 0.9, 801, dtype=torch.float64)
     (f, g2), level, h = process.sde(part, times), part.level(times[::800]), float(times[2] - times[0])
     state = torch.stack([level.alpha[0], level.sigma[0].square()]).detach()
@@ -184,7 +184,7 @@ def _moments_error(part: Schedule) -> float:
 
 
 def _over(part: Predictor, x0: Tensor, schedule: Schedule, times: Tensor, cond: CondLike | None, measure) -> float:  # noqa: ANN001
-    """The worst of a measure over the levels."""
+    """The largest value of a measure over the levels."""
     generator, errors = torch.Generator().manual_seed(0), []
     with torch.no_grad():
         for t in times:

@@ -1,6 +1,6 @@
-"""The checks of a sampling step, for ours and for yours: what it must reach on data whose flow and law are closed forms.
+"""Checks for a sampling step: its results on data whose flow and law are known in closed form.
 
-In one dimension the probability flow keeps quantiles, so P(x_t <= x) is the same at both ends of a walk: a truth that no solver made.
+In one dimension the probability flow keeps quantiles, so P(x_t <= x) is the same at both ends: a reference that needs no solver.
 """
 
 import math
@@ -33,7 +33,7 @@ def quantile(x: Float[Tensor, "b 1"], level: Level) -> Float[Tensor, "b"]:
 
 
 def quantile_order(step: Step, scales: Scales, steps: int) -> float:
-    """The order at which a walk keeps quantiles, from `steps` steps to twice as many, begun where x0 is all but constant."""
+    """The order at which a run keeps quantiles, from `steps` to twice as many, starting where x0 is nearly constant."""
     schedule, errors = Cosine(scales=scales, log_snr_max=8.0, log_snr_min=-16.0), []
     for n in (steps, 2 * steps):
         levels = grid(schedule, n)
@@ -44,7 +44,7 @@ def quantile_order(step: Step, scales: Scales, steps: int) -> float:
 
 
 def kolmogorov(step: Step, steps: int, *, count: int = 20_000) -> float:
-    """Kolmogorov's distance of a stochastic walk's end from its law, in units of 1/sqrt(count); chance passes 1.95 once in a thousand."""
+    """Kolmogorov distance of a stochastic sampler's results from the exact law, in units of 1/sqrt(count); chance exceeds 1.95 in 0.1%."""
     generator, levels = torch.Generator().manual_seed(3), grid(Cosine(log_snr_max=8.0, log_snr_min=-8.0), steps)
     x0, _ = line().sample(count, generator)
     x = sample(line(), marginal(x0, levels[0]).sample(generator), levels, step, generator=generator)
@@ -53,7 +53,7 @@ def kolmogorov(step: Step, steps: int, *, count: int = 20_000) -> float:
 
 
 def strays(step: Step, schedule: Discrete) -> float:
-    """The share of 64 walks over a chain to sigma = 0 that end where the data have next to no density; infinite where one is not finite."""
+    """The share of 64 runs over a chain to sigma = 0 that end where the data have almost no density; infinite if any is not finite."""
     generator = torch.Generator().manual_seed(0)
     levels = grid(schedule, min(30, len(schedule)))
     x = sample(line(), torch.randn(64, 1, generator=generator, dtype=torch.float64), levels, step, generator=generator)
@@ -65,15 +65,15 @@ def step(part: Step, *, order: int | None = None, steps: int | None = None) -> l
     """Checks a sampling step of your own, as the ledger checks ours.
 
     A deterministic step must keep the quantiles of a mixture to its order under three scalings; a stochastic one must reach the mixture's
-    law. Both must be safe at a first level without signal and at a last level without noise.
+    law. Both must work at a first level without signal and at a last level without noise.
 
     Args:
         part: the step.
         order: its nominal convergence order in steps that are uniform in log-SNR; None for a stochastic step.
-        steps: of the coarser walk whose order is measured (64 by default), or of the walk whose law is (200).
+        steps: number of steps: of the coarser run for a measured order (64 by default), or of the run whose law is tested (200).
 
     Returns:
-        One result a check: `passed`, and the error in the unit that the row's `how` names.
+        One result for each check: `passed`, and the error in the unit that the row's `how` names.
     """
     name = repr(part)
     rows = [_law(part, name, steps or 200)] if order is None else [_order(part, name, order, scales, steps or 64) for scales in SCALES]
@@ -88,16 +88,16 @@ def _row(id: str, equation: str, name: str, check: Check, how: str, tolerance: f
 
 
 def _order(part: Step, name: str, order: int, scales: Scales, steps: int) -> Row:
-    how = "what the measured order lacks of the nominal one, on the kept quantiles of a mixture"
+    how = "nominal minus measured order, on the quantiles of a mixture"
     which = scales.__name__.removesuffix("_scales").replace("_", "-")
     return _row(f"step-order-{which}", f"error = O(h^{order})", name, lambda: order - quantile_order(part, scales, steps), how, 0.2)
 
 
 def _law(part: Step, name: str, steps: int) -> Row:
-    how = "Kolmogorov's distance of 20,000 walks from the mixture's law, in units of 1/sqrt(20,000)"
+    how = "Kolmogorov distance of 20,000 samples from the mixture's law, in units of 1/sqrt(20,000)"
     return _row("step-law", "p(x_s) = ∫ p(x_s | x0) p(x0) dx0", name, lambda: kolmogorov(part, steps), how, 1.95)
 
 
 def _ends(part: Step, name: str, which: str, chain: Discrete) -> Row:
-    how = "the share of walks over a chain to sigma = 0 that leave the data; infinite where one is not finite"
+    how = "the share of runs over a chain to sigma = 0 that end outside the data; infinite if any is not finite"
     return _row(f"step-{which}", "sigma_s = 0 at the end", name, lambda: strays(part, chain), how, 0.05)

@@ -1,11 +1,11 @@
-"""Holds sfumato against numbers of another implementation: every key of an .npz file in the layout of the README beside them.
+"""Compares sfumato with numbers of another implementation: every key of an .npz file in the layout that the README beside it describes.
 
-A file holds cases, each a chain of K steps and ten examples: the chain, its posteriors, what a model with given outputs makes of each x_t
-under three parameterisations, four variances and clipping, the terms of the bound, the losses, DDIM, its inversion, the ancestral step.
-Their index i is the step from level i + 1 to level i.
+A file holds cases, each a chain of K steps and ten examples: the chain, its posteriors, the predictions from given network outputs for
+three parameterisations, four variances and clipping, the terms of the bound, the losses, DDIM, its inversion, the ancestral step. Index i
+is the step from level i + 1 to level i.
 
-Their decoder takes Φ(x) ≈ ½ (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) and cuts probabilities at 1e-12; ours is exact. Where a term is the
-decoder's (index 0), it is computed from our mean and variance with their Φ, so that everything else is held to rounding.
+Their decoder uses Φ(x) ≈ ½ (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) and clips probabilities at 1e-12; ours is exact. The decoder term
+(index 0) is therefore computed from our mean and variance with their Φ, so that everything else agrees to rounding.
 """
 
 import math
@@ -26,7 +26,7 @@ from sfumato.schedule import Discrete, Level
 from sfumato.verify.parts import constant
 
 TOLERANCE = 1e-9
-FLOOR = 1e-7  # smaller values are differences of numbers of size 1 on both sides: they are held to 1e-16 absolutely
+FLOOR = 1e-7  # smaller values are differences of numbers of size 1 on both sides: they must agree to 1e-16 absolutely
 INPUTS = ("base_betas", "kept_timesteps", "t", "x0", "eps", "noise", "network_mean_output", "network_var_output")
 VARIANCES = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned"}
 
@@ -142,7 +142,7 @@ class Case:
         }
 
     def prediction(self, mean: str, fraction: Tensor | None = None, *, clip: bool = False) -> Prediction:
-        """What the pretend network says of x_t, read as eps, x0 or the previous mean."""
+        """The prediction from the given network output, read as eps, x0 or the previous mean."""
         output, target = {
             "eps": (self.raw, eps_target),
             "x0": (0.5 * self.raw, x0_target),
@@ -152,8 +152,8 @@ class Case:
         return Prediction.from_x0(solved.x0.clamp(-1, 1), self.x_t, self.t, fraction) if clip else solved
 
     def _variance(self, name: str) -> tuple[str | Tensor, Tensor | None]:
-        """The variance as `process.reverse` takes it, and the fraction that goes with the prediction."""
-        if name == "learned":  # there: a residual on the log variance
+        """The variance as `process.reverse` takes it, and the fraction for the prediction."""
+        if name == "learned":  # in their code: a residual on the log variance
             small = process.posterior_log_variance(self.t, self.s)
             return torch.where(self.s.sigma == 0, self.last, small) + 0.2 * self.var, None
         return VARIANCES[name], (self.var + 1) / 2 if name == "learned_range" else None
@@ -161,7 +161,7 @@ class Case:
     def _model(self, mean: str, variance: str, clip: bool, what: str) -> Tensor:
         kind, fraction = self._variance(variance)
         clipped = self.prediction(mean, fraction, clip=clip)
-        used = self.prediction(mean, fraction) if mean == "prev" else clipped  # there, a mean that the network says itself is never clipped
+        used = self.prediction(mean, fraction) if mean == "prev" else clipped  # their code never clips a mean predicted by the network
         model = process.reverse(used, self.x_t, self.t, self.s, variance=kind, last_log_variance=self.last)
         if what == "pred_x0":
             return clipped.x0
@@ -190,7 +190,7 @@ class Case:
             return simple
         if what == "loss_vlb":
             return bound
-        if what == "loss_hybrid" and variance == "learned_range":  # the public loss, but for the decoder's Φ
+        if what == "loss_hybrid" and variance == "learned_range":  # the public loss, except for the decoder's Φ
             ours = loss.hybrid(
                 predict, self.x0, self.eps, self.t, self.s, steps=len(self.levels) - 1, weight=weight, last_log_variance=self.last
             )
@@ -200,7 +200,7 @@ class Case:
         raise ValueError(f'the layout of the reference has no loss "{what}".')
 
     def _step(self, step: steps.DDIM | steps.Ancestral, known: Prediction) -> Tensor:
-        """One step with the file's noise in place of ours: the step is affine in its noise, with the standard deviation of its law."""
+        """One step with the file's noise in place of ours: the step is affine in its noise, with the std of its law as factor."""
         rows = []
         for row, i in enumerate(self.index.tolist()):
             t, s, x = self.levels[i + 1], self.levels[i], self.x_t[row : row + 1]
@@ -213,7 +213,7 @@ class Case:
         return torch.cat(rows)
 
     def _inversion(self) -> Tensor:
-        """The deterministic step upwards; past the last level there is noise alone."""
+        """The deterministic step upwards; beyond the last level there is only noise."""
         nothing = torch.zeros((), dtype=torch.float64)
         above, known, rows = [*self.levels, Level(nothing, nothing + 1)], self.prediction("eps"), []
         for row, i in enumerate(self.index.tolist()):
@@ -223,7 +223,7 @@ class Case:
 
 
 def _their_decoder(x0: Tensor, model: process.Normal) -> Tensor:
-    """-log of the bin's probability in bits/dim, with their approximation of Φ and their cuts."""
+    """-log of the bin's probability in bits/dim, with their approximation of Φ and their clipping."""
 
     def phi(x: Tensor) -> Tensor:
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

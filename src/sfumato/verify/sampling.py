@@ -1,4 +1,4 @@
-"""Rows on sampling: the family of DDIM, the solvers' orders, the laws that stochastic steps reach, and the walks from data and back."""
+"""Ledger rows on sampling: the DDIM family, orders of solvers, laws of stochastic steps, inversion and encode-decode."""
 
 import itertools
 import math
@@ -27,14 +27,14 @@ MEAN, VARIANCE = 0.5, 0.3
 
 
 def bell(variance: float = VARIANCE) -> GaussianMixture:
-    """One Gaussian on the line; a point where it has no variance."""
+    """One Gaussian in one dimension; a point if its variance is zero."""
     return GaussianMixture(torch.ones(1), torch.tensor([[MEAN]]), torch.tensor([[[variance]]]))
 
 
 def moments(step: Step, levels: Sequence[Level], *, draws: int = 1, variance: float = VARIANCE) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the law that a sampler reaches from the exact law of levels[0] on `bell`, with no sampling error.
+    """Mean and variance of a sampler's output from the exact law of levels[0] on `bell`, without sampling error.
 
-    A walk there is linear: a + b x + Σ c_k z_k. More rows than draws, and the noise drawn again from the same seed, give a, b and c.
+    A run there is linear: a + b x + Σ c_k z_k. More rows than draws, and the same seed for the noise, determine a, b and c.
     """
     count = draws * (len(levels) - 1)
     generator, rows = torch.Generator().manual_seed(1), count + 40
@@ -50,7 +50,7 @@ def moments(step: Step, levels: Sequence[Level], *, draws: int = 1, variance: fl
 
 
 def short_of(step: Step, levels: Sequence[Level], draws: int = 1) -> float:
-    """How far the variance that a sampler reaches is from that of its last level."""
+    """The difference between the variance that a sampler reaches and that of its last level."""
     s = levels[-1]
     return float((moments(step, levels, draws=draws)[1] - (s.alpha**2 * VARIANCE + s.sigma**2)).abs())
 
@@ -68,7 +68,7 @@ def even(n: int, end: float = 8.0) -> list[Level]:
     tolerance=1e-9,
 )
 def ddim_marginals() -> float:
-    """the composed Gaussians, moment by moment, on data of one point, at five lengths of chain and η = 0.3, 0.7, 1."""
+    """the composed Gaussians, moment by moment, on data of one point, for five chain lengths and η = 0.3, 0.7, 1."""
     chain, errors = Discrete.linear(1000), []
     for eta, last in itertools.product((0.3, 0.7, 1.0), (900, 600, 300, 100, 20)):
         levels = [chain.level(k / 1000) for k in range(1000, last - 1, -20)]
@@ -103,7 +103,7 @@ def ddim_subset() -> float:
     tolerance=1e-9,
 )
 def ddim_eta_one() -> float:
-    """x_s given x_t and x0 by conditioning the joint Gaussian of (x_s, x_t), without the formula of either method."""
+    """x_s given x_t and x0 by conditioning the joint Gaussian of (x_s, x_t), without either method's formula."""
     chain = Discrete.linear(1000)
     t, s = chain.level(0.3), chain.level(0.2)
     ratio = t.alpha / s.alpha
@@ -126,7 +126,7 @@ def ddim_eta_one() -> float:
     tolerance=1e-9,
 )
 def ddim_eta() -> float:
-    """the fresh noise of one step, read off a draw from the same seed, against the betas of the chain."""
+    """the fresh noise of one step, recovered from a draw with the same seed, against the betas of the chain."""
     chain, x = Discrete.linear(1000), torch.zeros(20, 1)
     t, s, products = chain.level(0.3), chain.level(0.2), torch.cumprod(1 - chain.betas, 0)
     wanted = (1 - products[199]) / (1 - products[299]) * (1 - products[299] / products[199])
@@ -146,7 +146,7 @@ def ddim_eta() -> float:
     tolerance=1e-10,
 )
 def ddim_euler() -> float:
-    """the slope of a step to a level next by, against the closed flow of a Gaussian, and straightness: the step is linear in σ/α."""
+    """the slope of a step to a nearby level against the closed-form flow of a Gaussian, and linearity of the step in σ/α."""
     schedule, x = Cosine(), torch.randn(40, 1)
     t = schedule.level(0.6)
     ends = [schedule.level(at) for at in (0.5, 0.3, 0.1)]
@@ -161,7 +161,7 @@ def ddim_euler() -> float:
 def _order_row(name: str, step: Step, nominal: int, source: str, from_steps: int) -> None:
     @row(f"order-{name}", f"error = O(h^{nominal}): {source}", notes=BEYOND, function=f"sf.steps.{step!r}", tolerance=0.2)
     def order_shortfall() -> float:
-        """what the order lacks of the nominal one, on the quantiles of a mixture, which the flow keeps, under VP, VE and flow scales."""
+        """nominal minus measured order, on the quantiles of a mixture, which the flow keeps, under VP, VE and flow scales."""
         return nominal - min(quantile_order(step, scales, from_steps) for scales in SCALES)
 
 
@@ -184,7 +184,7 @@ _order_row("plms", steps.PLMS(), 2, "Liu et al. (2022), eqs. 9 and 12, arXiv:220
 def _weak_row(name: str, step: Step, nominal: int, equation: str, notes: str) -> None:
     @row(f"weak-order-{name}", equation, notes=notes, function=f"sf.steps.{step!r}", tolerance=0.2)
     def weak_order_shortfall() -> float:
-        """what the order lacks of the nominal one, in the exact variance reached on a Gaussian."""
+        """nominal minus measured order, of the exact variance reached on a Gaussian."""
         return nominal - order([short_of(step, even(n)) for n in (64, 128)])
 
 
@@ -208,7 +208,7 @@ _weak_row("sde-multistep", steps.Multistep(2, 1.0), 2, "SDE-DPM-Solver++(2M), Lu
     tolerance=1e-9,
 )
 def multistep_eta() -> float:
-    """the marginals that q_σ must have on data of one point, which no solver is told, at η = 0.3, 0.7, 1."""
+    """the marginals that q_σ must have on data of one point, which no solver is given, at η = 0.3, 0.7, 1."""
     levels, errors = even(20), []
     for eta in (0.3, 0.7, 1.0):
         mean, variance = moments(steps.Multistep(1, eta), levels, variance=0.0)
@@ -219,7 +219,7 @@ def multistep_eta() -> float:
 def _law_row(name: str, step: Step, count: int, equation: str, notes: str) -> None:
     @row(f"law-{name}", equation, notes=notes, function=f"sf.steps.{step!r}", tolerance=1.95)
     def law_distance() -> float:
-        """Kolmogorov's distance of 5,000 walks from a mixture's exact law, in units of 1/sqrt(5,000)."""
+        """Kolmogorov distance of 5,000 samples from a mixture's exact law, in units of 1/sqrt(5,000)."""
         return kolmogorov(step, count, count=5_000)
 
 
@@ -241,13 +241,13 @@ _law_row("sde-eta", steps.MultistepSDE(2.0), 50, "twice the Langevin dynamics of
 
 @row(
     "renoised",
-    "down the flow to σ_s sqrt(1 - v), up to σ_s with fresh noise: q(x_s) is kept, whatever is added",
+    "down the flow to σ_s sqrt(1 - v), then up to σ_s with fresh noise: q(x_s) is kept for every v",
     notes=f"{BEYOND}; Karras et al. (2022), alg. 2, Xu et al. (2023), alg. 1, k-diffusion's ancestral samplers",
     function="sf.steps.Renoised, sf.steps.EDM, sf.steps.Restart",
     tolerance=1e-8,
 )
 def renoised() -> float:
-    """mean and variance that are reached on data of one point, where every solver of the flow is exact, in units of σ."""
+    """mean and variance reached on data of one point, where every solver of the flow is exact, in units of σ."""
     levels, errors = even(9, 6.0), []
     for step, draws in (
         (steps.Renoised(steps.Singlestep(2)), 1),
@@ -269,7 +269,7 @@ def renoised() -> float:
     tolerance=4.0,
 )
 def brownian_path() -> float:
-    """the products of 20,000 rows at six half log-SNRs, in standard errors."""
+    """covariances over 20,000 rows at six half log-SNRs, in standard errors."""
     path, halves = steps.BrownianPath.draw(torch.zeros(20_000, 1), torch.Generator().manual_seed(0)), (-9.0, -2.0, -1.9, 0.0, 0.4, 5.0)
     values = {half: path.at(half) for half in halves}
     pairs = itertools.combinations_with_replacement(halves, 2)
@@ -284,7 +284,7 @@ def brownian_path() -> float:
     tolerance=0.2,
 )
 def sde_strong_order() -> float:
-    """what the order lacks of one: the root mean square of the difference over 2,000 seeds, from 16 and 32 steps to twice as many."""
+    """nominal minus measured order: root mean square difference over 2,000 seeds, from 16 and 32 steps to twice as many."""
     lacking = []
     for step in (steps.SinglestepSDE(), steps.MultistepSDE()):
         x = torch.randn(2_000, 1)
@@ -295,13 +295,13 @@ def sde_strong_order() -> float:
 
 @row(
     "adaptive-sde",
-    "the reverse SDE ends in p(x_0), whichever steps are refused",
+    "the reverse SDE ends in p(x_0), whichever steps are rejected",
     notes=f"{BEYOND}; Jolicoeur-Martineau et al. (2021), alg. 1, arXiv:2105.14080",
     function="sf.steps.AdaptiveSDE",
     tolerance=1.95,
 )
 def adaptive_sde() -> float:
-    """Kolmogorov's distance of 1,000 walks from a mixture's exact law, in units of 1/sqrt(1,000)."""
+    """Kolmogorov distance of 1,000 samples from a mixture's exact law, in units of 1/sqrt(1,000)."""
     return kolmogorov(steps.AdaptiveSDE(rtol=0.05, atol=0.02), 2, count=1_000)
 
 
@@ -313,7 +313,7 @@ def adaptive_sde() -> float:
     tolerance=1e-9,
 )
 def flow_shift() -> float:
-    """σ/α of the levels between the ends, against `shift` times that of even t, on a cosine schedule."""
+    """σ/α of the inner levels against `shift` times that of uniform t, on a cosine schedule."""
     ratios = [torch.stack([lv.sigma / lv.alpha for lv in grid(Cosine(), 12, spacing=shifted(k))[1:-1]]) for k in (1.0, 3.0)]
     t = ratios[0] / (1 + ratios[0])
     return max(worst(ratios[1] / ratios[0], torch.full((11,), 3.0)), worst(t.diff(), t.diff()[:1].expand(10)))
@@ -327,7 +327,7 @@ def flow_shift() -> float:
     tolerance=4.0,
 )
 def langevin_stationary() -> float:
-    """mean and variance of 50,000 walks after 60 steps, in standard errors."""
+    """mean and variance of 50,000 chains after 60 steps, in standard errors."""
     x = steps.langevin(
         lambda x: -(x - MEAN) / VARIANCE,
         torch.zeros(50_000, 1),
@@ -346,7 +346,7 @@ def langevin_stationary() -> float:
     tolerance=1e-8,
 )
 def annealed_langevin() -> float:
-    """the variance's own recursion over all levels and steps on a Gaussian, and its mean."""
+    """a recursion for the variance over all levels and steps on a Gaussian, and its mean."""
     levels, size = even(12, 6.0), 0.1
     variance, wanted = levels[0].alpha ** 2 * VARIANCE + levels[0].sigma ** 2, torch.tensor(0.0)
     for t, s in itertools.pairwise(levels):
@@ -365,7 +365,7 @@ def annealed_langevin() -> float:
     tolerance=1e-9,
 )
 def corrector() -> float:
-    """on a point, where DDIM keeps w = Var(x)/σ², the recursion w ← (1 - 2r²)² w + 4r² at each level, and the mean."""
+    """on one point, where DDIM keeps w = Var(x)/σ²: the recursion w ← (1 - 2r²)² w + 4r² at each level, and the mean."""
     levels, rate = [Cosine().level(at) for at in (0.9, 0.7, 0.5, 0.3)], 0.3
     share = 1.0
     for _ in range(2 * (len(levels) - 1)):
@@ -387,7 +387,7 @@ def _spread(level: Level) -> Tensor:
     tolerance=1e-6,
 )
 def flow_gaussian() -> float:
-    """the closed flow, from noise to data and back, at tolerances of 1e-8, under VP, VE and flow scales."""
+    """the closed-form flow, from noise to data and back, at tolerances of 1e-8, under VP, VE and flow scales."""
     x, errors = torch.randn(32, 1), []
     for scales, down in itertools.product(SCALES, (True, False)):
         noise, data = grid(Cosine(scales=scales, log_snr_max=8.0, log_snr_min=-8.0), 1)
@@ -399,13 +399,13 @@ def flow_gaussian() -> float:
 
 @row(
     "flow-quantiles",
-    "the probability flow has the SDE's marginals: P(x_t <= x) does not move along it",
+    "the probability flow has the SDE's marginals: P(x_t <= x) is constant along it",
     notes=SGM_002,
     function="sf.flow",
     tolerance=1e-6,
 )
 def flow_quantiles() -> float:
-    """the distribution function of a mixture on the line, at both ends of the adaptive flow."""
+    """the distribution function of a mixture in one dimension, at both ends of the adaptive flow."""
     t, s = even(1)
     x = torch.linspace(-2.5, 2.5, 61)[:, None]
     return worst(quantile(flow(line(), x, t, s, rtol=1e-8, atol=1e-8).x, s), quantile(x, t))
@@ -419,7 +419,7 @@ def flow_quantiles() -> float:
     tolerance=0.2,
 )
 def ddim_inversion() -> float:
-    """what the order lacks of one, against the closed flow of a Gaussian upwards, and of the round trip against where it began."""
+    """nominal minus measured order (1), against the closed-form flow of a Gaussian upwards, and of the round trip."""
     up, back = [], []
     for n in (64, 128):
         levels = even(n)
@@ -453,13 +453,13 @@ def slerp_check() -> float:
 
 @row(
     "progressive",
-    "x̂0 = (x_t - σ_t ε)/α_t on the way is E[x0 | x_t]",
+    "x̂0 = (x_t - σ_t ε)/α_t at any step is E[x0 | x_t]",
     notes=f"{REVERSE_004}; Ho et al. (2020), eq. 15",
     function="sf.progressive",
     tolerance=4.0,
 )
 def progressive_check() -> float:
-    """E[(x0 - x̂0) x̂0] = 0 over joint draws of x0 and x_t at every level of a walk that begins there, in standard errors."""
+    """E[(x0 - x̂0) x̂0] = 0 over joint draws of x0 and x_t at every level of a run that starts there, in standard errors."""
     levels, errors, generator = even(6, 4.0), [], torch.Generator().manual_seed(0)
     x0 = line().sample(20_000, generator)[0]
     for t, s in itertools.pairwise(levels):
@@ -479,7 +479,7 @@ def progressive_check() -> float:
     tolerance=4.0,
 )
 def encode_decode_check() -> float:
-    """variance and covariance of 20,000 pairs on a Gaussian, in standard errors; decoded in one step they have that covariance too."""
+    """variance and covariance of 20,000 pairs on a Gaussian, in standard errors; decoding in one step gives the same covariance."""
     levels, generator = [Cosine().level(at) for at in torch.linspace(0.45, 0, 61).tolist()], torch.Generator().manual_seed(0)
     x0 = bell().sample(20_000, generator)[0]
     again = encode_decode(bell(), x0, levels, steps.Multistep(2, 1.0), generator=generator)
@@ -499,7 +499,7 @@ def encode_decode_check() -> float:
     tolerance=0.05,
 )
 def both_ends() -> float:
-    """the share of walks, by every method, over a chain from α = 0 to σ = 0 that leave the data."""
+    """the share of samples, by every method, over a chain from α = 0 to σ = 0, that end outside the data."""
     chain = Discrete(torch.cat([torch.linspace(1e-3, 0.1, 99), torch.ones(1)]))
     methods = [
         steps.Ancestral(),

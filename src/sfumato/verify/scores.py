@@ -1,4 +1,4 @@
-"""Scores, the oracles that know them, and the probability flow that they drive: its laws and its likelihood."""
+"""Ledger rows on scores, the exact oracles, and the probability flow: its marginals and its likelihood."""
 
 import math
 
@@ -132,7 +132,7 @@ def oracle_integrates_to_one() -> float:
     tolerance=1e-6,
 )
 def points_are_a_softmax() -> float:
-    """Against sums of differences at sigma from 1e-4 to 1e4, float32 points and inputs, in 2 and 768 dimensions."""
+    """Against sums of differences at sigma from 1e-4 to 1e4, for float32 points and inputs, in 2 and 768 dimensions."""
     errors = []
     for shape in ((2,), (3, 16, 16)):
         x0 = torch.randn(30, *shape, dtype=torch.float32)
@@ -193,7 +193,7 @@ def bayes_of_a_class() -> float:
     tolerance=1e-8,
 )
 def class_scores_add_up() -> float:
-    """The predictor given a label against the one without and the gradient of the exact classifier, at 60 points and levels."""
+    """The prediction given a label against the unconditional one plus the gradient of the exact classifier, at 60 points and levels."""
     mixture, labels = _mixture(), torch.arange(60) % 3
     x = torch.randn(60, 2, requires_grad=True)
     level = _levels(x)[0]
@@ -290,12 +290,12 @@ def chain_bound_by_draws() -> float:
 
 
 def _deep() -> Cosine:
-    """From 7 nats, with a last level that is N(0, I) to 1e-6."""
+    """From 7 nats to a last level whose marginal is N(0, I) to 1e-6."""
     return Cosine(log_snr_max=7.0, log_snr_min=-28.0)
 
 
 def _first(schedule: Cosine) -> Level:
-    """The level of x_t/α at the schedule's first."""
+    """The level of x_t/α at the first level of the schedule."""
     level = schedule.level(0.0)
     return Level(torch.ones(()), level.sigma / level.alpha)
 
@@ -308,7 +308,7 @@ def _first(schedule: Cosine) -> Level:
     tolerance=1e-4,
 )
 def flow_likelihood() -> float:
-    """Against the mixture's own log-density at six draws, also given their classes, in nats."""
+    """Against the mixture's own log-density at six draws, with and without classes, in nats."""
     mixture, schedule = _mixture(), _deep()
     x, labels = mixture.sample(6)
     errors = []
@@ -320,13 +320,13 @@ def flow_likelihood() -> float:
 
 @row(
     "hutchinson",
-    "E[eᵀ J e] = tr J, and the spread of the probes tells the error",
+    "E[eᵀ J e] = tr J, and the spread over probes estimates the error",
     notes=f"{BEYOND}: Grathwohl et al. (2019), eq. 8, arXiv:1810.01367",
     function="likelihood.Hutchinson",
     tolerance=4.0,
 )
 def hutchinson() -> float:
-    """The log-density with four probes against the exact one over 200 points, each in its own standard errors; their mean square, too."""
+    """The log-density with four probes against the exact one over 200 points, in its own standard errors; and their mean square."""
     mixture, schedule = _mixture(), Cosine(log_snr_max=4.0, log_snr_min=-12.0)
     x, _ = mixture.sample(200)
     exact = mixture.log_prob(x, _first(schedule))
@@ -337,7 +337,7 @@ def hutchinson() -> float:
 
 @row(
     "flow-has-the-marginals",
-    "the flow carries p_T into p_t: Fokker-Planck with half the score and no noise",
+    "the flow carries p_T to p_t: Fokker-Planck with half the score and no noise",
     notes=f"{SGM}; Song et al. (2021), eq. 13, arXiv:2011.13456",
     function="sample(…, steps.Heun()) of Prediction.v",
     tolerance=4.0,
@@ -364,7 +364,7 @@ def flow_has_the_marginals() -> float:
     tolerance=1e-6,
 )
 def flow_velocity() -> float:
-    """The continuity equation at 20 points: the density's change with λ by differences against minus the divergence of its flux."""
+    """The continuity equation at 20 points: the change of the density with λ by differences against minus the divergence of its flux."""
     mixture, u, half = _mixture(), torch.randn(20, 2), torch.tensor(0.4)
     at = lambda half: Level(*vp_scales(2 * half))  # noqa: E731
     change = (mixture.log_prob(u, at(half + 1e-4)) - mixture.log_prob(u, at(half - 1e-4))) / 2e-4
@@ -387,7 +387,7 @@ def flow_velocity() -> float:
     tolerance=4.0,
 )
 def dequantisation() -> float:
-    """The mean of 2^-bits over draws against the Gaussian's mass in a bin, uniform and truncated-normal, in standard errors."""
+    """The mean of 2^-bits over draws against the Gaussian's probability of a bin, uniform and truncated-normal, in standard errors."""
     schedule, bin_width, exact = Cosine(log_snr_max=5.0, log_snr_min=-14.0), 0.4, Gaussian(torch.tensor([0.1]), 0.25)
     law = torch.distributions.Normal(0.1, (0.25 + _first(schedule).sigma.square()).sqrt())
     x0 = torch.full((150, 1), -0.4)
@@ -400,19 +400,19 @@ def dequantisation() -> float:
 
 
 def _always_zero(x_t: Tensor, level: Level, cond: CondLike | None = None) -> Prediction:
-    """What a network that always guesses x0 = 0 says."""
+    """The output of a network that always predicts x0 = 0."""
     return Prediction.from_x0(torch.zeros_like(x_t), x_t, level)
 
 
 @row(
     "flow-of-a-point",
-    "x0 = 0 said everywhere: du/dλ = -α² u, p(x) = N(x; 0, σ_0² / (α_0² σ_T²))",
+    "prediction x0 = 0 everywhere: du/dλ = -α² u, p(x) = N(x; 0, σ_0² / (α_0² σ_T²))",
     notes=BEYOND,
     function="likelihood.flow_log_prob",
     tolerance=1e-4,
 )
 def flow_of_a_point() -> float:
-    """A predictor that is no oracle: the flow scales u by σ, so x is N(0, σ_0² / (α_0² σ_T²)), in nats."""
+    """A predictor that is not an oracle: the flow scales u by σ, so x is N(0, σ_0² / (α_0² σ_T²)), in nats."""
     schedule, x = Cosine(log_snr_max=4.0, log_snr_min=-3.0), torch.randn(6, 4) / 8
     first, last = schedule.level(0.0), schedule.level(1.0)
     truth = torch.distributions.Normal(0.0, first.sigma / (first.alpha * last.sigma)).log_prob(x).sum(1)

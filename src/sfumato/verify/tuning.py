@@ -1,4 +1,4 @@
-"""The ledger's rows on fewer evaluations: the bound as a sum over steps, its shortest chain, levels fitted to the flow."""
+"""Ledger rows on fewer evaluations: the bound as a sum over steps, its shortest chain, levels fitted to the flow."""
 
 from itertools import combinations
 
@@ -76,7 +76,7 @@ def _step_cost() -> float:
     tolerance=1e-12,
 )
 def _shortest() -> float:
-    """Every number of steps: the least bound among all subsets of the chain's levels. Watson et al. (2021), alg. 1, arXiv:2106.03802."""
+    """Every number of steps: the smallest bound among all subsets of the chain's levels. Watson et al. (2021), alg. 1, arXiv:2106.03802."""
     costs = bound_costs(_mixture(), _CHAIN, _data(), bin_width=1 / 8, ends=4)
 
     def least(steps: int) -> float:
@@ -94,7 +94,7 @@ def _shortest() -> float:
     tolerance=0.5,
 )
 def _tuned() -> float:
-    """5 steps on the linear chain, unseen noise: the share of the default's endpoint error, against Heun's rule with 150 steps."""
+    """5 steps on the linear chain, unseen noise: endpoint error as a share of the default's, against Heun's rule with 150 steps."""
     model, chain = (
         GaussianMixture(torch.tensor([0.4, 0.6]), torch.tensor([[1.0, 0.5], [-1.0, 0.0]]), 0.02 * torch.eye(2).expand(2, 2, 2)),
         Discrete.linear(1000),
