@@ -1,7 +1,7 @@
-"""Data whose every diffusion quantity is a closed form: each oracle is an exact `Predictor`.
+"""Distributions whose diffusion quantities are all known in closed form: each oracle is an exact `Predictor`.
 
-What a perfect network would say, what the density of x_t is, what a sampler must converge to: tests, the ledger and the doctor hold the
-rest of the library against these. All compute in float64, whatever the dtype of x_t, and answer in its dtype.
+They give the perfect network's output, the density of x_t, and the law that a sampler must reach; tests, the ledger and the doctor compare
+the rest of the library with them. All compute in float64, whatever the dtype of x_t, and return its dtype.
 """
 
 from sfumato.deprecated import old_names

@@ -1,9 +1,9 @@
-"""The linear-Gaussian latent chain: a hierarchical model whose evidence, posterior and bound are closed forms.
+"""The linear-Gaussian latent chain: a hierarchical model whose evidence, posterior and bound have closed forms.
 
     z_T ~ N(0, I),   z_k ~ N(A_k z_{k+1} + b_k, C_k) for k = T-1 … 0,   x = z_0
 
-Everything in it is jointly Gaussian, so whatever a variational autoencoder estimates (one latent, T = 1) or a hierarchical one (several)
-is known here, for every encoder that is Gaussian and affine.
+Everything in it is jointly Gaussian, so every quantity that a variational autoencoder (one latent, T = 1) or a hierarchical one (several)
+estimates is known exactly, for any Gaussian affine encoder.
 """
 
 import math
@@ -35,7 +35,7 @@ class Affine:
     covariance: Float[Tensor, "d d2"]
 
     def __post_init__(self) -> None:
-        """Checks the law and brings it to float64."""
+        """Checks the law and converts it to float64."""
         for name in ("matrix", "offset", "covariance"):
             object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
         m = len(self.offset)
@@ -66,16 +66,16 @@ class Affine:
 
 
 def joined(laws: Sequence[Affine]) -> Affine:
-    """The joint law of all that a Markov chain visits, in its order, given where it starts.
+    """The joint law of all variables of a Markov chain, in order, given its start.
 
-    Stacked, the visits solve v = B v + r + n with B on the first block below the diagonal, so v = (I - B)^-1 (r + n).
+    Stacked, the variables solve v = B v + r + n with B on the first block below the diagonal, so v = (I - B)^-1 (r + n).
 
     Raises:
-        ValueError: laws of which one does not take what the one before it gives.
+        ValueError: a law whose input size is not the output size of the one before.
     """
     sizes = [len(law.offset) for law in laws]
     if any(law.matrix.shape[1] != size for size, law in zip(sizes, laws[1:], strict=False)):
-        raise ValueError(f"each law must take what the one before gives, got {[tuple(law.matrix.shape) for law in laws]}.")
+        raise ValueError(f"each law must take the size that the previous one returns, got {[tuple(law.matrix.shape) for law in laws]}.")
     spread = torch.block_diag(*[law.covariance for law in laws])
     system = torch.eye(sum(sizes), dtype=torch.float64)
     for i, law in enumerate(laws[1:], start=1):
@@ -91,7 +91,7 @@ def joined(laws: Sequence[Affine]) -> Affine:
 class LinearGaussianChain:
     """The chain z_T → … → z_1 → x, and a `Predictor` of its x.
 
-    Stacked latents are z = (z_1, …, z_T), each row of them one example.
+    Stacked latents are z = (z_1, …, z_T), one example a row.
     """
 
     def __init__(self, links: Sequence[Affine]) -> None:
@@ -141,14 +141,14 @@ class LinearGaussianChain:
     def elbo(self, x: Float[Tensor, "b d"], encoder: Affine | Sequence[Affine]) -> Float[Tensor, "b"]:
         """E_q[log p(x, z) - log q(z | x)] of an encoder q, exactly, in nats.
 
-        E_q[log N(v; m, C)] of a Gaussian v is log N(E v; m, C) - tr(C^-1 Cov v) / 2, where of v = (x, z) only z varies.
+        E_q[log N(v; m, C)] of a Gaussian v is log N(E v; m, C) - tr(C^-1 Cov v) / 2; in v = (x, z) only z varies.
 
         Args:
             x: data.
             encoder: the joint law of (z_1, …, z_T) given x, or the laws q(z_1 | x), q(z_2 | z_1), … of a bottom-up chain.
 
         Raises:
-            ValueError: an encoder between other sizes than the chain's.
+            ValueError: an encoder whose sizes do not match the chain's.
         """
         encoder = encoder if isinstance(encoder, Affine) else joined(encoder)
         n = self.sizes[0]
@@ -160,7 +160,7 @@ class LinearGaussianChain:
         return at_mean - spread / 2 + encoder.entropy()
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n latent"]]:
-        """n draws of x with the stacked latents that each came from."""
+        """n draws of x, with the stacked latents of each."""
         visits = [normal_like(torch.empty(n, self.sizes[-1], dtype=torch.float64), generator)]
         for link in reversed(self.links):
             visits.insert(0, link.sample(visits[0], generator))

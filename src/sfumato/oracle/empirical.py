@@ -1,4 +1,4 @@
-"""A finite set of points: the empirical distribution, and the predictor that has memorised it."""
+"""A finite set of points: their empirical distribution and its exact predictor, that of a network that has memorised them."""
 
 import math
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ class EmpiricalDistribution:
     """The empirical distribution of n points of any shape, noised by any level: Σ w_i N(alpha x_i, sigma² I).
 
     Its predictor is what denoising score matching on a training set converges to: E[x0 | x_t] = Σ softmax_i(log w_i - |x_t - alpha x_i|²
-    / 2 sigma²) x_i. Distances are taken of differences, in float64, so nothing cancels at small sigma; the points are read in chunks, and
-    the largest tensor has b × n numbers. Karras et al. (2022), eq. 57, arXiv:2206.00364.
+    / 2 sigma²) x_i. Distances are computed from differences, in float64, so nothing cancels at small sigma; points are processed in chunks,
+    and the largest tensor has b × n numbers. Karras et al. (2022), eq. 57, arXiv:2206.00364.
 
-    With cond = {"labels": [b]}, row i is conditioned on the points of class labels[i] (-1: on none).
+    With cond = {"labels": [b]}, row i is conditioned on the points of class labels[i] (-1: unconditional).
     """
 
     def __init__(
@@ -32,23 +32,23 @@ class EmpiricalDistribution:
         """Keeps the points.
 
         Args:
-            x: the points, in the dtype they have.
+            x: the points; their dtype is kept.
             labels: the class of each, 0, 1, …
-            weights: probabilities, positive and summing to 1; equal where not given.
+            weights: probabilities, positive, with sum 1; uniform by default.
 
         Raises:
-            ValueError: no points, labels or weights that do not fit them, weights that are no probabilities.
+            ValueError: no points, labels or weights of another length, weights that are not probabilities.
         """
         if not len(x) or (labels is not None and (labels.shape != (len(x),) or bool((labels < 0).any()))):
             raise ValueError(
-                f"points need at least one row, and labels (from 0 on) one a row, got {tuple(x.shape)} and "
+                f"points need at least one row, and labels (from 0) one a row, got {tuple(x.shape)} and "
                 f"{'no labels' if labels is None else tuple(labels.shape)}."
             )
         if weights is None:
             weights = torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device)
         if weights.shape != (len(x),) or not bool((weights > 0).all()) or abs(weights.sum().item() - 1) > 1e-6:
             raise ValueError(
-                f"weights must be positive, one a point, and sum to 1, got {tuple(weights.shape)} with sum {weights.sum():.6g}."
+                f"weights must be positive, one for each point, and sum to 1, got {tuple(weights.shape)} with sum {weights.sum():.6g}."
             )
         self.x, self.labels, self.log_weights = x, labels, weights.double().log()
 
@@ -77,17 +77,17 @@ class EmpiricalDistribution:
     def sample(
         self, n: int, generator: torch.Generator | None = None, labels: Int[Tensor, "n"] | None = None
     ) -> tuple[Float[Tensor, "n *x"], Int[Tensor, "n"] | None]:
-        """n draws of the points with the class of each, where there are classes; of the given classes where `labels` are passed."""
+        """n draws from the points, with the class of each if there are classes; from the given classes if `labels` are passed."""
         log_weights = self.log_weights.expand(n, -1)
         shares = self._restrict(log_weights, None if labels is None else {"labels": labels}).softmax(1)
         index = torch.multinomial(shares, 1, generator=generator)[:, 0]
         return self.x[index], None if self.labels is None else self.labels[index]
 
     def given(self, matrix: Float[Tensor, "m d"], y: Float[Tensor, "m"], noise_std: float | Float[Tensor, "m"]) -> "EmpiricalDistribution":
-        """The points weighted by how well they explain y = matrix x0 + noise_std n, n ~ N(0, I), x0 flattened.
+        """The points reweighted by the likelihood of y = matrix x0 + noise_std n, n ~ N(0, I), x0 flattened.
 
         Raises:
-            ValueError: noise_std that is not positive: the points that explain y exactly may be none.
+            ValueError: noise_std that is not positive: then possibly no point explains y.
         """
         matrix, y = (torch.as_tensor(v, dtype=torch.float64, device=self.x.device) for v in (matrix, y))
         noise_std = torch.as_tensor(noise_std, dtype=torch.float64, device=self.x.device)
@@ -115,7 +115,7 @@ class EmpiricalDistribution:
         return self.log_weights - 0.5 * (misfit + x.shape[1] * (variance.log() + math.log(2 * math.pi)))
 
     def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """The points, flattened and in float64, some rows at a time."""
+        """The points, flattened and in float64, in chunks of rows."""
         rows = max(1, _CHUNK_NUMBERS // max(1, self.x[0].numel()))
         for start in range(0, len(self.x), rows):
             chunk = slice(start, start + rows)
@@ -132,5 +132,5 @@ class EmpiricalDistribution:
         refuse_cond(cond, len(log_joint))
         mine, labels = self._labels(), labels.to(self.x.device)
         if not bool(torch.isin(labels, mine).logical_or(labels < 0).all()):
-            raise ValueError(f"every label must be that of some point (or -1 for none), got {labels.tolist()}.")
+            raise ValueError(f"every label must be the class of some point (or -1 for unconditional), got {labels.tolist()}.")
         return log_joint.masked_fill((labels[:, None] >= 0) & (labels[:, None] != mine), -math.inf)

@@ -1,4 +1,4 @@
-"""Gaussians and their mixtures, noised by any level and conditioned on a component or on a linear observation."""
+"""Gaussians and their mixtures, noised to any level and conditioned on a component or on a linear observation."""
 
 import math
 
@@ -12,16 +12,16 @@ from sfumato.noise import normal_like
 from sfumato.prediction import Prediction
 from sfumato.schedule import Level
 
-LEAST_VARIANCE = 1e-200  # stands for none: a point without noise is itself, and nothing is divided by zero
+LEAST_VARIANCE = 1e-200  # stands for zero variance, so that nothing is divided by zero
 
 
 class GaussianMixture:
-    """A mixture of Gaussians with full or diagonal covariances, noised by any level.
+    """A mixture of Gaussians with full or diagonal covariances, noised to any level.
 
-    Component j of x_t is N(alpha m_j, alpha² C_j + sigma² I), so densities, posteriors and scores are exact. Kept in the eigenbasis of each
-    C_j in float64 and mixed by logsumexp, it is stable from one end of a schedule to the other.
+    Component j of x_t is N(alpha m_j, alpha² C_j + sigma² I), so densities, posteriors and scores are exact. The eigenbasis of each C_j in
+    float64 and logsumexp keep it stable from one end of a schedule to the other.
 
-    With cond = {"labels": [b]}, row i is conditioned on component labels[i] (-1: on none).
+    With cond = {"labels": [b]}, row i is conditioned on component labels[i] (-1: unconditional).
     """
 
     def __init__(
@@ -33,12 +33,12 @@ class GaussianMixture:
         """Builds the mixture.
 
         Args:
-            weights: probabilities, positive and summing to 1.
+            weights: probabilities, positive, with sum 1.
             means: one row a component.
             covariances: symmetric, positive semi-definite; or the diagonals of diagonal ones, which scale to any number of dimensions.
 
         Raises:
-            ValueError: weights that are no probabilities, shapes that disagree, covariances that are not symmetric positive semi-definite.
+            ValueError: weights that are not probabilities, shapes that disagree, covariances that are not symmetric positive semi-definite.
         """
         weights, means, covariances = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, covariances))
         k, d = means.shape
@@ -58,7 +58,7 @@ class GaussianMixture:
                 raise ValueError("covariances must be symmetric; symmetrise them with (c + c.mT) / 2.")
             self.variances, self._axes = torch.linalg.eigh(covariances)
         if self.variances.min() < -1e-9 * self.variances.max().clamp(min=1):
-            raise ValueError(f"covariances must be positive semi-definite, the least eigenvalue is {self.variances.min().item():.3g}.")
+            raise ValueError(f"covariances must be positive semi-definite; the smallest eigenvalue is {self.variances.min().item():.3g}.")
         self.variances = self.variances.clamp(min=0)
 
     @property
@@ -68,7 +68,7 @@ class GaussianMixture:
 
     @property
     def axes(self) -> Float[Tensor, "k d d"]:
-        """The eigenbasis of each covariance, one axis a column; `variances` [k, d] are those along them."""
+        """The eigenbasis of each covariance, one axis a column; `variances` [k, d] are the eigenvalues."""
         k, d = self.means.shape
         return torch.eye(d).to(self.means).expand(k, d, d) if self._axes is None else self._axes
 
@@ -99,7 +99,7 @@ class GaussianMixture:
         return Prediction(mix(x0), mix(eps))
 
     def log_prob(self, x_t: Float[Tensor, "b *x"], level: Level | None = None, cond: CondLike | None = None) -> Float[Tensor, "b"]:
-        """log p(x_t) of the noised mixture (of the data themselves without a level; given the component that cond names), in nats."""
+        """log p(x_t) of the noised mixture (of the data if no level is given; of one component if cond names it), in nats."""
         alpha, sigma, x = self._flat(x_t, level or data_level())
         *_, log_joint = self._components(alpha, sigma, x)
         log_share = self._restrict(self.log_weights.expand_as(log_joint), cond).logsumexp(1)
@@ -114,7 +114,7 @@ class GaussianMixture:
     def sample(
         self, n: int, generator: torch.Generator | None = None, labels: Int[Tensor, "n"] | None = None
     ) -> tuple[Float[Tensor, "n d"], Int[Tensor, "n"]]:
-        """n draws of x0 with the component each came from; of the given components where `labels` are passed."""
+        """n draws of x0 with the component of each; from the given components if `labels` are passed."""
         if labels is None:
             labels = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         refuse_cond({"labels": labels}, n)
@@ -126,23 +126,23 @@ class GaussianMixture:
         return self.means[labels] + spread, labels
 
     def observed(self, matrix: Float[Tensor, "m d"], noise_std: float | Float[Tensor, "m"]) -> "GaussianMixture":
-        """The law of y = matrix x0 + noise_std n, n ~ N(0, I): a mixture again, with the same weights."""
+        """The law of y = matrix x0 + noise_std n, n ~ N(0, I): a mixture with the same weights."""
         matrix = torch.as_tensor(matrix).to(self.means)
         noise = torch.as_tensor(noise_std).to(matrix).square().expand(len(matrix)).diag()
         return self._with(self.log_weights, self.means @ matrix.T, _symmetric(matrix @ self.covariances @ matrix.T + noise))
 
     def given(self, matrix: Float[Tensor, "m d"], y: Float[Tensor, "m"], noise_std: float | Float[Tensor, "m"]) -> "GaussianMixture":
-        """The law of x0 given y = matrix x0 + noise_std n, n ~ N(0, I): a mixture again. Bishop (2006), eqs. 2.116 and 2.117.
+        """The law of x0 given y = matrix x0 + noise_std n, n ~ N(0, I): a mixture. Bishop (2006), eqs. 2.116 and 2.117.
 
-        `given(alpha I, x_t, sigma)` is the posterior p(x0 | x_t), whose `mean` is what the predictor calls x0.
+        `given(alpha I, x_t, sigma)` is the posterior p(x0 | x_t); its `mean` is the x0 of the prediction.
 
         Raises:
-            ValueError: an observation without noise of something that has no variance either.
+            ValueError: a noise-free observation of a direction without variance.
         """
         law = self.observed(matrix, noise_std)
         matrix, y = torch.as_tensor(matrix).to(self.means), torch.as_tensor(y).to(self.means)
         if bool((law.variances.amin(1) <= 1e-14 * law.variances.amax(1)).any()):
-            raise ValueError("the observation has no density under some component; take a noise_std above 0, or rows that are independent.")
+            raise ValueError("the observation has no density under some component; use noise_std > 0, or independent rows.")
         covariances = self.covariances
         gain = torch.linalg.solve(law.covariances, matrix @ covariances).mT
         kept = torch.eye(matrix.shape[1]).to(matrix) - gain @ matrix
@@ -151,7 +151,7 @@ class GaussianMixture:
         return self._with(law.log_class(y[None], data_level())[0], means, _symmetric(kept @ covariances @ kept.mT + gain * noise @ gain.mT))
 
     def _with(self, log_weights: Tensor, means: Tensor, covariances: Tensor) -> "GaussianMixture":
-        """The mixture with weights by their logarithms, so that none of them underflows to zero."""
+        """The mixture with weights given as logarithms, so that none underflows to zero."""
         mixture = GaussianMixture(torch.full_like(log_weights, 1 / len(log_weights)), means, covariances)
         mixture.log_weights = log_weights
         return mixture
@@ -159,7 +159,7 @@ class GaussianMixture:
     def _flat(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """alpha [b or 1, 1], sigma [b or 1, 1] and x [b, d] in float64."""
         refuse_array(x_t)
-        x = x_t.reshape(len(x_t), math.prod(x_t.shape[1:])).to(self.means)  # also where there are no rows
+        x = x_t.reshape(len(x_t), math.prod(x_t.shape[1:])).to(self.means)  # also for zero rows
         if x.shape[1] != self.means.shape[1]:
             raise ValueError(f"the mixture has {self.means.shape[1]} dimensions, got x_t of shape {tuple(x_t.shape)}.")
         return level.alpha.to(self.means).reshape(-1, 1), level.sigma.to(self.means).reshape(-1, 1), x
@@ -181,7 +181,7 @@ class GaussianMixture:
         refuse_cond(cond, len(log_joint))
         labels = labels.to(log_joint.device)[:, None]
         if bool((labels >= log_joint.shape[1]).any()):
-            raise ValueError(f"labels must be below {log_joint.shape[1]}, the number of components (or -1 for none), got {labels.max()}.")
+            raise ValueError(f"labels must be below {log_joint.shape[1]}, the number of components (or -1: none), got {labels.max()}.")
         others = (labels >= 0) & (labels != torch.arange(log_joint.shape[1], device=log_joint.device))
         return log_joint.masked_fill(others, -math.inf)
 
