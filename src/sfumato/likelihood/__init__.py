@@ -1,4 +1,4 @@
-"""How probable a model finds data: the variational bound, and the exact density of the probability flow."""
+"""Likelihoods of data under a model: the variational bound, and the exact density of the probability flow."""
 
 from sfumato.likelihood.bound import Bound, prior_bits, term_bits, vlb
 from sfumato.likelihood.flow import (

@@ -1,8 +1,8 @@
-"""How probable a model finds data: the variational bound, term by term.
+"""The variational bound on the likelihood of data, term by term.
 
     -log p(x0) <= L_T + Σ L_{t-1} + L_0  =  KL(q(x_T|x0) ‖ N(0, I)) + Σ KL(q(x_s|x_t, x0) ‖ p(x_s|x_t)) - log p(x0|x_1)
 
-over the chain that the given levels make: the whole one, or any respaced one. Ho et al. (2020), eq. 5, arXiv:2006.11239.
+over the chain of the given levels, full or respaced. Ho et al. (2020), eq. 5, arXiv:2006.11239.
 """
 
 import math
@@ -23,9 +23,9 @@ from sfumato.schedule import Level
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The bound of each example in bits/dim: one draw of x_t a level, at every level or at some that stand for all.
+    """The bound of each example in bits/dim, with one draw of x_t at every level, or at a sample of the levels.
 
-    `steps` has one column a term evaluated, `weights` says how many terms of the chain each stands for.
+    `steps` has one column for each term evaluated; `weights` is the number of terms of the chain that each represents.
     """
 
     prior: Float[Tensor, "b"]
@@ -40,7 +40,7 @@ class Bound:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean of `total` over the examples; inf for a single one, which tells no spread."""
+        """Of the mean of `total` over the examples; inf for a single example."""
         return float(standard_error(self.total))
 
     @property
@@ -50,7 +50,7 @@ class Bound:
 
 
 def standard_error(values: Float[Tensor, "b *x"]) -> Float[Tensor, "*x"]:
-    """Of the mean over the first axis; inf where that is of length one (or none), as nothing is known of the spread."""
+    """Of the mean over the first axis; inf if its length is below two."""
     return values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.full_like(values.sum(0), math.inf)
 
 
@@ -97,22 +97,22 @@ def vlb(
     generator: Generator | None = None,
     choice: torch.Generator | None = None,
 ) -> Bound:
-    """The variational bound on data of evenly spaced values in [-1, 1], along a chain of levels that ends at the data.
+    """The variational bound for data of evenly spaced values in [-1, 1], along a chain of levels that ends at the data.
 
     Args:
         predict: the model.
         x0: data on the grid of their values, scaled to [-1, 1].
-        levels: from noise to Level(1, 0): a `Discrete`'s by `grid`, the whole chain or any respaced one.
+        levels: from noise to Level(1, 0): those of a `Discrete`, made by `grid`: the full chain or a respaced one.
         cond: conditions, one row an example.
         variance: of the reverse steps: "small", "large" or "learned".
         bin_width: distance of neighbouring values: 2/255 for bytes, 2/16 for seventeen grey levels.
-        terms: how many of the KL terms to evaluate, one drawn from each of so many equal stretches of the chain; all of them by default.
-            The total stays unbiased; prior and decoder are always there.
+        terms: how many of the KL terms to evaluate, one drawn from each of as many equal stretches of the chain; all by default. The total
+        stays unbiased; prior and decoder are always computed.
         generator: of the noise in x_t.
-        choice: of the terms drawn.
+        choice: generator for the choice of terms.
 
     Raises:
-        ValueError: fewer than three levels, a last one that is not the data, or more terms than the chain has.
+        ValueError: fewer than three levels, a last level that is not the data, or more terms than the chain has.
     """
     if len(levels) < 3 or bool((levels[-1].sigma != 0).any()):
         raise ValueError(f"the bound needs at least two steps that end at the data (sigma = 0), got {len(levels)} levels; use a Discrete.")
@@ -129,7 +129,7 @@ def vlb(
 
 
 def _drawn(count: int, terms: int | None, choice: torch.Generator | None) -> tuple[list[int], Float[Tensor, "t"]]:
-    """The terms to evaluate, one a stretch of the chain, and how many each stands for."""
+    """The terms to evaluate, one for each stretch of the chain, and how many each represents."""
     if terms is None:
         return list(range(count)), torch.ones(count, dtype=torch.float64)
     if not 1 <= terms <= count:

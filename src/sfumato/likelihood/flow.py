@@ -1,12 +1,12 @@
-"""How probable the probability flow makes data: an exact density, by the change of variables along the flow.
+"""The exact likelihood of the probability flow, by the change of variables along the flow.
 
-At unit scale (alpha² + sigma² = 1, to which any scales are brought by a division) the flow is du/dφ = v with alpha = cos φ, sigma = sin φ,
+At unit scale (alpha² + sigma² = 1, reached by dividing any scales) the flow is du/dφ = v with alpha = cos φ, sigma = sin φ,
 so over the half log-SNR λ = log(alpha/sigma)
 
     du/dλ = -alpha sigma v(u, λ)      log p(u_0) = log N(u_1; 0, I) + ∫ div(du/dλ) dλ  from λ_0 (data) to λ_1 (noise).
 
-Song et al. (2021), eq. 39, arXiv:2011.13456; Salimans & Ho (2022), appendix D, arXiv:2202.00512. The schedule gives the two ends only.
-Every example has steps of its own, so its density does not depend on its batch.
+Song et al. (2021), eq. 39, arXiv:2011.13456; Salimans & Ho (2022), appendix D, arXiv:2202.00512. Only the two ends of the schedule matter.
+Every example has its own step sizes, so its density does not depend on its batch.
 """
 
 import math
@@ -26,12 +26,12 @@ from sfumato.noise import Generator, normal_like
 from sfumato.ode import State, dormand_prince, per_row
 from sfumato.schedule import Level, Schedule, finite_ends, vp_scales
 
-_LONGEST_STEP = 1.0  # a factor e of alpha/sigma: no scale of the data is stepped over
+_LONGEST_STEP = 1.0  # a factor e of alpha/sigma, so that no scale of the data is skipped
 
 
 @runtime_checkable
 class Divergence(Protocol):
-    """How the trace of a Jacobian J is had from products e·J e with some probes e."""
+    """How to compute the trace of a Jacobian J from products e·J e with probes e."""
 
     def probes(self, x: Float[Tensor, "b *x"], generator: Generator | None) -> Float[Tensor, "p b *x"]:
         """The probes e, drawn once and kept along the flow."""
@@ -44,7 +44,7 @@ class Divergence(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """Every axis is a probe: d backward passes an evaluation."""
+    """Every axis is a probe: d backward passes for each evaluation."""
 
     def probes(self, x: Float[Tensor, "b *x"], generator: Generator | None) -> Float[Tensor, "p b *x"]:
         """The d basis vectors."""
@@ -61,8 +61,8 @@ class Hutchinson:
     """A mean over random probes with E[e eᵀ] = I: unbiased, one backward pass a probe. Grathwohl et al. (2019), eq. 8, arXiv:1810.01367.
 
     Args:
-        count: how many probes an example; the standard error needs two.
-        gaussian: normal probes rather than signs (Rademacher), whose variance is the least.
+        count: probes for each example; a standard error needs two.
+        gaussian: normal probes instead of signs (Rademacher); signs have the least variance.
 
     Raises:
         ValueError: a count below 1.
@@ -72,7 +72,7 @@ class Hutchinson:
     gaussian: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses to estimate from nothing."""
+        """Checks the count."""
         if self.count < 1:
             raise ValueError(f"Hutchinson needs at least one probe, got {self.count}.")
 
@@ -89,12 +89,12 @@ class Hutchinson:
 
 @dataclass(frozen=True, slots=True)
 class FlowDensity:
-    """log p(x) of each example in nats, and what is uncertain in it.
+    """log p(x) of each example in nats, and its errors.
 
     Args:
         log_prob: the log-density.
-        probe_error: standard error of the divergence's probes; 0 where it is exact, NaN where one probe tells nothing.
-        step_error: what the fourth order misses of the fifth, which is what was taken: Σ over the steps, carried to log p by the score.
+        probe_error: standard error from the divergence's probes; 0 if it is exact, NaN for a single probe.
+        step_error: fourth-order minus fifth-order solution (the fifth is used), summed over steps, carried to log p by the score.
         evaluations: calls of the predictor.
     """
 
@@ -114,19 +114,19 @@ def flow_density(
     tolerance: float = 1e-5,
     generator: Generator | None = None,
 ) -> FlowDensity:
-    """log p(x) of x = x_t/alpha at the schedule's first level with noise, under the flow that ends in N(0, alpha² + sigma²) at its last.
+    """log p(x) of x = x_t/alpha at the schedule's first level with noise, for the flow that ends in N(0, alpha² + sigma²) at its last.
 
-    For an exact predictor that is the density of the data blurred by noise of standard deviation sigma/alpha at the first level (5.5e-4 for
-    a schedule that starts at 15 nats). The prior at the last level is that of `prior_bits`. The path is kept in
-    float64, whatever the dtypes of x and of the network: at the first level a float32 would round it by more than a step may miss.
+    For an exact predictor this is the density of the data blurred by noise of standard deviation sigma/alpha at the first level (5.5e-4
+    for a schedule that starts at 15 nats). The prior at the last level is that of `prior_bits`. The path is kept in float64, whatever
+    the dtypes of x and of the network: at the first level, float32 would round it by more than the tolerance of a step.
 
     Args:
-        predict: any predictor that can be differentiated, each row on its own.
+        predict: any predictor that can be differentiated and treats rows independently.
         x: data at the scale of x0, not noised.
-        schedule: whose ends the flow joins; of a chain, its first level and its last with signal.
+        schedule: the flow joins its ends; for a chain, its first level and its last level with signal.
         cond: conditions, one row an example.
-        divergence: `Exact()` or `Hutchinson(count)`; exact up to 32 dimensions where not given, two probes beyond.
-        tolerance: what a step may miss: of u, root mean square in units of its noise; of the log-determinant, in nats a dimension.
+        divergence: `Exact()` or `Hutchinson(count)`; by default exact up to 32 dimensions, two probes beyond.
+        tolerance: error allowed in a step: of u, root mean square in units of its noise; of the log-determinant, in nats a dimension.
         generator: of the probes.
 
     Raises:
@@ -155,13 +155,13 @@ def flow_log_prob(
     tolerance: float = 1e-5,
     generator: Generator | None = None,
 ) -> Float[Tensor, "b"]:
-    """log p(x) in nats by the probability-flow ODE: `flow_density(…).log_prob`, which says how sure it is."""
+    """log p(x) in nats by the probability-flow ODE: `flow_density(…).log_prob`; `flow_density` also returns the errors."""
     return flow_density(predict, x, schedule, cond, divergence=divergence, tolerance=tolerance, generator=generator).log_prob
 
 
 @dataclass(frozen=True)
 class _Flow:
-    """u and the products e·(∂u̇/∂u)e along the flow; every row has steps of its own."""
+    """u and the products e·(∂u̇/∂u)e along the flow; every row has its own step sizes."""
 
     predict: Predictor
     cond: CondLike | None
@@ -176,7 +176,7 @@ class _Flow:
             velocity = -(alpha * sigma) * self.predict(u, level, take(self.cond, rows)).v(level)
             if not velocity.requires_grad:
                 raise ValueError(
-                    "the flow's likelihood differentiates the predictor, but its output carries no gradient; leave no_grad out."
+                    "the flow's likelihood differentiates the predictor, but its output carries no gradient; remove torch.no_grad()."
                 )
             products = [_product(velocity, u, e) for e in self.probes[:, rows]]
         return velocity.detach(), torch.stack(products, 1)
@@ -184,7 +184,7 @@ class _Flow:
     def integrate(
         self, u: Float[Tensor, "b *x"], start: Tensor, stop: Tensor, divergence: Divergence, tolerance: float
     ) -> tuple[Float[Tensor, "b *x"], Float[Tensor, "p b"], Float[Tensor, "b"], Int[Tensor, "b"]]:
-        """u at stop, the products' integrals, what the steps missed, and the evaluations they took."""
+        """u at stop, the integrals of the products, the step errors, and the number of evaluations."""
         b, d, span = len(u), u[0].numel(), float(start - stop)
         results = [torch.empty_like(u), u.new_empty(b, len(self.probes)), u.new_empty(b), torch.empty(b, dtype=torch.long)]
         rows, half, step = torch.arange(b), start.expand(b), -torch.full((b,), min(span / 16, _LONGEST_STEP), dtype=torch.float64)
@@ -209,7 +209,7 @@ class _Flow:
             step = (step * (0.9 * size.pow(-0.2)).nan_to_num(0.2, posinf=5.0).clamp(0.2, 5.0)).clamp(min=-_LONGEST_STEP)
             if bool((~keep & (step > -1e-5 * span)).any()):
                 raise ValueError(
-                    f"the flow cannot be followed to a tolerance of {tolerance:g}: take a larger one, or a predictor without NaN."
+                    f"the flow cannot be followed to a tolerance of {tolerance:g}: use a larger one; the predictor must not return NaN."
                 )
             done = half == stop
             for result, value in zip(results, (*state, missed, calls), strict=True):
@@ -237,7 +237,7 @@ class Dequantisation(Protocol):
 
 @dataclass(frozen=True)
 class Uniform:
-    """x anywhere in the bin. Theis et al. (2016), section 3.1, arXiv:1511.01844."""
+    """x uniform in the bin. Theis et al. (2016), section 3.1, arXiv:1511.01844."""
 
     def __call__(
         self, x0: Float[Tensor, "b *x"], bin_width: float, blur: float, generator: Generator | None
@@ -249,12 +249,12 @@ class Uniform:
 
 @dataclass(frozen=True)
 class TruncatedNormal:
-    """Normal noise cut at the bin's ends, by default that which the flow's first level would add, which the model knows.
+    """Normal noise truncated to the bin, by default the noise of the flow's first level, which the model was trained on.
 
     Zheng et al. (2023), truncated-normal dequantization, arXiv:2305.03935.
 
     Args:
-        std: of the noise before it is cut; sigma/alpha of the flow's first level where not given.
+        std: of the noise before truncation; sigma/alpha of the flow's first level by default.
     """
 
     std: float | None = None
@@ -282,7 +282,7 @@ class FlowBound:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean of `total` over the examples; it holds the draws of the bins and of the probes, too. inf for a single example."""
+        """Of the mean of `total` over the examples; includes the randomness of bins and probes. inf for a single example."""
         return float(standard_error(self.total))
 
 
@@ -302,15 +302,15 @@ def bits_per_dim(
 ) -> FlowBound:
     """-log2 P(x0) / d <= -log2 (1/K Σ_k p(x_k) / q(x_k | x0)) / d, x_k drawn from the bins of x0, by the probability-flow ODE.
 
-    A bound in the mean over the draws: E log of the mean is at most log of E. More draws tighten it (Burda et al. 2016, theorem 1,
-    arXiv:1509.00519); with K > 1 that needs an exact divergence, as the noise of probes would be averaged inside the logarithm.
+    A bound in expectation: E log of the mean is at most log of E. More draws tighten it (Burda et al. 2016, theorem 1, arXiv:1509.00519);
+    with K > 1 the divergence must be exact, since noise from probes would be averaged inside the logarithm.
 
     Args:
         predict: the model.
         x0: data on a grid.
-        schedule: whose ends the flow joins, as `flow_density` takes it. Its first level should be about as noisy as a bin is wide.
+        schedule: as `flow_density` takes it. The noise of its first level should be about as large as a bin.
         cond: conditions, one row an example.
-        bin_width: in units of x0: 2/255 for bytes in [-1, 1]; wider where the data use fewer grey levels.
+        bin_width: in units of x0: 2/255 for bytes in [-1, 1]; larger if the data have fewer grey levels.
         dequantise: `Uniform()` or `TruncatedNormal()`.
         draws: K.
         divergence: as `flow_density` takes it.
@@ -318,7 +318,7 @@ def bits_per_dim(
         generator: of the bins and the probes.
 
     Raises:
-        ValueError: draws below 1, a bin width that is not positive, and what `flow_density` refuses.
+        ValueError: draws below 1, a bin width that is not positive, and the errors of `flow_density`.
     """
     if draws < 1 or not bin_width > 0:
         raise ValueError(f"draws must be at least 1 and bin_width positive, got {draws} and {bin_width}.")
