@@ -7,6 +7,8 @@ import sfumato as sf
 from sfumato.deprecated import old_keywords
 
 NAMES = {
+    (sf.latent, "Visit"): "LatentDraw",
+    (sf.latent, "Traces"): "HasTrace",
     (sf, "Fitted"): "FittedMultistep",
     (sf, "Tuned"): "TuningResult",
     (sf, "Flowed"): "FlowResult",

@@ -215,7 +215,7 @@ def test_a_critic_learns_to_tell():
 
 
 def test_parts_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="build both for one latent"):
+    with pytest.raises(ValueError, match="build both for the same latent"):
         ae.Autoencoder(ImageEncoder(3, 6, TINY), ImageDecoder(2, 3, TINY))
     with pytest.raises(ValueError, match=r"this decoder takes latents \[b, 2, h, w\], got \(1, 3, 4, 4\)"):
         tiny().decode(torch.zeros(1, 3, 4, 4))

@@ -31,11 +31,11 @@ def test_each_levels_divergence_is_the_mean_of_its_ratio(depth):
     """In closed form and by the draws, given the same draws above."""
     model, x = ladder(depth), images(1).expand(800, -1, -1, -1)
     trace = model.trace(x, torch.Generator().manual_seed(0))
-    assert len(trace.visits) == depth
-    for visit in trace.visits:
-        apart = visit.log_ratio - visit.divergence
+    assert len(trace.latents) == depth
+    for each in trace.latents:
+        apart = each.log_ratio - each.divergence
         assert apart.mean().abs() < 4 * apart.std() / math.sqrt(len(x))
-        assert visit.divergence.mean() > 1e-3
+        assert each.divergence.mean() > 1e-3
 
 
 @every_depth
@@ -45,7 +45,7 @@ def test_the_bound_has_a_part_for_each_level(depth):
     assert bound.steps.shape == (6, depth - 1)
     generator = torch.Generator().manual_seed(0)
     walks = [model.trace(x, generator) for _ in range(3)]
-    by_hand = -torch.stack([walk.log_likelihood - sum(v.divergence for v in walk.visits) for walk in walks]).mean(0)
+    by_hand = -torch.stack([walk.log_likelihood - sum(v.divergence for v in walk.latents) for walk in walks]).mean(0)
     torch.testing.assert_close(bound.total, by_hand / (x[0].numel() * math.log(2)))
 
 
@@ -54,11 +54,11 @@ def test_what_is_encoded_is_decoded_over_the_same_stream(depth):
     """The draws of a walk, handed to decode, say what the walk's likelihood was read from."""
     model, x = ladder(depth), images(3)
     trace = model.trace(x, torch.Generator().manual_seed(0))
-    said = model.decode([visit.z for visit in trace.visits])
+    said = model.decode([each.z for each in trace.latents])
     torch.testing.assert_close(model.likelihood.log_prob(said, x), trace.log_likelihood)
     encoded = model.encode(x, torch.Generator().manual_seed(0), temperature=1.0)
-    for z, visit in zip(encoded, trace.visits, strict=True):
-        torch.testing.assert_close(z, visit.z)
+    for z, each in zip(encoded, trace.latents, strict=True):
+        torch.testing.assert_close(z, each.z)
 
 
 @every_depth
@@ -72,10 +72,10 @@ def test_the_prior_is_that_of_the_walk(depth):
     else:
         caught = []
         model.net.join[0].register_forward_hook(lambda module, inputs, output: caught.append(inputs[0]))
-        given = [visit.z.expand(1500, -1, -1, -1) for visit in trace.visits[:-1]]
+        given = [each.z.expand(1500, -1, -1, -1) for each in trace.latents[:-1]]
         model.decode([*given, None], torch.Generator().manual_seed(1))
         z = caught[0]
-    law = trace.visits[-1].p
+    law = trace.latents[-1].p
     deviation = (law.log_variance / 2).exp()[0]
     assert ((z.mean(0) - law.mean[0]) / deviation).abs().max() < 4.5 / math.sqrt(1500)
     torch.testing.assert_close(z.std(0), deviation, rtol=0.1, atol=0)

@@ -117,7 +117,7 @@ def test_with_the_posterior_every_draw_gives_the_evidence(depth):
     chain = chain_of(depth)
     x, _ = chain.sample(50, torch.Generator().manual_seed(0))
     trace = vae_of(chain, true_encoder(chain)).trace(x, torch.Generator().manual_seed(1))
-    assert len(trace.visits) == depth
+    assert len(trace.latents) == depth
     torch.testing.assert_close(trace.log_ratio, chain.log_prob(x))
 
 
@@ -233,7 +233,7 @@ def test_data_beyond_the_law_are_refused(law, x):
         (lambda: latent.VAE([], [], latent.Gaussian(), (2,)), "as many encoders as decoders"),
         (lambda: latent.bound(small(), torch.zeros(2, 3), draws=0), "draws must be at least 1"),
         (lambda: latent.sample(small(), 0), "count must be at least 1"),
-        (lambda: latent.interpolate(small(), torch.zeros(3), torch.zeros(3), 1), "at least its two ends"),
+        (lambda: latent.interpolate(small(), torch.zeros(3), torch.zeros(3), 1), "at least 2 steps"),
         (lambda: small().decode([None]), "the topmost None"),
         (lambda: small().decode([torch.zeros(1, 5)]), r"this network takes \[b, 2\], got \(1, 5\); the latent or the data do not fit"),
         (lambda: small().trace(torch.zeros(2, 4)), r"this network takes \[b, 3\], got \(2, 4\)"),
@@ -272,12 +272,12 @@ def test_free_nats_charge_nothing_below_them():
     """The divergence has no gradient there, and costs what is free."""
     model, x = small(), torch.randn(20, 3)
     trace = model.trace(x, torch.Generator().manual_seed(0))
-    spent = float(trace.visits[0].divergence.detach().mean())
+    spent = float(trace.latents[0].divergence.detach().mean())
     free, charged = (latent.loss(trace, 3, free_nats=f) * 3 * NATS for f in (2 * spent, spent / 2))
     torch.testing.assert_close(free, -trace.log_likelihood + 2 * spent)
-    torch.testing.assert_close(charged, -trace.log_likelihood + trace.visits[0].divergence)
+    torch.testing.assert_close(charged, -trace.log_likelihood + trace.latents[0].divergence)
     half = latent.loss(trace, 3, beta=0.5) * 3 * NATS
-    torch.testing.assert_close(half, -trace.log_likelihood + 0.5 * trace.visits[0].divergence)
+    torch.testing.assert_close(half, -trace.log_likelihood + 0.5 * trace.latents[0].divergence)
 
 
 class TwoOfThree(nn.Module):

@@ -151,7 +151,7 @@ def test_the_continuous_bound_of_the_exact_model_is_its_evidence():
 
 
 def test_a_chain_and_no_draws_are_refused():
-    with pytest.raises(ValueError, match="take likelihood.vlb for a chain"):
+    with pytest.raises(ValueError, match="for a chain use likelihood.vlb"):
         vdm.bound(ORACLE, grid_points(4), sf.Discrete.linear(20))
     with pytest.raises(ValueError, match="draws and steps must be at least 1"):
         vdm.bound(ORACLE, grid_points(4), sf.Cosine(), draws=0)

@@ -1,11 +1,12 @@
-"""Models with latents: variational autoencoders, hierarchies of them, diffusion as one of those, and diffusion in a latent space.
+"""Models with latents: variational autoencoders, hierarchical ones, diffusion as one of those, and diffusion in a latent space.
 
-`vdm`, `autoencoder` and `diffusion` are modules of their own: each has a loss and a bound of its own.
+`vdm`, `autoencoder` and `diffusion` are separate modules: each has its own loss and bound.
 """
 
+from sfumato.deprecated import old_names
 from sfumato.latent import autoencoder, diffusion, vdm
 from sfumato.latent.autoencoder import Autoencoder, load_diffusers
-from sfumato.latent.bound import LevelUse, Trace, Traces, Visit, bound, importance_bits, level_use, loss
+from sfumato.latent.bound import HasTrace, LatentDraw, LevelUse, Trace, bound, importance_bits, level_use, loss
 from sfumato.latent.chain import DiffusionVAE, as_hierarchical_vae
 from sfumato.latent.hierarchical import LadderVAE
 from sfumato.latent.likelihood import Bernoulli, DiscretisedLogistic, Gaussian, Likelihood
@@ -20,13 +21,13 @@ __all__ = [
     "DiffusionVAE",
     "DiscretisedLogistic",
     "Gaussian",
+    "HasTrace",
     "LadderVAE",
+    "LatentDraw",
     "LatentModel",
     "LevelUse",
     "Likelihood",
     "Trace",
-    "Traces",
-    "Visit",
     "as_hierarchical_vae",
     "as_normal",
     "autoencoder",
@@ -42,3 +43,5 @@ __all__ = [
     "sample",
     "vdm",
 ]
+
+__getattr__ = old_names(__name__, Traces="HasTrace", Visit="LatentDraw")

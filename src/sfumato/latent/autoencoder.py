@@ -1,10 +1,10 @@
-"""The first stage of latent diffusion: an autoencoder of images whose latent is regularised just enough to be walked in.
+"""The first stage of latent diffusion: an image autoencoder with a weakly regularised latent.
 
     |x - D(z)| + features + critic  +  kl_weight KL(q(z | x) ‖ N(0, I)),      z ~ q(z | x) = N(mean(x), variance(x))
 
-all but the critic's part as means over the entries of x. The latent's mean and deviation are measured on the training data and kept with
-the weights as a `Scaling`, so what a denoiser sees has unit scale and nobody copies a factor by hand. Rombach et al. (2022), section 3.1
-and appendix G, arXiv:2112.10752; Esser et al. (2021), eqs. 6 and 7, arXiv:2012.09841.
+where all terms but the critic's are means over the entries of x. Mean and std of the latent are measured on the training data and saved
+with the weights as a `Scaling`, so a denoiser sees a latent of unit scale. Rombach et al. (2022), section 3.1 and appendix G,
+arXiv:2112.10752; Esser et al. (2021), eqs. 6 and 7, arXiv:2012.09841.
 """
 
 import json
@@ -34,51 +34,51 @@ class Autoencoder(nn.Module):
     def __init__(
         self, encoder: ImageEncoder, decoder: ImageDecoder, scaling: Scaling | None = None, *, critic: PatchCritic | None = None
     ) -> None:
-        """Joins the two.
+        """Combines encoder and decoder.
 
         Args:
-            encoder: gives mean and log variance of each entry of the latent.
-            decoder: from the latent back to an image.
-            scaling: of the latent; none before it was measured.
-            critic: tells real patches from made ones, in training.
+            encoder: returns mean and log variance of each entry of the latent.
+            decoder: maps the latent to an image.
+            scaling: of the latent; None until it is measured.
+            critic: discriminates real from reconstructed patches, in training.
 
         Raises:
-            ValueError: a decoder for another latent than the encoder's.
+            ValueError: encoder and decoder are for different latents.
         """
         super().__init__()
         if encoder.outward.out_channels != 2 * decoder.channels or encoder.layout.factor != decoder.layout.factor:
             raise ValueError(
                 f"the decoder's latent has {decoder.channels} channels at 1/{decoder.layout.factor} of the size, the encoder's "
-                f"{encoder.outward.out_channels // 2} at 1/{encoder.layout.factor}; build both for one latent."
+                f"{encoder.outward.out_channels // 2} at 1/{encoder.layout.factor}; build both for the same latent."
             )
         parts: dict[str, nn.Module] = {"encoder": encoder, "decoder": decoder}
         self.net = nn.ModuleDict(parts | ({} if critic is None else {"critic": critic}))
         self.encoder, self.decoder, self.critic = encoder, decoder, critic
         self.scaling = scaling or Scaling(shift=0.0, scale=1.0, dtype="float32")
-        self.residual: float | None = None  # mean |x - D(z)| over the training data, once it was measured
+        self.residual: float | None = None  # mean |x - D(z)| over the training data, set when measured
 
     @classmethod
     def build(cls, channels: int, latent: int, layout: Layout, *, critic: PatchCritic | None = None) -> "Autoencoder":
-        """An untrained one, of images of so many channels, with so many channels of latent."""
+        """An untrained autoencoder for images of `channels` channels, with `latent` channels in the latent."""
         return cls(ImageEncoder(channels, 2 * latent, layout), ImageDecoder(latent, channels, layout), critic=critic)
 
     @property
     def factor(self) -> int:
-        """Pixels along a side to one position of the latent."""
+        """Pixels per latent position along a side."""
         return self.encoder.layout.factor
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of one latent of images of this shape."""
+        """Shape of the latent of an image of this shape."""
         return self.decoder.channels, *self.encoder.layout.size(shape[1:])
 
     def posterior(self, x: Float[Tensor, "b c h w"]) -> Normal:
-        """q(z | x), z as the decoder takes it."""
+        """q(z | x), for z as the decoder takes it."""
         return as_normal(self.encoder(x))
 
     def encode(
         self, x: Float[Tensor, "b c h w"], generator: Generator | None = None, *, temperature: float = 0.0
     ) -> Float[Tensor, "b d h2 w2"]:
-        """The latent of x at unit scale: the mean, or a draw with its standard deviation times `temperature`."""
+        """The latent of x at unit scale: the mean, or a draw with `temperature` times the standard deviation."""
         z = draw(self.posterior(x), generator, temperature)
         return (z - float_of(self.scaling.shift)) / float_of(self.scaling.scale)
 
@@ -89,11 +89,11 @@ class Autoencoder(nn.Module):
 
         Args:
             z: the latent.
-            sides: of the image; of a whole latent where not given.
-            tile: decode in overlapping tiles of so many positions along a side, blended where they overlap: for memory, not for speed.
+            sides: of the image; the full size of the latent by default.
+            tile: decode in overlapping tiles of this side (latent positions), blended where they overlap: saves memory, not time.
 
         Raises:
-            ValueError: a latent of other channels, or a tile below 4.
+            ValueError: a latent with another number of channels, or a tile below 4.
         """
         raw = z * float_of(self.scaling.scale) + float_of(self.scaling.shift)
         image = self.decoder(raw) if tile is None else decode_tiled(self.decoder, raw, tile=tile, factor=self.factor)
@@ -101,30 +101,30 @@ class Autoencoder(nn.Module):
 
 
 def float_of(number: float | tuple[float, ...]) -> float:
-    """The one number of a latent's scaling."""
+    """The single number of a latent's scaling."""
     if isinstance(number, tuple):
-        raise ValueError(f"a latent has one shift and one scale, got {len(number)}; measure them over all its entries.")
+        raise ValueError(f"a latent needs one shift and one scale, got {len(number)}; measure them over all its entries.")
     return number
 
 
 def decode_tiled(
     decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b d h w"], *, tile: int, factor: int, overlap: int | None = None
 ) -> Float[Tensor, "b c h2 w2"]:
-    """decode(z) tile by tile: each pixel the mean of the tiles that hold it, each weighted by its distance from the tile's border.
+    """decode(z) tile by tile: each pixel is the mean over the tiles that contain it, weighted by the distance from the tile's border.
 
     Args:
-        decode: latents of any size to images `factor` times as large.
+        decode: maps latents of any size to images `factor` times as large.
         z: the latent.
         tile: side of a tile, in positions of the latent.
         factor: of the decoder.
-        overlap: of neighbouring tiles, in positions; half a tile where not given.
+        overlap: of neighbouring tiles, in positions; half a tile by default.
 
     Raises:
         ValueError: a tile below 4, or an overlap that is not smaller than it.
     """
     overlap = tile // 2 if overlap is None else overlap
     if tile < 4 or not 1 <= overlap < tile:
-        raise ValueError(f"tiles need a side of at least 4 and an overlap of at least 1 below it, got {tile} and {overlap}.")
+        raise ValueError(f"tiles need a side of at least 4 and an overlap from 1 to side - 1, got {tile} and {overlap}.")
     total: Tensor | None = None
     weights = z.new_zeros(1, 1, z.shape[2] * factor, z.shape[3] * factor)
     for top in _starts(z.shape[2], tile, overlap):
@@ -144,12 +144,12 @@ def decode_tiled(
 
 
 def _starts(n: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin, the last one flush with the end."""
+    """Where tiles start; the last one ends at n."""
     return sorted({min(start, max(0, n - tile)) for start in range(0, max(1, n - overlap), tile - overlap)})
 
 
 def _ramp(n: int, width: int, fades_in: bool, fades_out: bool) -> Tensor:
-    """Ones, with linear ramps over `width` at the ends that another tile covers, too."""
+    """Ones, with linear ramps over `width` at the ends that overlap another tile."""
     slope = (torch.arange(n) + 0.5) / width
     ones = torch.ones(n)
     return torch.minimum(slope if fades_in else ones, slope.flip(0) if fades_out else ones).clamp(max=1)
@@ -165,20 +165,19 @@ def loss(
     features_weight: float = 1.0,
     critic_weight: float = 0.0,
 ) -> Float[Tensor, "b"]:
-    """What the autoencoder, and its critic where it has one, are trained on: one number an example.
+    """The training loss of the autoencoder and of its critic, if it has one: one number an example.
 
-    One backward pass teaches both: the critic's own loss sees the image without its gradient, the autoencoder's part sees the critic
-    without its weights' gradient. That part is scaled so that on the decoder's last layer its gradient is `critic_weight` times that of the
-    reconstruction.
+    One backward pass trains both: the critic's own loss gets the image detached, the autoencoder's adversarial loss gets the critic with
+    frozen weights and is scaled so that its gradient at the decoder's last layer is `critic_weight` times that of the reconstruction.
 
     Args:
         model: the autoencoder.
         x: images in [-1, 1].
         generator: of the latent.
-        kl_weight: on the divergence of all entries together, over the entries of x.
-        features: a perceptual distance's maps, normalised over their channels here. Zhang et al. (2018), eq. 1, arXiv:1801.03924.
-        features_weight: on that distance.
-        critic_weight: on the critic's part; 0 leaves the critic out.
+        kl_weight: weight of the divergence, summed over the latent and divided by the entries of x.
+        features: feature maps for a perceptual distance, normalised over channels here. Zhang et al. (2018), eq. 1, arXiv:1801.03924.
+        features_weight: weight of that distance.
+        critic_weight: weight of the adversarial loss; 0 disables the critic.
     """
     law = model.posterior(x)
     raw = law.sample(generator)
@@ -197,7 +196,7 @@ def loss(
 
 
 def balance(seen: Tensor, fooled: Tensor, weight: Tensor) -> Tensor:
-    """|∇ seen| / |∇ fooled| on this weight, at most 1e4. Esser et al. (2021), eq. 7, arXiv:2012.09841."""
+    """|∇ seen| / |∇ fooled| at this weight, at most 1e4. Esser et al. (2021), eq. 7, arXiv:2012.09841."""
     if not weight.requires_grad:
         return seen.new_ones(())
     norms = [torch.autograd.grad(part, weight, retain_graph=True)[0].norm() for part in (seen, fooled)]
@@ -205,7 +204,7 @@ def balance(seen: Tensor, fooled: Tensor, weight: Tensor) -> Tensor:
 
 
 def perceptual(features: Features, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
-    """Mean square distance of the features, each position's brought to unit length, summed over the maps."""
+    """Mean square distance of the features, normalised to unit length at each position, summed over the maps."""
     total = a.new_zeros(len(a))
     for ours, theirs in zip(features(a), features(b), strict=True):
         unit = [nn.functional.normalize(maps, dim=1, eps=1e-8) for maps in (ours, theirs)]
@@ -215,12 +214,12 @@ def perceptual(features: Features, a: Float[Tensor, "b c h w"], b: Float[Tensor,
 
 @dataclass(frozen=True)
 class Measured:
-    """What a trained autoencoder's latents look like, and how far its images are off.
+    """Statistics of a trained autoencoder: the scaling of its latents, and its reconstruction error.
 
     Args:
         scaling: of the latent.
         residual: mean |x - D(z)| over the training data, in units of x.
-        made_from: fingerprint of the weights that latents were encoded by; "" where none were, or it was not kept.
+        made_from: fingerprint of the weights that encoded the latents; "" if unknown.
     """
 
     scaling: Scaling
@@ -236,21 +235,23 @@ class Measured:
         """From a file that holds `to_json`.
 
         Raises:
-            CheckpointError: it is missing or damaged, or has a scale of zero or NaN.
+            CheckpointError: it is missing or damaged, or its scale is zero or NaN.
         """
         try:
             record = json.loads(path.read_text())
             return cls(Scaling.from_json(record["scaling"]), float(record["residual"]), str(record.get("made_from", "")))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is missing or damaged ({error}); delete it and train with --resume to measure anew.") from None
+            raise CheckpointError(
+                f"{path} is missing or damaged ({error}); delete it and train with --resume to measure it again."
+            ) from None
 
 
 def load_diffusers(folder: str | Path) -> Autoencoder:
-    """An autoencoder that diffusers saved: a folder with config.json and diffusion_pytorch_model.safetensors of an `AutoencoderKL`.
+    """Loads an autoencoder of diffusers: a folder with config.json and diffusion_pytorch_model.safetensors of an `AutoencoderKL`.
 
     Raises:
-        ValueError: no such folder, an architecture that is none of ours, or a scaling factor of zero or NaN.
-        CheckpointError: weights that are missing or do not fit.
+        ValueError: no such folder, an architecture that we do not have, or a scaling factor of zero or NaN.
+        CheckpointError: weights are missing or do not fit the config.
     """
     folder = Path(folder)
     try:
@@ -260,7 +261,7 @@ def load_diffusers(folder: str | Path) -> Autoencoder:
     model = _from_config(config, folder)
     path = folder / "diffusion_pytorch_model.safetensors"
     tensors = {_our_name(name): value.float() for name, value in read_tensors(path).items()}
-    for name, value in tensors.items():  # old files keep the attention's matrices as 1×1 convolutions
+    for name, value in tensors.items():  # old files store attention matrices as 1×1 convolutions
         if value.ndim == 4 and model.net.state_dict().get(name, value).ndim == 2:
             tensors[name] = value[..., 0, 0]
     try:
@@ -285,7 +286,7 @@ def _from_config(config: dict[str, Any], folder: Path) -> Autoencoder:
             raise ValueError(f"{folder}: {name} must be {wanted} for an autoencoder of this kind, got {got}.")
     quantised = {config.get("use_quant_conv", True), config.get("use_post_quant_conv", True)}
     if len(quantised) > 1:
-        raise ValueError(f"{folder}: use_quant_conv and use_post_quant_conv must agree, got one of each.")
+        raise ValueError(f"{folder}: use_quant_conv and use_post_quant_conv must be equal, but one is true and one false.")
     factor, shift = config.get("scaling_factor", 1.0), config.get("shift_factor") or 0.0
     if not isinstance(factor, int | float) or not math.isfinite(factor) or factor <= 0 or not math.isfinite(shift):
         raise ValueError(f"{folder}: the latent's scaling_factor must be positive and finite, got {factor} (shift_factor {shift}).")
@@ -303,7 +304,7 @@ def _from_config(config: dict[str, Any], folder: Path) -> Autoencoder:
 
 
 def _our_name(name: str) -> str:
-    """A weight's name in `model.net`, from its name in diffusers."""
+    """A weight's name in `model.net`, for its name in diffusers."""
     if name.startswith("quant_conv."):
         return name.replace("quant_conv", "encoder.mix")
     if name.startswith("post_quant_conv."):

@@ -1,15 +1,15 @@
 """One bound for every model with latents: VAE, hierarchical VAE, diffusion.
 
-A model of latents z_1 … z_T (z_T the topmost) walks through them for a given x and tells at each what its encoder q and its prior p say
-there. That `Trace` is all the bound needs:
+A model with latents z_1 … z_T (z_T the topmost) draws them for a given x and records, for each, the laws of its encoder q and its prior p.
+The bound needs no more than this `Trace`:
 
     -log p(x) <= E_q[ -log p(x | z) + Σ_k log q(z_k | …) - log p(z_k | …) ]
 
-Where q and p of a level are conditioned on the same draws (an encoder that walks downwards, as a ladder's or diffusion's does) the term is
-a KL divergence, and known in closed form. In an encoder that walks upwards, q(z_1 | x) q(z_2 | z_1) … as in Luo (2022), eq. 26,
-arXiv:2208.11970, it is one at the top alone: below, z_{k+1} was drawn from z_k, and the KL of q(z_k | z_{k-1}) from p(z_k | z_{k+1}) would
-have another mean (the notes' and Luo's "consistency term", eq. 41, takes the one for the other; the ledger measures the difference).
-There the ratio at the draw is taken.
+If q and p of a level are conditioned on the same draws (an encoder that runs downwards, as a ladder's or diffusion's does), the term is a
+KL divergence with a closed form. For an encoder that runs upwards, q(z_1 | x) q(z_2 | z_1) … as in Luo (2022), eq. 26, arXiv:2208.11970,
+this holds for the topmost latent only: below it, z_{k+1} was drawn given z_k, and the KL of q(z_k | z_{k-1}) from p(z_k | z_{k+1}) has
+another mean (the "consistency term" of the notes and of Luo, eq. 41, confuses the two; the ledger measures the difference). There the
+log-ratio at the draw is used.
 """
 
 import math
@@ -28,8 +28,8 @@ from sfumato.process import Normal
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """A latent as a walk met it: the draw, and the encoder's and the prior's law there, given what each is conditioned on."""
+class LatentDraw:
+    """A draw of one latent, with the encoder's and the prior's law that it was drawn under."""
 
     z: Float[Tensor, "b *z"]
     q: Normal
@@ -43,65 +43,65 @@ class Visit:
 
     @property
     def divergence(self) -> Float[Tensor, "b"]:
-        """KL(q ‖ p) where both share their conditions, else the ratio at the draw, whose mean is the level's share of the bound; nats."""
+        """KL(q ‖ p) if both have the same conditions, else the log-ratio at the draw, whose mean is the level's part of the bound; nats."""
         return _sum(self.q.kl(self.p)) if self.is_shared else self.log_ratio
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A walk through all latents of some x: the visits, the topmost first, and log p(x | z) in nats."""
+    """Draws of all latents of some x, topmost first, and log p(x | z) in nats."""
 
-    visits: Sequence[Visit]
+    latents: Sequence[LatentDraw]
     log_likelihood: Float[Tensor, "b"]
-    is_joint: bool = True  # whether the draws are one of q(z_1 … z_T | x), not each of its own
+    is_joint: bool = True  # whether the latents are one joint draw of q(z_1 … z_T | x), not drawn independently
 
     @property
     def log_ratio(self) -> Float[Tensor, "b"]:
         """log p(x, z) - log q(z | x), in nats: its mean is the evidence lower bound."""
-        return self.log_likelihood - torch.stack([visit.log_ratio for visit in self.visits]).sum(0)
+        return self.log_likelihood - torch.stack([latent.log_ratio for latent in self.latents]).sum(0)
 
 
 @runtime_checkable
-class Traces(Protocol):
-    """A model that can be walked through."""
+class HasTrace(Protocol):
+    """A model with latents that returns a `Trace`."""
 
     def trace(self, x: Tensor, generator: Generator | None = None) -> Trace:
-        """One walk through the latents of x, drawn from the encoder."""
+        """Draws all latents of x from the encoder."""
         ...
 
 
 @torch.no_grad()
-def bound(model: Traces, x: Float[Tensor, "b *x"], *, draws: int = 1, generator: Generator | None = None) -> Bound:
-    """The evidence lower bound of any model with latents, negated, in bits/dim, level by level.
+def bound(model: HasTrace, x: Float[Tensor, "b *x"], *, draws: int = 1, generator: Generator | None = None) -> Bound:
+    """The negative evidence lower bound of any model with latents, in bits/dim, level by level.
 
-    `prior` is the topmost level's divergence, `steps` those of the levels below it, from above, `decoder` is -log p(x | z): the parts of a
-    diffusion model's bound, in their order. A VAE has no steps.
+    `prior` is the divergence of the topmost level, `steps` those of the levels below it, from the top down, `decoder` is -log p(x | z): the
+    same parts, in the same order, as the bound of a diffusion model. A VAE has no steps.
 
     Args:
         model: a `VAE`, a `LadderVAE`, or `as_hierarchical_vae` of a diffusion model.
         x: data.
-        draws: walks to average over.
-        generator: of the walks.
+        draws: number of traces to average over.
+        generator: for the traces.
 
     Raises:
         ValueError: draws below 1.
     """
     _refuse_none(draws)
     walks = [model.trace(x, generator) for _ in range(draws)]
-    levels = torch.stack([torch.stack([visit.divergence for visit in walk.visits], 1) for walk in walks]).mean(0)
+    levels = torch.stack([torch.stack([latent.divergence for latent in walk.latents], 1) for walk in walks]).mean(0)
     decoder = -torch.stack([walk.log_likelihood for walk in walks]).mean(0)
     scale = x[0].numel() * math.log(2)
     return Bound(levels[:, 0] / scale, levels[:, 1:] / scale, decoder / scale, torch.ones(levels.shape[1] - 1).to(levels))
 
 
 @torch.no_grad()
-def importance_bits(model: Traces, x: Float[Tensor, "b *x"], *, draws: int, generator: Generator | None = None) -> Float[Tensor, "b"]:
-    """-log2 of the mean of p(x, z)/q(z | x) over the draws, in bits/dim: falls with their number towards -log2 p(x).
+def importance_bits(model: HasTrace, x: Float[Tensor, "b *x"], *, draws: int, generator: Generator | None = None) -> Float[Tensor, "b"]:
+    """-log2 of the mean of p(x, z)/q(z | x) over the draws, in bits/dim: decreases with their number towards -log2 p(x).
 
     Reference: Burda et al. (2016), eq. 8 and theorem 1, arXiv:1509.00519.
 
     Raises:
-        ValueError: draws below 1, or a model whose walks jump.
+        ValueError: draws below 1, or a model with jumps=True.
     """
     _refuse_none(draws)
     ratios = torch.stack([_of_a_chain(model.trace(x, generator)).log_ratio for _ in range(draws)])
@@ -109,19 +109,19 @@ def importance_bits(model: Traces, x: Float[Tensor, "b *x"], *, draws: int, gene
 
 
 def loss(trace: Trace, dims: int, *, beta: float = 1.0, free_nats: float = 0.0) -> Float[Tensor, "b"]:
-    """-log p(x | z) + beta Σ_k max(KL_k, free_nats), in bits/dim: what a model with latents is trained on.
+    """-log p(x | z) + beta Σ_k max(KL_k, free_nats), in bits/dim: the training loss of a model with latents.
 
     Args:
         trace: of a batch.
-        dims: how many entries x has.
-        beta: weight of the divergences; 1 is the bound, and warming up from 0 keeps the decoder from learning to do without z. Higgins et
-            al. (2017); Bowman et al. (2016), section 3.1, arXiv:1511.06349.
-        free_nats: what each level may cost, on the mean of these examples, before it is charged. Kingma et al. (2016), eq. 15,
+        dims: number of entries of x.
+        beta: weight of the divergences; 1 gives the bound. Warming it up from 0 prevents the decoder from learning to ignore z. Higgins et
+        al. (2017); Bowman et al. (2016), section 3.1, arXiv:1511.06349.
+        free_nats: KL of each level, averaged over these examples, that is not penalised. Kingma et al. (2016), eq. 15,
             arXiv:1606.04934.
     """
     cost = -trace.log_likelihood
-    for visit in trace.visits:
-        divergence = visit.divergence
+    for latent in trace.latents:
+        divergence = latent.divergence
         cost = cost + beta * (divergence if float(divergence.mean().detach()) > free_nats else torch.full_like(divergence, free_nats))
     return cost / (dims * math.log(2))
 
@@ -132,9 +132,9 @@ class LevelUse:
 
     Args:
         level: 1 is the one next to x.
-        nats: its mean share of the bound.
-        units: its entries.
-        active: entries whose posterior mean follows x: of the expected mean's variance over x above `ACTIVE` times the prior's.
+        nats: its mean part of the bound.
+        units: number of its entries.
+        active: entries whose posterior mean depends on x: its variance over x exceeds `ACTIVE` times the prior's variance.
     """
 
     level: int
@@ -144,41 +144,41 @@ class LevelUse:
 
     @property
     def is_collapsed(self) -> bool:
-        """Whether no entry follows x: what the encoder says is what the prior knew."""
+        """Whether no entry depends on x (posterior collapse)."""
         return self.active == 0
 
     def __str__(self) -> str:
         """One sentence."""
         if self.is_collapsed:
             return (
-                f"level {self.level} has collapsed: {self.nats:.3g} nats, none of its {self.units} entries follows x; "
-                "lengthen the warm-up, grant free nats, or lower beta."
+                f"level {self.level} has collapsed: {self.nats:.3g} nats, none of its {self.units} entries depends on x; "
+                "lengthen the warm-up, raise free_nats, or lower beta."
             )
         return f"level {self.level}: {self.nats:.4g} nats, {self.active} of {self.units} entries active."
 
 
-ACTIVE = 0.01  # of the prior's variance: Burda et al. (2016), section 5.2, take 1e-2 under a prior of unit variance
+ACTIVE = 0.01  # share of the prior's variance: Burda et al. (2016), section 5.2, take 1e-2 under a prior of unit variance
 
 
 @torch.no_grad()
-def level_use(model: Traces, x: Float[Tensor, "b *x"], *, draws: int = 4, generator: Generator | None = None) -> list[LevelUse]:
+def level_use(model: HasTrace, x: Float[Tensor, "b *x"], *, draws: int = 4, generator: Generator | None = None) -> list[LevelUse]:
     """How much of each latent is used on these data, z_1 first, and which have collapsed.
 
-    An entry is active where the mean that its encoder gives moves away from the prior's with x: the variance over x of the mean
-    difference of the two (over the draws of the other levels), against the prior's variance. Burda et al. (2016), section 5.2.
+    An entry is active if its posterior mean moves away from the prior's as x varies: the variance over x of the difference of the means
+    (averaged over draws of the other levels), relative to the prior's variance. Burda et al. (2016), section 5.2.
     """
     _refuse_none(draws)
     walks = [model.trace(x, generator) for _ in range(draws)]
     found = []
-    for k in range(len(walks[0].visits)):
-        visits = [walk.visits[k] for walk in walks]
-        apart = torch.stack([visit.q.mean - visit.p.mean for visit in visits]).mean(0)
-        spread = torch.stack([visit.p.log_variance.expand_as(apart).exp() for visit in visits]).mean((0, 1))
-        # The draws of other levels move the difference, too: without them it would have this variance over x.
-        noise = torch.stack([visit.q.mean - visit.p.mean for visit in visits]).var(0).mean(0) / draws if draws > 1 else 0.0
+    for k in range(len(walks[0].latents)):
+        latents = [walk.latents[k] for walk in walks]
+        apart = torch.stack([latent.q.mean - latent.p.mean for latent in latents]).mean(0)
+        spread = torch.stack([latent.p.log_variance.expand_as(apart).exp() for latent in latents]).mean((0, 1))
+        # Draws of the other levels also move the difference; this is the variance over x that they cause alone.
+        noise = torch.stack([latent.q.mean - latent.p.mean for latent in latents]).var(0).mean(0) / draws if draws > 1 else 0.0
         active = (apart.var(0) - noise) > ACTIVE * spread
-        nats = torch.stack([visit.divergence for visit in visits]).mean()
-        found.append(LevelUse(len(walks[0].visits) - k, float(nats), apart[0].numel(), int(active.sum())))
+        nats = torch.stack([latent.divergence for latent in latents]).mean()
+        found.append(LevelUse(len(walks[0].latents) - k, float(nats), apart[0].numel(), int(active.sum())))
     return found[::-1]
 
 
@@ -188,7 +188,7 @@ def _sum(entries: Tensor) -> Float[Tensor, "b"]:
 
 def _of_a_chain(walk: Trace) -> Trace:
     if not walk.is_joint:
-        raise ValueError("an importance bound needs a walk along the chain; make the model with jumps=False.")
+        raise ValueError("an importance bound needs joint draws along the chain; make the model with jumps=False.")
     return walk
 
 

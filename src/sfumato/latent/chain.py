@@ -1,10 +1,10 @@
-"""A diffusion model as the hierarchical VAE that it is: latents as large as x, and an encoder that nobody trains.
+"""A diffusion model as a hierarchical VAE: latents of the size of x, and an encoder without parameters.
 
     q(z_T | x) Π q(z_k | z_{k+1}, x)      p(z_T) Π p(z_k | z_{k+1}) p(x | z_1)
 
-with z_k = x_t at the k-th level of a chain: the encoder is the process's posterior between two levels (Ho et al. 2020, eq. 6), the decoder
-the model's reverse step. What `latent.bound` then computes of it, with the code that computes a VAE's, is the diffusion bound of
-`likelihood.vlb`. Luo (2022), section 2.5, arXiv:2208.11970.
+with z_k = x_t at the k-th level of a chain: the encoder is the posterior of the process between two levels (Ho et al. 2020, eq. 6), the
+decoder the model's reverse step. `latent.bound` on it, with the same code as for a VAE, gives the diffusion bound of `likelihood.vlb`.
+Luo (2022), section 2.5, arXiv:2208.11970.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.denoiser import CondLike, Predictor
 from sfumato.deprecated import old_keywords
-from sfumato.latent.bound import Trace, Visit
+from sfumato.latent.bound import LatentDraw, Trace
 from sfumato.noise import Generator
 from sfumato.process import Normal, marginal, posterior, posterior_log_variance, reverse
 from sfumato.sampling.spacing import grid, uniform
@@ -25,7 +25,7 @@ from sfumato.schedule import Discrete, Level, Schedule
 
 @dataclass(frozen=True)
 class DiffusionVAE:
-    """A predictor along a chain of levels, read as a hierarchical VAE; made by `as_hierarchical_vae`."""
+    """A predictor along a chain of levels as a hierarchical VAE; made by `as_hierarchical_vae`."""
 
     predict: Predictor
     levels: Sequence[Level]
@@ -36,23 +36,23 @@ class DiffusionVAE:
 
     @property
     def depth(self) -> int:
-        """T: the levels with noise."""
+        """T: the number of levels with noise."""
         return len(self.levels) - 1
 
     def trace(self, x: Float[Tensor, "b *x"], generator: Generator | None = None) -> Trace:
-        """One walk from z_T to z_1: the fixed encoder's law and the model's at each level, then p(x | z_1) on the grid of x's values."""
+        """Draws z_T to z_1: the fixed encoder's law and the model's at each level, then p(x | z_1) on the grid of x's values."""
         top = self.levels[0]
         q, p = marginal(x, top), Normal(torch.zeros_like(x), (top.alpha.square() + top.sigma.square()).log())
-        visits = [Visit(z := q.sample(generator), q, p)]
+        latents = [LatentDraw(z := q.sample(generator), q, p)]
         for t, s in zip(self.levels[:-2], self.levels[1:-1], strict=True):
             q, p = posterior(x, z, t, s), self._reverse(z, t, s)
             z = marginal(x, s).sample(generator) if self.jumps else q.sample(generator)
-            visits.append(Visit(z, q, p))
+            latents.append(LatentDraw(z, q, p))
         decoder = self._reverse(z, self.levels[-2], self.levels[-1])
-        return Trace(visits, decoder.binned_log_prob(x, bin_width=self.bin_width).flatten(1).sum(1), not self.jumps)
+        return Trace(latents, decoder.binned_log_prob(x, bin_width=self.bin_width).flatten(1).sum(1), not self.jumps)
 
     def sample(self, z: Float[Tensor, "b *x"], generator: Generator | None = None) -> Float[Tensor, "b *x"]:
-        """From z_T ~ p(z_T) down the decoder to the mean of p(x | z_1): ancestral sampling."""
+        """From z_T ~ p(z_T) through the decoder to the mean of p(x | z_1): ancestral sampling."""
         for t, s in zip(self.levels[:-2], self.levels[1:-1], strict=True):
             z = self._reverse(z, t, s).sample(generator)
         return self._reverse(z, self.levels[-2], self.levels[-1]).mean
@@ -73,20 +73,20 @@ def as_hierarchical_vae(
     bin_width: float = 2 / 255,
     jumps: bool = False,
 ) -> DiffusionVAE:
-    """The hierarchical VAE that a diffusion model is, for `latent.bound`, `importance_bits` and `level_use`.
+    """A diffusion model as a hierarchical VAE, for `latent.bound`, `importance_bits` and `level_use`.
 
     Args:
         predict: the diffusion model.
-        schedule: a chain, or a curve that is cut into `steps` - 1 equal times, after which a last step goes from t = 0 to the data.
+        schedule: a chain, or a continuous schedule, which is cut into `steps` - 1 equal times and a last step from t = 0 to the data.
         cond: conditions, one row an example.
-        steps: T; the chain's own where not given.
+        steps: T; the length of the chain by default.
         variance: of the decoder's steps: "small", "large" or "learned".
         bin_width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes.
-        jumps: draw each z_k straight from q(z_k | x), which leaves the mean of every divergence as it is and takes the noise in the order
-            of `likelihood.vlb`; an importance bound needs the walk along the chain.
+        jumps: draw each z_k directly from q(z_k | x): the mean of every divergence is unchanged, and the noise comes in the order of
+        `likelihood.vlb`; an importance bound needs jumps=False.
 
     Raises:
-        ValueError: fewer than two steps, none for a curve, or more than the chain has.
+        ValueError: fewer than two steps, no steps for a continuous schedule, or more than the chain has.
     """
     is_chain = isinstance(schedule, Discrete)
     steps = len(schedule) if steps is None and is_chain else steps

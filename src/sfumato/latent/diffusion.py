@@ -1,9 +1,9 @@
-"""Latent diffusion as one model of images: decoding, and a bound on -log p(x) through both of its stages.
+"""Latent diffusion as one model of images: a bound on -log p(x) through both of its stages.
 
     -log p(x) <= E_q[-log p(x | z)] + E_q[log q(z | x)] + E_q[-log p(z)],       z ~ q(z | x)
 
-The autoencoder's decoder with a discretised logistic round its image is p(x | z); its encoder is q; and -log p(z), of a continuous z, has
-the bound of variational diffusion, whose last term is the density of z round z_0:
+p(x | z) is a discretised logistic around the autoencoder's decoded image; q is its encoder; and -log p(z), for a continuous z, has the
+bound of variational diffusion, whose last term is the density of z around z_0:
 
     -log p(z) <= KL(q(z_1 | z) ‖ N(0, I)) + ½ E_t[-dλ/dt |eps_hat - eps|²] - E log N(z; z_0/alpha_0, sigma_0²/alpha_0²)
 
@@ -30,7 +30,7 @@ from sfumato.schedule import Schedule, finite_ends
 
 @dataclass(frozen=True, slots=True)
 class LatentBound:
-    """An upper bound on the bits/dim of each image: what its pixels cost given the latent, and what the latent costs."""
+    """An upper bound on the bits/dim of each image: pixels given the latent, plus the latent."""
 
     reconstruction: Float[Tensor, "b"]
     latent: Float[Tensor, "b"]
@@ -65,15 +65,15 @@ def bound(
 
     Args:
         autoencoder: the first stage.
-        predict: the second, of latents at unit scale.
-        schedule: of the second.
+        predict: the second stage, on latents at unit scale.
+        schedule: of the second stage.
         x: images on the grid of their values, in [-1, 1].
         cond: conditions, one row an example.
-        residual: mean distance of a decoded image from x, which sets the logistic's scale: `Measured.residual`.
-        draws: times of the diffusion an example, one from each of so many equal stretches.
+        residual: mean absolute reconstruction error, which sets the scale of the logistic: `Measured.residual`.
+        draws: diffusion times for each example, one from each of as many equal stretches.
         bin_width: distance of neighbouring values of x.
-        generator: of latent and noise.
-        times: of the times.
+        generator: for latent and noise.
+        times: generator for the times.
 
     Raises:
         ValueError: draws below 1, or a residual that is not positive.
@@ -84,7 +84,7 @@ def bound(
     law = Normal((raw.mean - float_of(autoencoder.scaling.shift)) / scale, raw.log_variance - 2 * math.log(scale))
     z = law.sample(generator)
     image = autoencoder.decode(z, x.shape[2:])
-    log_scale = torch.full_like(image, math.log(residual / (2 * math.log(2))))  # a logistic's mean distance is 2 ln 2 scales
+    log_scale = torch.full_like(image, math.log(residual / (2 * math.log(2))))  # the mean absolute deviation of a logistic is 2 ln 2 scales
     pixels = -DiscretisedLogistic(bin_width=bin_width).log_prob(torch.cat([image, log_scale], 1), x)
     latent = density_bits(predict, z, schedule, cond, draws=draws, generator=generator, times=times) * z[0].numel() * math.log(2)
     given = law.log_prob(z).flatten(1).sum(1)
@@ -102,9 +102,9 @@ def density_bits(
     generator: Generator | None = None,
     times: torch.Generator | None = None,
 ) -> Float[Tensor, "b"]:
-    """An upper bound on -log2 p(z) of a density, over the entries of z, by the bound of variational diffusion for T → ∞.
+    """An upper bound on -log2 p(z), a density, over the entries of z, by the bound of variational diffusion for T → ∞.
 
-    It can be negative, as a density can be above one. Arguments as for `bound`.
+    It can be negative, since densities can exceed one. Arguments as for `bound`.
 
     Raises:
         ValueError: draws below 1.

@@ -1,10 +1,10 @@
-"""The hierarchical VAE with top-down sharing: encoder and decoder walk down the same stream.
+"""The hierarchical VAE with top-down sharing: encoder and decoder use the same top-down stream.
 
     q(z_1:T | x) = Π q(z_k | z_>k, x)      and      p(z_1:T) = Π p(z_k | z_>k)
 
-At each level both laws are read off the stream of what was drawn above; the encoder's also sees the features of x at that resolution, and
-is said as a correction of the prior, so a level that has nothing to add costs nothing. Every divergence is a closed form. Sønderby et al.
-(2016), arXiv:1602.02282; Kingma et al. (2016), arXiv:1606.04934; the Markov chain of the notes is `VAE` with several latents.
+At each level both laws are computed from the stream of the draws above; the encoder's also uses the features of x at that resolution, and
+is parametrised as a correction of the prior, so a level that adds nothing costs nothing. All divergences have closed forms. Sønderby et
+al. (2016), arXiv:1602.02282; Kingma et al. (2016), arXiv:1606.04934. The Markov chain of the notes is `VAE` with several latents.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.latent.bound import Trace, Visit
+from sfumato.latent.bound import LatentDraw, Trace
 from sfumato.latent.likelihood import Likelihood
 from sfumato.latent.vae import as_normal, draw, refuse_count
 from sfumato.nets.autoencoder import Ladder
@@ -22,10 +22,10 @@ from sfumato.process import Normal
 
 
 class LadderVAE(nn.Module):
-    """A hierarchical VAE on a `nets.Ladder`."""
+    """A hierarchical VAE with a `nets.Ladder` as its network."""
 
     def __init__(self, net: Ladder, likelihood: Likelihood) -> None:
-        """Reads the ladder's outputs as laws."""
+        """Combines the network and the likelihood of x."""
         super().__init__()
         self.net, self.likelihood = net, likelihood
 
@@ -35,21 +35,21 @@ class LadderVAE(nn.Module):
         return len(self.net.levels)
 
     def trace(self, x: Float[Tensor, "b c h w"], generator: Generator | None = None) -> Trace:
-        """One walk down, drawing from the encoder.
+        """Draws all latents from the encoder, top down.
 
         Raises:
             ValueError: an x that does not fit the network.
         """
-        features, stream, visits = self.net.features(x), self.net.begin(len(x)), []
+        features, stream, latents = self.net.features(x), self.net.begin(len(x)), []
         for k in reversed(range(self.depth)):
             p, q = self._laws(k, stream, features[k])
             z = q.sample(generator)
-            visits.append(Visit(z, q, p))
+            latents.append(LatentDraw(z, q, p))
             stream = self.net.go_on(k, stream, z)
-        return Trace(visits, self.likelihood.log_prob(self.net.end(stream), x))
+        return Trace(latents, self.likelihood.log_prob(self.net.end(stream), x))
 
     def encode(self, x: Float[Tensor, "b c h w"], generator: Generator | None = None, *, temperature: float = 0.0) -> list[Tensor]:
-        """The latents of x, z_T first: the encoder's means, or draws with standard deviations times `temperature`."""
+        """The latents of x, z_T first: the encoder's means, or draws with `temperature` times the standard deviation."""
         features, stream, zs = self.net.features(x), self.net.begin(len(x)), []
         for k in reversed(range(self.depth)):
             zs.append(draw(self._laws(k, stream, features[k])[1], generator, temperature))
@@ -59,10 +59,10 @@ class LadderVAE(nn.Module):
     def decode(
         self, latents: Sequence[Tensor | None], generator: Generator | None = None, *, temperature: float = 1.0
     ) -> Float[Tensor, "b *said"]:
-        """What the decoder says of x; latents that are None are drawn from their priors.
+        """The decoder's output, for the likelihood; latents that are None are drawn from their priors.
 
         Raises:
-            ValueError: not one latent a level, no topmost, or one that does not fit.
+            ValueError: the number of latents is not the number of levels, the topmost is None, or one does not fit.
         """
         refuse_count(latents, self.depth)
         assert latents[0] is not None
@@ -73,7 +73,7 @@ class LadderVAE(nn.Module):
         return self.net.end(stream)
 
     def top(self, count: int, generator: Generator | None = None, *, temperature: float = 1.0) -> Float[Tensor, "n c h w"]:
-        """z_T from its prior, whose mean and variance are learnt."""
+        """z_T from its prior, whose mean and variance are learned."""
         return draw(as_normal(self.net.prior[self.depth - 1](self.net.begin(count))), generator, temperature)
 
     def _laws(self, k: int, stream: Tensor, features: Tensor) -> tuple[Normal, Normal]:

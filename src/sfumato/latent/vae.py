@@ -1,10 +1,9 @@
-"""Variational autoencoders: z_T → … → z_1 → x with a learnt encoder that goes the other way; with one latent, the plain VAE.
+"""Variational autoencoders: z_T → … → z_1 → x with a learned encoder in the other direction; with one latent, the plain VAE.
 
     p(z_T) = N(0, I),  p(z_k | z_{k+1}),  p(x | z_1)      and      q(z_1 | x),  q(z_{k+1} | z_k)
 
-Every conditional is a network whose output is read as a mean and a log variance (`as_normal`), but for p(x | z_1), which a `Likelihood`
-reads. Latents are listed with the topmost first, as a walk through the model meets them. Kingma & Welling (2014), arXiv:1312.6114; Luo
-(2022), section 2.4, arXiv:2208.11970.
+Every conditional is a network that outputs mean and log variance (`as_normal`), except p(x | z_1), which is read by a `Likelihood`. Lists
+of latents start with the topmost. Kingma & Welling (2014), arXiv:1312.6114; Luo (2022), section 2.4, arXiv:2208.11970.
 """
 
 import math
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.latent.bound import Trace, Visit
+from sfumato.latent.bound import LatentDraw, Trace
 from sfumato.latent.likelihood import Likelihood
 from sfumato.noise import Generator
 from sfumato.process import Normal
@@ -25,34 +24,34 @@ Network = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class LatentModel(Protocol):
-    """What the functions of this module need of a model: it is encoded, decoded, and begun from noise."""
+    """What the functions of this module need of a model: encode, decode, and draw from the topmost prior."""
 
     def encode(self, x: Tensor, generator: Generator | None = None, *, temperature: float = 0.0) -> list[Tensor]:
         """The latents of x, the topmost first: at temperature 0 the encoder's means, at 1 a draw."""
         ...
 
     def decode(self, latents: Sequence[Tensor | None], generator: Generator | None = None, *, temperature: float = 1.0) -> Tensor:
-        """What the decoder says of x; a latent of None is drawn from its prior, its standard deviation times `temperature`."""
+        """The decoder's output; latents that are None are drawn from their priors with `temperature` times the standard deviation."""
         ...
 
     def top(self, count: int, generator: Generator | None = None, *, temperature: float = 1.0) -> Tensor:
-        """Draws of the topmost latent from its prior, with standard deviations times `temperature`."""
+        """Draws of the topmost latent from its prior, with `temperature` times the standard deviation."""
         ...
 
     @property
     def depth(self) -> int:
-        """How many latents there are."""
+        """The number of latents."""
         ...
 
     @property
     def likelihood(self) -> Likelihood:
-        """The law of x given what the decoder says."""
+        """The law of x given the decoder's output."""
         ...
 
 
-def as_normal(said: Float[Tensor, "b *said"]) -> Normal:
-    """A network's output as mean and log variance, its two halves along axis 1; the log variance kept in [-30, 20]."""
-    mean, log_variance = said.chunk(2, dim=1)
+def as_normal(output: Float[Tensor, "b *output"]) -> Normal:
+    """A network's output as mean and log variance (its two halves along axis 1); the log variance is clamped to [-30, 20]."""
+    mean, log_variance = output.chunk(2, dim=1)
     return Normal(mean, log_variance.clamp(-30, 20))
 
 
@@ -62,16 +61,16 @@ class VAE(nn.Module):
     def __init__(
         self, encoders: Sequence[nn.Module], decoders: Sequence[nn.Module], likelihood: Likelihood, latent: tuple[int, ...]
     ) -> None:
-        """Joins the networks of T levels.
+        """Combines the networks of T levels.
 
         Args:
-            encoders: for z_1 (from x), z_2 (from z_1), …: each gives mean and log variance.
-            decoders: for x (from z_1), z_1 (from z_2), …: the first gives what the likelihood reads, the others mean and log variance.
+            encoders: for z_1 (from x), z_2 (from z_1), …: each returns mean and log variance.
+            decoders: for x (from z_1), z_1 (from z_2), …: the first is read by the likelihood, the others return mean and log variance.
             likelihood: of x.
             latent: shape of one z_T.
 
         Raises:
-            ValueError: no level, or not as many encoders as decoders.
+            ValueError: no level, or different numbers of encoders and decoders.
         """
         super().__init__()
         if not encoders or len(encoders) != len(decoders):
@@ -85,7 +84,7 @@ class VAE(nn.Module):
         return len(self._list("encoders"))
 
     def trace(self, x: Float[Tensor, "b *x"], generator: Generator | None = None) -> Trace:
-        """Upwards through the encoders, drawing; each level's prior given the draw above it.
+        """Draws z_1 to z_T from the encoders; the prior of each is conditioned on the draw above it.
 
         Raises:
             ValueError: an x or a latent that does not fit its network.
@@ -94,20 +93,20 @@ class VAE(nn.Module):
         for encoder in self._list("encoders"):
             laws.append(as_normal(encoder(below)))
             zs.append(below := laws[-1].sample(generator))
-        visits = []
+        latents = []
         for k in reversed(range(self.depth)):
             at_top = k == self.depth - 1
             p = _standard(zs[k]) if at_top else self._prior(k, zs[k + 1])
             if p.mean.shape != zs[k].shape:
                 raise ValueError(
                     f"latent {k + 1} does not fit: its encoder gives shape {tuple(zs[k].shape[1:])}, its decoder "
-                    f"{tuple(p.mean.shape[1:])}; build both for one shape."
+                    f"{tuple(p.mean.shape[1:])}; build both for the same shape."
                 )
-            visits.append(Visit(zs[k], laws[k], p, is_shared=at_top))
-        return Trace(visits, self.likelihood.log_prob(self._list("decoders")[0](zs[0]), x))
+            latents.append(LatentDraw(zs[k], laws[k], p, is_shared=at_top))
+        return Trace(latents, self.likelihood.log_prob(self._list("decoders")[0](zs[0]), x))
 
     def encode(self, x: Float[Tensor, "b *x"], generator: Generator | None = None, *, temperature: float = 0.0) -> list[Tensor]:
-        """The latents of x, z_T first: the encoders' means, or draws with standard deviations times `temperature`."""
+        """The latents of x, z_T first: the encoders' means, or draws with `temperature` times the standard deviation."""
         zs, below = [], x
         for encoder in self._list("encoders"):
             zs.append(below := draw(as_normal(encoder(below)), generator, temperature))
@@ -115,11 +114,11 @@ class VAE(nn.Module):
 
     def decode(
         self, latents: Sequence[Tensor | None], generator: Generator | None = None, *, temperature: float = 1.0
-    ) -> Float[Tensor, "b *said"]:
-        """What the decoder says of x: as the chain is Markov, the lowest latent that is given decides, and those below it are drawn.
+    ) -> Float[Tensor, "b *output"]:
+        """The decoder's output. The chain is Markov, so the lowest given latent determines it; those below are drawn.
 
         Raises:
-            ValueError: not one latent a level, none given at all, or one that does not fit.
+            ValueError: the number of latents is not the number of levels, the topmost is None, or one does not fit.
         """
         refuse_count(latents, self.depth)
         z = None
@@ -145,7 +144,7 @@ class VAE(nn.Module):
 
 
 def draw(law: Normal, generator: Generator | None, temperature: float) -> Tensor:
-    """A draw with its standard deviation times `temperature`; at 0 the mean."""
+    """A draw with `temperature` times the standard deviation; at 0, the mean."""
     if temperature == 0:
         return law.mean
     return Normal(law.mean, law.log_variance + 2 * math.log(temperature)).sample(generator)
@@ -156,10 +155,10 @@ def _standard(like: Tensor) -> Normal:
 
 
 def refuse_count(latents: Sequence[Tensor | None], depth: int) -> None:
-    """Refuses a list of latents that is not one a level, or in which the topmost is missing."""
+    """Refuses a list of latents of another length, or whose topmost is None."""
     if len(latents) != depth or latents[0] is None:
         raise ValueError(
-            f"decode takes {depth} latents, the topmost first, of which only lower ones may be None; got {len(latents)}"
+            f"decode takes {depth} latents, the topmost first; only the lower ones may be None. Got {len(latents)}"
             f"{', the topmost None' if latents and latents[0] is None else ''}."
         )
 
@@ -168,7 +167,7 @@ def refuse_count(latents: Sequence[Tensor | None], depth: int) -> None:
 def reconstruct(
     model: LatentModel, x: Float[Tensor, "b *x"], generator: Generator | None = None, *, temperature: float = 0.0
 ) -> Float[Tensor, "b *x"]:
-    """x through its latents and back, as the likelihood's mean."""
+    """Encodes and decodes x; returns the mean of the likelihood."""
     return model.likelihood.mean(model.decode(model.encode(x, generator, temperature=temperature)))
 
 
@@ -176,14 +175,14 @@ def reconstruct(
 def sample(
     model: LatentModel, count: int, generator: Generator | None = None, *, temperature: float = 1.0, noisy: bool = False
 ) -> Float[Tensor, "n *x"]:
-    """x from the prior downwards.
+    """Samples x from the prior.
 
     Args:
         model: the model.
-        count: how many.
-        generator: one, or one a sample.
+        count: number of samples.
+        generator: one, or one for each sample.
         temperature: factor on the standard deviations of all latents.
-        noisy: draw x from its likelihood rather than taking the mean that the decoder says.
+        noisy: draw x from its likelihood instead of returning its mean.
 
     Raises:
         ValueError: a count below 1, or a negative temperature.
@@ -191,19 +190,19 @@ def sample(
     if count < 1 or not temperature >= 0:
         raise ValueError(f"count must be at least 1 and temperature at least 0, got {count} and {temperature}.")
     top = model.top(count, generator, temperature=temperature)
-    said = model.decode([top, *[None] * (model.depth - 1)], generator, temperature=temperature)
-    return model.likelihood.sample(said, generator) if noisy else model.likelihood.mean(said)
+    output = model.decode([top, *[None] * (model.depth - 1)], generator, temperature=temperature)
+    return model.likelihood.sample(output, generator) if noisy else model.likelihood.mean(output)
 
 
 @torch.no_grad()
 def interpolate(model: LatentModel, a: Float[Tensor, "*x"], b: Float[Tensor, "*x"], steps: int = 8) -> Float[Tensor, "n *x"]:
-    """From a to b in `steps` pictures, all latents on the straight line between those of the two.
+    """From a to b in `steps` images: all latents on the straight line between those of a and b.
 
     Raises:
         ValueError: fewer than two steps.
     """
     if steps < 2:
-        raise ValueError(f"an interpolation needs at least its two ends, got {steps} steps.")
+        raise ValueError(f"an interpolation needs at least 2 steps (its two ends), got {steps}.")
     ends = model.encode(torch.stack([a, b]))
     place = [torch.linspace(0, 1, steps).to(z).reshape(-1, *(1,) * (z.ndim - 1)) for z in ends]
     return model.likelihood.mean(model.decode([torch.lerp(z[:1], z[1:], w) for z, w in zip(ends, place, strict=True)]))
@@ -211,15 +210,15 @@ def interpolate(model: LatentModel, a: Float[Tensor, "*x"], b: Float[Tensor, "*x
 
 @torch.no_grad()
 def plane(model: VAE, side: int = 20, *, reach: float = 0.98) -> Float[Tensor, "n *x"]:
-    """A walk over a latent plane: side² pictures, row by row from the top, at equal shares of the prior's two axes.
+    """Images over a two-dimensional latent: side², row by row from the top, at equally spaced quantiles of the prior along both axes.
 
     Args:
         model: with one latent of two entries.
-        side: pictures along each axis.
-        reach: share of the prior's mass between the outermost, on each axis.
+        side: images along each axis.
+        reach: share of the prior's mass between the outermost images, on each axis.
 
     Raises:
-        ValueError: a model whose latent is not a plane.
+        ValueError: a model without a two-dimensional latent.
     """
     if model.depth != 1 or model.latent != (2,):
         raise ValueError(f"a plane needs one latent of two entries, got {model.depth} of shape {model.latent}; train with a latent of 2.")

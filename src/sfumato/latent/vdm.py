@@ -1,11 +1,11 @@
-"""Variational diffusion: the bound in continuous time, under a schedule that is learnt with the model.
+"""Variational diffusion: the bound in continuous time, with a schedule that is trained with the model.
 
     -log p(x) <= KL(q(z_1 | x) ‖ N(0, I)) + ½ E_t[-dλ/dt |eps_hat - eps|²] - E log p(x | z_0),        λ = log_snr
 
-with t in [0, 1], z_0 the least noisy level and z_1 the noisiest. The middle term depends on the schedule's ends alone (it is an integral
-over λ), so between them the schedule is free, and is taught to lower the variance of the term's estimate: E[L] does not move, so the
-gradient of E[L²] is the variance's. Both gradients come of one backward pass, as ∇ L² = 2 L ∇L. Kingma et al. (2021), sections 4.1-5 and
-appendix I, arXiv:2107.00630.
+with t in [0, 1], z_0 the least noisy level and z_1 the noisiest. The middle term depends only on the ends of the schedule (it is an
+integral over λ), so between them the schedule is free; it is trained to reduce the variance of the term's estimate. E[L] is constant, so
+the gradient of E[L²] is that of the variance. One backward pass gives both gradients, as ∇ L² = 2 L ∇L. Kingma et al. (2021), sections
+4.1-5 and appendix I, arXiv:2107.00630.
 """
 
 import math
@@ -25,33 +25,33 @@ from sfumato.schedule import LearnedSchedule, Level, Schedule
 
 
 class VDM(nn.Module):
-    """A denoiser and the schedule that it is trained with."""
+    """A denoiser and the schedule that is trained with it."""
 
     @old_keywords(width="bin_width")
     def __init__(self, denoiser: Denoiser, schedule: LearnedSchedule, *, bin_width: float = 2 / 255) -> None:
-        """Joins the two.
+        """Combines denoiser and schedule.
 
         Args:
             denoiser: of any target.
-            schedule: learnt; its two ends are taught by the bound, its curve by the variance.
+            schedule: learned; the bound trains its two ends, the variance its curve.
             bin_width: distance of neighbouring values of data in [-1, 1]: 2/255 for bytes.
         """
         super().__init__()
         self.denoiser, self.schedule, self.bin_width = denoiser, schedule, bin_width
-        self.net = Learnt(denoiser.net, schedule)
+        self.net = Trainable(denoiser.net, schedule)
 
     def loss(
         self, x0: Float[Tensor, "b *x"], eps: Float[Tensor, "b *x"], t: Float[Tensor, "b"], cond: CondLike | None = None
     ) -> Float[Tensor, "b"]:
-        """The whole bound at one time an example, in bits/dim, with the schedule's two kinds of gradient; t uniform in [0, 1]."""
+        """The full bound at one time an example, in bits/dim, with both kinds of gradient for the schedule; t uniform in [0, 1]."""
         clean, noisy = (self.schedule.level(end) for end in (0.0, 1.0))
         diffusion = diffusion_bits(self.denoiser, x0, eps, t, self.schedule, cond)
         z_0 = clean.alpha.to(x0) * x0 + clean.sigma.to(x0) * eps
         return diffusion + prior_bits(x0, noisy.to(x0)) + decoder_bits(x0, z_0, clean, bin_width=self.bin_width)
 
 
-class Learnt(nn.Module):
-    """All that a `VDM` trains, in one module."""
+class Trainable(nn.Module):
+    """All trained parameters of a `VDM`, in one module."""
 
     def __init__(self, denoiser: nn.Module, schedule: LearnedSchedule) -> None:
         """Holds the network and the schedule."""
@@ -71,7 +71,7 @@ def diffusion_bits(
     schedule: LearnedSchedule,
     cond: CondLike | None = None,
 ) -> Float[Tensor, "b"]:
-    """`loss.vdm`, its value and its gradients but one: what reaches the schedule's curve is the gradient of the squared loss.
+    """`loss.vdm`: its value and its gradients, except that the schedule's curve gets the gradient of the squared loss.
 
     The predictor and the schedule's two ends get the gradient of the loss itself. Kingma et al. (2021), appendix I.2.
     """
@@ -95,7 +95,7 @@ def diffusion_bits(
 def decoder_bits(x0: Float[Tensor, "b *x"], z_0: Float[Tensor, "b *x"], level: Level, *, bin_width: float = 2 / 255) -> Float[Tensor, "b"]:
     """-log p(x | z_0), p(x_i | z_0) ∝ q(z_0,i | x_i) over the values of a grid in [-1, 1], in bits/dim.
 
-    Values so far from x that all together weigh less than a double's rounding are left out of the sum.
+    Values so far from x that together they weigh less than float64 rounding are left out of the sum.
 
     Reference: Kingma et al. (2021), eq. 7 and appendix E, arXiv:2107.00630.
     """
@@ -103,14 +103,14 @@ def decoder_bits(x0: Float[Tensor, "b *x"], z_0: Float[Tensor, "b *x"], level: L
     count = round(2 / bin_width)
     reach = min(
         count, math.ceil(17 * float((sigma / alpha).detach()) / bin_width) + 1
-    )  # e^(-8.5²/2) on either side of z_0, and x is near it
+    )  # weights below e^(-8.5²/2) around z_0 are left out; x is near z_0
     index = ((x0 + 1) / bin_width).round()
     terms = []
     for offset in range(-reach, reach + 1):
         value = (index + offset) * bin_width - 1
         log_q = -0.5 * ((z_0 - alpha * value) / sigma).square()
         terms.append(torch.where((index + offset < 0) | (index + offset > count), -torch.inf, log_q))
-    # Under a posterior this sharp the sum can be one term: subtracting it first keeps what little is left.
+    # If the posterior is this sharp, one term dominates; subtracting it first keeps the precision of the rest.
     here = terms[reach]
     others = torch.stack([term - here for term in terms])
     return others.logsumexp(0).flatten(1).mean(1) / math.log(2)
@@ -130,21 +130,21 @@ def bound(
     generator: Generator | None = None,
     times: torch.Generator | None = None,
 ) -> Bound:
-    """The bound in bits/dim: prior, diffusion, and the grid's decoder at z_0; in continuous time, or of a chain of `steps`.
+    """The bound in bits/dim: prior, diffusion, and the grid's decoder at z_0; in continuous time, or for a chain of `steps`.
 
     Args:
         predict: the model.
         x0: data on the grid of their values, in [-1, 1].
-        schedule: any schedule whose level at t = 0 has noise: a learnt one, or a curve.
+        schedule: any schedule whose level at t = 0 has noise: learned or fixed.
         cond: conditions, one row an example.
-        steps: T of the discrete bound, whose levels are at t = i/T: it falls with T to the continuous one, T → ∞, which is the default.
-        draws: how many times (or steps of the chain) are drawn an example, one from each of so many equal stretches.
+        steps: T of the discrete bound, with levels at t = i/T: it decreases with T to the continuous bound (T → ∞, the default).
+        draws: times (or steps of the chain) for each example, one from each of as many equal stretches.
         bin_width: distance of neighbouring values.
-        generator: of the noise.
-        times: of the times.
+        generator: for the noise.
+        times: generator for the times.
 
     Raises:
-        ValueError: draws or steps below 1, a schedule that begins without noise, or data outside [-1, 1].
+        ValueError: draws or steps below 1, a schedule without noise at t = 0, or data outside [-1, 1].
 
     Reference: Kingma et al. (2021), eqs. 11, 13, 15 and 17, arXiv:2107.00630.
     """
@@ -152,7 +152,7 @@ def bound(
         raise ValueError(f"draws and steps must be at least 1, got {draws} and {steps}.")
     clean, noisy = schedule.level(0.0), schedule.level(1.0)
     if float(clean.sigma) == 0:
-        raise ValueError("this bound begins at a level with noise, but the schedule has none at t = 0; take likelihood.vlb for a chain.")
+        raise ValueError("this bound starts at a level with noise, but the schedule has none at t = 0; for a chain use likelihood.vlb.")
     refuse_outside(x0, -1.0, 1.0, "this bound")
     draws = draws if steps is None else min(draws, steps)
     terms = []

@@ -316,7 +316,7 @@ def gaussian_posterior_given_class() -> float:
     return standard_errors(weight * (z - mean), 0.0)
 
 
-class Said(nn.Module):
+class AffineNet(nn.Module):
     """A network that outputs an affine law exactly: mean and log variance, with an optional error in each."""
 
     def __init__(self, law: Affine, *, shift: float = 0.0, spread: float = 1.0) -> None:
@@ -353,9 +353,9 @@ def two_levels() -> tuple[LinearGaussianChain, list[Affine], Tensor]:
     return chain, laws, chain.sample(40, torch.Generator().manual_seed(0))[0]
 
 
-def vae_of(chain: LinearGaussianChain, encoders: list[Said]) -> latent.VAE:
+def vae_of(chain: LinearGaussianChain, encoders: list[AffineNet]) -> latent.VAE:
     """The chain as a VAE with these encoders."""
-    return latent.VAE(encoders, [Said(link) for link in chain.links], latent.Gaussian(), (chain.sizes[-1],))
+    return latent.VAE(encoders, [AffineNet(link) for link in chain.links], latent.Gaussian(), (chain.sizes[-1],))
 
 
 @row(
@@ -374,7 +374,7 @@ def vae_evidence() -> float:
     columns = axes[:, :2] * (values[:2] - noise).sqrt()
     best = -0.5 * (4 * math.log(2 * math.pi) + values[:2].log().sum() + 2 * noise.log() + 4)
     chain = LinearGaussianChain([Affine(columns, x.mean(0), noise * torch.eye(4))])
-    model = vae_of(chain, [Said(Affine(chain.posterior.matrix, chain.posterior.offset, chain.posterior.covariance.diagonal().diag()))])
+    model = vae_of(chain, [AffineNet(Affine(chain.posterior.matrix, chain.posterior.offset, chain.posterior.covariance.diagonal().diag()))])
     bits = latent.importance_bits(model, x, draws=1, generator=torch.Generator().manual_seed(0))
     return worst(-bits.mean() * 4 * math.log(2), best)
 
@@ -389,27 +389,27 @@ def vae_evidence() -> float:
 def hierarchical_evidence() -> float:
     """with exact posteriors, the evidence at every draw; with others, the chain's closed-form bound, 20,000 draws, in standard errors."""
     chain, laws, x = two_levels()
-    true = vae_of(chain, [Said(law) for law in laws]).trace(x, torch.Generator().manual_seed(0)).log_ratio
+    true = vae_of(chain, [AffineNet(law) for law in laws]).trace(x, torch.Generator().manual_seed(0)).log_ratio
     if worst(true, chain.log_prob(x)) > 1e-10:
         return math.inf
-    wrong = [Said(law, shift=0.2, spread=1.4) for law in laws]
+    wrong = [AffineNet(law, shift=0.2, spread=1.4) for law in laws]
     bits = latent.bound(vae_of(chain, wrong), x[:1].expand(20_000, 3), generator=torch.Generator().manual_seed(0)).total
-    return standard_errors(-bits[:, None] * 3 * math.log(2), chain.elbo(x[:1], [said.affine() for said in wrong]))
+    return standard_errors(-bits[:, None] * 3 * math.log(2), chain.elbo(x[:1], [net.affine() for net in wrong]))
 
 
 @row(
     "consistency-term",
     "E log q(z_1|x)/p(z_1|z_2) over q(z_1, z_2|x) is not E KL(q(z_1|x) ‖ p(z_1|z_2)): z_2 depends on z_1",
     notes="002 HVAE (the term as the notes print it, from Luo 2022, eq. 41)",
-    function="sf.latent.Visit.divergence",
+    function="sf.latent.LatentDraw.divergence",
     tolerance=4.0,
 )
 def consistency_term() -> float:
     """the ratio at the draws gives the chain's closed-form bound, in standard errors; the KL in its place must be wrong by 0.1 nat."""
     chain, laws, x = two_levels()
-    model, rows = vae_of(chain, [Said(law) for law in laws]), x[:1].expand(20_000, 3)
+    model, rows = vae_of(chain, [AffineNet(law) for law in laws]), x[:1].expand(20_000, 3)
     trace = model.trace(rows, torch.Generator().manual_seed(0))
-    top, low = trace.visits
+    top, low = trace.latents
     ratio = trace.log_likelihood - top.divergence - low.divergence
     divergence = trace.log_likelihood - top.divergence - low.q.kl(low.p).sum(1)
     truth = chain.log_prob(x[:1])
@@ -444,9 +444,9 @@ def diffusion_bound_by_the_vae() -> float:
 def logistic_bin() -> float:
     """20-point Gauss-Legendre quadrature of the density over each inner bin, and the sum of all 256 probabilities."""
     law, mean, log_scale = latent.DiscretisedLogistic(), torch.tensor(0.1), torch.tensor(-3.0)
-    said = torch.stack([mean, log_scale]).expand(256, 2)
+    output = torch.stack([mean, log_scale]).expand(256, 2)
     values = torch.arange(256)[:, None] / 127.5 - 1
-    ours = law.log_prob(said, values).exp()
+    ours = law.log_prob(output, values).exp()
     node, weight = (torch.tensor(part) for part in LEGENDRE)
     inside = (values + node / 255 - mean) / log_scale.exp()
     density = inside.sigmoid() * (-inside).sigmoid() / log_scale.exp()

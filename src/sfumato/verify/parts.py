@@ -217,9 +217,9 @@ def _repeats(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: CondL
 
 
 def _orthogonal(part: Predictor, x0: Tensor, x_t: Tensor, level: Level, cond: CondLike | None) -> float:
-    said = part(x_t, level, cond).x0
-    error = (x0 - said).flatten(1)
-    sums = torch.stack([error.mean(1), (error * said.flatten(1)).mean(1)], 1)
+    output = part(x_t, level, cond).x0
+    error = (x0 - output).flatten(1)
+    sums = torch.stack([error.mean(1), (error * output.flatten(1)).mean(1)], 1)
     return ledger.standard_errors(sums.double(), 0.0)
 
 
