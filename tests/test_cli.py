@@ -139,7 +139,7 @@ BAD = {
     ),
     "infinite guidance": (["sample", "RUN", "--guidance", "nan", "--out", "s.npz"], 2, "guidance must be at least 0"),
     "no zoo name": (["sample", "zoo:", "--out", "s.npz"], 2, "there is no zoo:"),
-    "true for a number": (["train", "digits", "--set", "training.steps=true"], 2, "takes no true or false"),
+    "true for a number": (["train", "digits", "--set", "training.steps=true"], 2, "must be a number, not true or false"),
     "empty range of a schedule": (["train", "tiny.yaml", "--set", "schedule.log_snr_max=-20"], 2, "log_snr_min < log_snr_max"),
     "spacing for chains on a curve": (["train", "tiny.yaml", "--set", "sampling.spacing=leading"], 2, "counts the steps of a chain"),
     "guidance never trained": (
@@ -200,9 +200,9 @@ def test_train_writes_plain_lines_and_resume_finds_nothing_to_do(here, capsys):
     assert code == 0
     assert "after step 4 of 4" in out
     code, _, err = call("train", "tiny.yaml", "--out", "run", "--resume", "--steps", "3", capsys=capsys)
-    assert (code, "can be made longer, not shorter; got 3" in err) == (2, True)
+    assert (code, "can be made longer, not shorter. Got 3" in err) == (2, True)
     code, out, _ = call("train", "tiny.yaml", "--out", "run", "--resume", "--steps", "6", capsys=capsys)
-    assert (code, "goes on from step 4 to 6, in place of 4" in out, "training 6/6, loss" in out) == (0, True, True)
+    assert (code, "continues from step 4 to 6 instead of 4" in out, "training 6/6, loss" in out) == (0, True, True)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])

@@ -73,7 +73,7 @@ def test_a_run_goes_on_with_the_scaling_that_it_began_with(tmp_path):
     manifest["form"] = {"shape": [2, 6], "classes": [], "scaling": scaling, "data_std": manifest.pop("spec")["data_std"]}
     (out / "manifest.json").write_text(json.dumps(manifest))
     start, said = opened(recipe, out, resume=True)
-    assert any("keep the scaling with which" in text for text in said)
+    assert any("keep the scaling of the run in" in text for text in said)
     torch.testing.assert_close(start.examples.batch(np.arange(40)).x.double().numpy(), (values - 1) / 2, check_dtype=False)
     run = sf.load(out)
     assert run.sample(3).values.dtype == np.float32

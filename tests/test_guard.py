@@ -130,7 +130,7 @@ def test_before_the_first_checkpoint_a_run_begins_anew(tmp_path):
 def test_a_run_that_never_recovers_stops_and_says_so(tmp_path):
     with pytest.raises(
         FloatingPointError,
-        match=r"up to step 7 could not be applied, at 0\.25 of the recipe's rate, too; the batches are in",
+        match=r"up to step 7 could not be applied, at 0\.25 of the recipe's learning rate, too; the batches are in",
     ):
         course(tmp_path, dict.fromkeys(range(6, 100), math.nan))
     assert checkpoint.steps_in(tmp_path / "checkpoints") == [4]
@@ -153,7 +153,7 @@ def test_a_resumed_run_is_judged_as_an_uninterrupted_one(tmp_path):
         (1.2, 1.0, None),
         (50.0, 1.0, None),  # a tiny batch strays
         (99.0, 1.0, None),
-        (150.0, 1.0, "the loss is 150, where 1 was usual"),
+        (150.0, 1.0, "the loss is 150, but the recent median is 1"),
         (math.nan, 1.0, "the loss is nan"),
         (1.0, math.inf, "the gradient's norm is inf"),
     ],

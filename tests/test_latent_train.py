@@ -548,7 +548,7 @@ def test_the_second_stage_of_a_latent_run_is_made_longer_and_the_first_is_not(tm
     assert steps_in(run / "autoencoder" / "checkpoints")[-1] == 6
     assert steps_in(run / "diffusion" / "checkpoints")[-1] == 8
     assert all(torch.equal(before[name], value) for name, value in weights(run).items())
-    assert len([sentence for sentence in said if "goes on from step 6 to 8" in sentence]) == 1
+    assert len([sentence for sentence in said if "continues from step 6 to 8" in sentence]) == 1
     assert load_recipe(run / "recipe.yaml").training.steps == 8
     assert sf.load(run).sample(2, steps=2).values.shape == (2, 8, 8, 1)
 

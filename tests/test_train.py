@@ -240,7 +240,7 @@ def test_a_folder_in_use_is_left_alone(recipe_file, tmp_path):
 
 
 def test_a_non_finite_loss_stops_the_run(recipe_file, tmp_path):
-    with pytest.raises(FloatingPointError, match="could not be applied, at 0.25 of the recipe's rate, too; the batches are in"):
+    with pytest.raises(FloatingPointError, match="could not be applied, at 0.25 of the recipe's learning rate, too; the batches are in"):
         train(load_recipe(recipe_file, ["training.rate=1e30", "training.clip=1e30", "training.steps=60"]), tmp_path / "run")
 
 
@@ -370,8 +370,8 @@ def test_a_finished_run_is_made_longer_at_the_rate_of_the_longer_run(recipe_file
     assert rates[8] == 0
     assert rates[12] == 0
     assert {step: rates[step] for step in range(9, 13)} == {step: whole[step] for step in range(9, 13)}
-    told = next(sentence for sentence in said if "goes on from step 8 to 12, in place of 8" in sentence)
-    assert f"it goes from 0 to {rates[9]:.2g}, and to zero at step 12" in told
+    told = next(sentence for sentence in said if "continues from step 8 to 12 instead of 8" in sentence)
+    assert f"it changes from 0 to {rates[9]:.2g}, and decays to zero at step 12" in told
     assert load_recipe(run / "recipe.yaml") == long  # the next --resume needs no --steps
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["extended"] == [{"after_step": 8, "from_steps": 8, "to_steps": 12}]
@@ -386,7 +386,7 @@ def test_a_finished_run_is_made_longer_at_the_rate_of_the_longer_run(recipe_file
 def test_a_run_is_not_made_shorter_nor_another_while_it_is_made_longer(recipe_file, tmp_path):
     run = train(load_recipe(recipe_file), tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"begun with training\.steps=12 and can be made longer, not shorter; got 8"):
+    with pytest.raises(ValueError, match=r"started with training\.steps=12; a run can be made longer, not shorter\. Got 8"):
         train(load_recipe(recipe_file, steps=8), run, resume=True)
     with pytest.raises(ValueError, match=r"another recipe \(training\.batch: 16 → 8\)"):
         train(load_recipe(recipe_file, ["training.batch=8"], steps=20), run, resume=True)

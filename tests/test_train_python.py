@@ -158,7 +158,7 @@ def test_callbacks_are_called(tmp_path):
 
 def test_a_recipe_has_its_own_training(tmp_path):
     recipe = sf.load_recipe("swiss-roll", ["training.steps=2", "data.count=50"])
-    with pytest.raises(ValueError, match="a recipe says how it is trained"):
+    with pytest.raises(ValueError, match="a recipe has its own training"):
         sf.train(recipe, out=tmp_path / "run", training=FEW)
 
 
@@ -198,7 +198,7 @@ def test_fine_tuning_begins_with_the_weights_of_a_run(tmp_path):
     said: list[str] = []
     calls = sf.Callbacks(on_message=said.append)
     second = sf.train(task, (POINTS, labels), tmp_path / "second", training=still, init_from=tmp_path / "first", callbacks=calls)
-    assert any("new conditions that add nothing at first: labels" in text for text in said)
+    assert any("new conditions, without effect at first: labels" in text for text in said)
     x, level = torch.randn(7, 2), sf.Cosine().level(0.5)
     for cond in ({"labels": torch.tensor([0, 1, -1, 0, 1, -1, 0])}, None):  # the new condition adds nothing yet
         torch.testing.assert_close(second.predictor(x, level, cond).x0, first.predictor(x, level).x0, rtol=1e-4, atol=1e-5)

@@ -44,7 +44,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
     assert "another process is training into" in said.read_text()
     assert first.kill()  # with no time to tidy up: the system drops its lock
     assert live(["train", recipe, "--out", run, "--resume", "--steps", "5000", "--set", "training.batch=17"], said) == 2
-    assert "begun with another recipe" in said.read_text()
+    assert "started with another recipe" in said.read_text()
 
 
 def test_of_two_that_begin_together_one_goes_on(tmp_path):

@@ -401,5 +401,5 @@ def test_its_recipe_is_complete(tmp_path):
 
 
 def test_it_has_no_averages(tmp_path):
-    with pytest.raises(ValueError, match="one set of weights; leave --ema out"):
+    with pytest.raises(ValueError, match="only one set of weights; remove --ema"):
         sf.load(saved(tmp_path, their_unet()), ema=0.1)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from sfumato.task import LossTerms
 
-LOG_SNRS = (-8, -4, 0, 4, 8)  # nats: an example counts for the nearest
+LOG_SNRS = (-8, -4, 0, 4, 8)  # nats: an example counts towards the nearest
 
 
 @dataclass
 class Accumulator:
-    """Sums since the last line: of steps, and of examples by noise level."""
+    """Sums since the last line: over steps, and over examples by noise level."""
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -22,7 +22,7 @@ class Accumulator:
     levels: dict[str, list[float]] = field(default_factory=dict)  # "loss@-4" to sum and count of examples near -4 nats
 
     def add(self, loss: float, norm: float, terms: LossTerms | None = None) -> None:
-        """Takes in a step that was applied, with what its loss says of each example."""
+        """Adds a step that was applied, with the loss terms of its examples."""
         self.losses.append(loss)
         self.norms.append(norm)
         if terms is None:
@@ -37,7 +37,7 @@ class Accumulator:
                 held[1] += len(values)
 
     def add_examples(self, name: str, log_snr: Tensor, values: Tensor) -> None:
-        """Takes in one number an example, under the noise level that it was measured at.
+        """Adds one number an example, at the noise level where it was measured.
 
         Args:
             name: of the number.
@@ -56,7 +56,7 @@ class Accumulator:
                 held[1] += count
 
     def means(self) -> dict[str, float]:
-        """The mean loss, gradient norm, and the means by noise level; of the levels that were seen."""
+        """Mean loss and gradient norm, and the means at the noise levels that occurred."""
         by_level = {name: total / count for name, (total, count) in sorted(self.levels.items(), key=lambda item: _order(item[0]))}
         if not self.losses:
             return by_level
@@ -68,17 +68,17 @@ class Accumulator:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Accumulator":
-        """What `to_json` wrote.
+        """Reads what `to_json` wrote.
 
         Raises:
-            TypeError, KeyError, ValueError: it is something else.
+            TypeError, KeyError, ValueError: the record has another form.
         """
         levels = {str(name): [float(total), float(count)] for name, (total, count) in record["levels"].items()}
         return cls([float(v) for v in record["losses"]], [float(v) for v in record["norms"]], int(record["rejected"]), levels)
 
 
 def _order(name: str) -> tuple[str, int]:
-    """Names with their levels ascending."""
+    """Sorts names, with their levels ascending."""
     kind, _, level = name.partition("@")
     return kind, int(level or 0)
 

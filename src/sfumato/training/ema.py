@@ -1,11 +1,11 @@
-"""Averages of the weights over training, with the profile of a power function.
+"""Averages of the weights over training, with a power-function profile.
 
-The weight of step i in the average at step n grows as (i/n)^γ, so an average is as wide as a fixed share of the run so far: it needs no
-warm-up, forgets the initial weights at once, and is as usable after a hundred steps as after a million. Its `width` is the standard
-deviation of that profile relative to the run's length. Karras et al. (2024), eqs. 123-127, arXiv:2312.02696.
+The weight of step i in the average at step n grows as (i/n)^γ, so an average spans a fixed share of the run: it needs no warm-up, forgets
+the initial weights immediately, and works after a hundred steps as well as after a million. Its `width` is the standard deviation of
+that profile relative to the run's length. Karras et al. (2024), eqs. 123-127, arXiv:2312.02696.
 
-Averages kept on the way make others afterwards: a profile that ends at step n is close to a sum of profiles of other widths that end
-earlier, and the same sum of the stored averages is close to the average that it would have given.
+Stored averages can be combined afterwards: a profile that ends at step n is close to a sum of profiles of other widths that end earlier,
+and the same sum of the stored averages is close to the average with that profile.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,19 +32,19 @@ class Ema:
     """A power-function average of a module's floating-point parameters and buffers, in float32."""
 
     def __init__(self, module: nn.Module, width: float) -> None:
-        """Begins at the module's present weights."""
+        """Starts at the module's current weights."""
         self.width = width
         self.gamma = exponent(width)
         self.tensors = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     @property
     def name(self) -> str:
-        """What the profile is called in a checkpoint."""
+        """The name of this average in a checkpoint."""
         return name_of(self.width)
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Takes in the weights after `step` steps (1, 2, …): average += (1 - (1 - 1/step)^(γ + 1)) (weights - average)."""
+        """Adds the weights after `step` steps (1, 2, …): average += (1 - (1 - 1/step)^(γ + 1)) (weights - average)."""
         share = 1 - (1 - 1 / step) ** (self.gamma + 1)
         for name, value in module.state_dict().items():
             if value.is_floating_point():
@@ -53,22 +53,22 @@ class Ema:
                 self.tensors[name].copy_(value)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up a saved average."""
+        """Loads a saved average."""
         for name, value in self.tensors.items():
             value.copy_(tensors[name])
 
 
 def coefficients(widths: Sequence[float], steps: Sequence[int], *, width: float, step: int) -> tuple[np.ndarray, float]:
-    """What to multiply averages by so that their sum has another profile, and how far off that is: ‖Σ c_i p_i - p‖ / ‖p‖.
+    """The factors c_i for which Σ c_i average_i has another profile, and the misfit ‖Σ c_i p_i - p‖ / ‖p‖.
 
     The profile p(τ) = (γ + 1) τ^γ / n^(γ + 1) on [0, n] has the inner products ∫ p_a p_b dτ =
     (γ_a + 1)(γ_b + 1) / (γ_a + γ_b + 1) (m/n_a)^(γ_a + 1) (m/n_b)^(γ_b + 1) / m with m = min(n_a, n_b), so the best sum solves a linear
-    system. The coefficients are held to a sum of one, as those of the paper are not: weights that stay the same are then their own average.
+    system. Unlike in the paper, the coefficients are constrained to sum to one: constant weights are then their own average.
 
     Args:
-        widths: of the averages there are, each in (0, 0.288).
-        steps: the last step that each has taken in; no two averages share both.
-        width: of the profile that is wanted.
+        widths: of the stored averages, each in (0, 0.288).
+        steps: the last step of each; no two averages share both width and step.
+        width: of the wanted profile.
         step: its last step.
 
     Reference: Karras et al. (2024), section 3.2 and appendix C, arXiv:2312.02696

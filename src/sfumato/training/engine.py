@@ -1,8 +1,8 @@
-"""Where a training runs: one process or many, on CPUs or GPUs, as `torchrun` or `accelerate launch` started them.
+"""The processes and the device of a training: one process or many, on CPUs or GPUs, as `torchrun` or `accelerate launch` started them.
 
-Every process makes the draws of the whole batch from the same seeds and computes its own share of it; losses and
-gradients are summed over the processes once a step. So many processes make the steps of one, up to the order of summation, and a
-checkpoint of one can be gone on with by many.
+Every process makes the draws of the whole batch from the same seeds and computes its own share of it; losses and gradients are summed over
+the processes once a step. So many processes make the same steps as one, up to the order of summation, and can resume each other's
+checkpoints.
 """
 
 import atexit
@@ -24,16 +24,16 @@ class Engine:
 
     accelerator: Accelerator
     precision: torch.dtype = torch.float32
-    by_kernels: bool = False  # whether the network is computed by sfumato's kernels
-    micro_batch: int | None = None  # how many examples go through it at once
+    by_kernels: bool = False  # whether the network uses sfumato's kernels
+    micro_batch: int | None = None  # examples in one forward pass
 
     @classmethod
     def begin(cls) -> "Engine":
-        """Joins the other processes, where the environment names some."""
+        """Joins the other processes if the environment names some."""
         has_others, has_gpu = int(os.environ.get("WORLD_SIZE", "1")) > 1, torch.cuda.is_available()
         if has_others and not distributed.is_initialized():
             _meet("nccl" if has_gpu else "gloo")
-        return cls(Accelerator(cpu=has_others and not has_gpu))  # else accelerate leaves CPUs by themselves
+        return cls(Accelerator(cpu=has_others and not has_gpu))  # otherwise accelerate does not connect CPU processes
 
     @property
     def device(self) -> torch.device:
@@ -42,21 +42,21 @@ class Engine:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes files."""
         return self.accelerator.is_main_process
 
     @property
     def processes(self) -> int:
-        """How many there are."""
+        """The number of processes."""
         return self.accelerator.num_processes
 
     @property
     def was_restarted(self) -> bool:
-        """Whether torchrun has started these processes again after one was lost."""
+        """Whether torchrun has restarted these processes after one was lost."""
         return _restarts() > 0
 
     def share(self, count: int) -> slice:
-        """The rows of `count` that are this process's."""
+        """This process's rows of `count`."""
         return share_of(self.accelerator.process_index, self.processes, count)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -77,31 +77,31 @@ class Engine:
             gradient.copy_(part.view_as(gradient))
 
     def any(self, is_so: bool) -> bool:
-        """Whether it is so in one of the processes at least."""
+        """Whether it is true in at least one process."""
         return is_so if self.processes == 1 else bool(self.sum(torch.tensor(float(is_so), device=self.device)))
 
     def gather(self, array: np.ndarray) -> np.ndarray:
-        """The arrays of all processes, one after another along the first axis."""
+        """The arrays of all processes, concatenated along the first axis."""
         return array if self.processes == 1 else np.concatenate(gather_object([array]))
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Waits for all processes."""
         self.accelerator.wait_for_everyone()
 
 
 def _restarts() -> int:
-    """How often torchrun has started these processes again."""
+    """How often torchrun has restarted these processes."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _meet(backend: str) -> None:
-    """Joins the others under a name of this start's own: torchrun may keep one store for all, where the lost processes' addresses stand."""
+    """Joins the others under a prefix for this start: torchrun may keep one store, which still holds the addresses of lost processes."""
     store, rank, processes = next(rendezvous("env://"))
     ours = distributed.PrefixStore(f"start-{_restarts()}", store)  # pyright: ignore[reportPrivateImportUsage]
     distributed.init_process_group(backend, store=ours, rank=rank, world_size=processes)
-    atexit.register(distributed.destroy_process_group)  # else its threads may still run as the process ends, which aborts it
+    atexit.register(distributed.destroy_process_group)  # otherwise its threads may still run when the process exits, which aborts it
 
 
 def share_of(rank: int, processes: int, count: int) -> slice:
-    """The rows of `count` that are a process's: consecutive, all processes within one of each other."""
+    """The rows of `count` of one process: consecutive, of sizes that differ by at most one."""
     return slice(rank * count // processes, (rank + 1) * count // processes)

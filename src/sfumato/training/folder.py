@@ -1,4 +1,4 @@
-"""The files of a run folder beside its checkpoints: what made the run, whether it may go on, and who writes to it."""
+"""The files of a run folder other than checkpoints: recipe and manifest, checks before resuming, the writer's lock."""
 
 import fcntl
 import hashlib
@@ -22,46 +22,46 @@ from sfumato.runtime import processor
 from sfumato.storage import aside, read_spec, steps_in, writing
 from sfumato.training.engine import Engine
 
-OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.partial", ".lock"}  # of a run killed at its very start
+OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.partial", ".lock"}  # of a run killed at its start
 
 
 def begin(recipe: Any, out: Path, *, resume: bool) -> Any | None:
-    """The recipe as the run in `out` has it, where there is one to go on with.
+    """The recipe of the run in `out`, if there is one to resume.
 
     Raises:
-        ValueError: `out` holds a run already, or one of another recipe or of more steps, or something else.
+        ValueError: `out` already holds a run; or, on resuming, one of another recipe or of more steps; or something else.
     """
     if (out / "recipe.yaml").is_file():
         if not resume:
-            raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
+            raise ValueError(f"{out} already holds a run; add --resume to continue it, or choose another --out.")
         begun = load_recipe(out / "recipe.yaml")
         _refuse_changes(begun, recipe, out)
         return begun
     if out.exists() and (not out.is_dir() or any(path.name not in OURS for path in out.iterdir())):
-        raise ValueError(f"{out} exists and is no run folder; choose another --out.")
+        raise ValueError(f"{out} exists and is not a run folder; choose another --out.")
     return None
 
 
 def _refuse_changes(begun: Any, recipe: Any, out: Path) -> None:
-    """Only what `options.MAY_CHANGE` lists may change on resuming, and the steps may become more."""
+    """On resuming, only options in `options.MAY_CHANGE` may change, and the number of steps may grow."""
     before, now = begun.training.steps, recipe.training.steps
     if now < before:
-        raise ValueError(f"{out} was begun with training.steps={before} and can be made longer, not shorter; got {now}.")
+        raise ValueError(f"{out} was started with training.steps={before}; a run can be made longer, not shorter. Got {now}.")
     wrong = [change for change in begun.differences(recipe) if not change.startswith("training.steps:")]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         hint = "resume with the old one"
         if any(change.startswith("autoencoder_training.steps:") for change in wrong):
-            hint = "give the first stage its old steps (--set training.steps=… makes the second longer)"
-        raise ValueError(f"{out} was begun with another recipe ({'; '.join(wrong[:5])}{more}); {hint}, or choose another --out.")
+            hint = "keep the steps of the first stage (--set training.steps=… makes the second longer)"
+        raise ValueError(f"{out} was started with another recipe ({'; '.join(wrong[:5])}{more}); {hint}, or choose another --out.")
 
 
 def texts_of(begun: Any | None, recipe: Any, manifest: Mapping[str, Any], out: Path) -> dict[str, str]:
-    """The files to write before the first step, name to text: all of a new run, the changed ones of a run that is made longer.
+    """The files to write before the first step, name to text: all for a new run, the changed ones for a run that is made longer.
 
     Args:
-        begun: the recipe of the run in `out`; None where it is a new run.
-        recipe: what is asked for.
+        begun: the recipe of the run in `out`; None for a new run.
+        recipe: the requested recipe.
         manifest: of a new run.
         out: the run folder.
     """
@@ -82,15 +82,15 @@ def _sha256(recipe: Options) -> str:
 
 
 def begun_with(out: Path) -> dict[str, Any]:
-    """The manifest of a run that is there."""
+    """The manifest of the run in `out`."""
     return json.loads((out / "manifest.json").read_text())
 
 
 def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> DataSpec:
-    """What the data were as the run began, if they, the number format and the earlier stages are still the same.
+    """The data entry of a run's manifest, after checking that data, number format and earlier stages are unchanged.
 
     Raises:
-        ValueError: one of them is another.
+        ValueError: one of them has changed.
     """
     spec, begun = read_spec(out), begun_with(out)
     for what, before, now in (
@@ -98,18 +98,18 @@ def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> DataSpec:
         ("precision", begun.get("precision"), manifest["precision"]),
     ):
         if before != now:
-            raise ValueError(f"{out} was begun with another {what} ({before} → {now}); bring the old one back, or choose another --out.")
+            raise ValueError(f"{out} was started with another {what} ({before} → {now}); restore the old one, or choose another --out.")
     for stage, weights in begun.get("made_from", {}).items():
         if (now := manifest.get("made_from", {}).get(stage)) != weights:
             raise ValueError(
-                f"{out} was made from other weights of {stage} ({weights[:12]} → {str(now)[:12]}); bring those back, or delete {out} (and "
-                "what was encoded with them) to train it anew."
+                f"{out} was made from other weights of {stage} ({weights[:12]} → {str(now)[:12]}); restore those, or delete {out} (and "
+                "the latents encoded with them) to train it again."
             )
     return spec
 
 
 def write_sheet(path: Path, sheet: Image) -> None:
-    """Writes a picture of samples, under another name first.
+    """Writes a picture of samples to a temporary file and renames it.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -122,7 +122,7 @@ def write_sheet(path: Path, sheet: Image) -> None:
 
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Makes the run folder and holds its lock, which the system drops with the process however it ends.
+    """Creates the run folder and holds its lock, which the system releases when the process ends in any way.
 
     Raises:
         ValueError: another process holds it.
@@ -137,7 +137,7 @@ def only_writer(out: Path) -> Iterator[None]:
 
 
 def manifest_of(recipe: Any, source: Source | Stream, spec: DataSpec, engine: Engine, made_from: Mapping[str, str]) -> dict[str, Any]:
-    """What made the run: data, versions, machine, seeds."""
+    """What the run was made from: data, versions, machine, seeds."""
     training = recipe.training
     data = {"name": source.name, "fingerprint": source.fingerprint(), "notes": list(source.notes)}
     if isinstance(source, Source):
@@ -169,7 +169,7 @@ def manifest_of(recipe: Any, source: Source | Stream, spec: DataSpec, engine: En
 
 
 def _commit() -> str | None:
-    """The commit of sfumato's own checkout; None where it is installed otherwise, or git is not there."""
+    """The git commit of sfumato's own checkout; None if it is installed otherwise, or without git."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None

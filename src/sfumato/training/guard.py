@@ -1,8 +1,8 @@
-"""The guard of a training: which steps are applied, and what happens when none can be.
+"""The guard of a training: decides which steps are applied, and when the run goes back.
 
-A loss or gradient that is not finite, or a loss far above all that were seen of late, is not applied: the weights, their averages and the
-optimiser stay as they were, and the batch is kept. After a few such steps in a row the run goes back to its last good state, at half the
-rate; where that has been tried, it stops.
+A step with a non-finite loss or gradient, or a loss far above the recent ones, is not applied: weights, averages and optimiser stay as they
+were, and the batch is saved. After `patience` such steps in a row the run goes back to its last good state, at half the learning rate;
+after `retries` returns it stops.
 """
 
 import math
@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 
-REMEMBERED = 100  # losses of applied steps that a new one is compared with
-ENOUGH = 20  # fewer say nothing about what is usual
-ABOVE_MEDIAN, ABOVE_LARGEST = 100.0, 10.0  # an explosion passes both: the loss of a tiny batch strays by less
+REMEMBERED = 100  # recent losses of applied steps, for comparison
+ENOUGH = 20  # fewer losses are too few for a comparison
+ABOVE_MEDIAN, ABOVE_LARGEST = 100.0, 10.0  # a loss must exceed both to be rejected; tiny batches vary less than this
 
 
 class Diverged(Exception):
-    """So many steps in a row were not applied that the run must go back."""
+    """Too many steps in a row were not applied: the run must go back."""
 
 
 @dataclass
 class Guard:
-    """What the guard remembers; it lies in every checkpoint, so a resumed run is judged as an uninterrupted one.
+    """The guard's state; it is part of every checkpoint, so a resumed run behaves like an uninterrupted one.
 
     Args:
-        patience: steps in a row that may be left out before the run goes back.
+        patience: rejected steps in a row before the run goes back.
     """
 
     patience: int
@@ -37,11 +37,11 @@ class Guard:
 
     @property
     def rate(self) -> float:
-        """The share of the recipe's learning rate that is left: a half for each return."""
+        """The factor on the recipe's learning rate: halved by each return."""
         return 0.5**self.returns
 
     def objection(self, loss: float, norm: float) -> str | None:
-        """Why a step with this loss and gradient norm is not to be applied; None where it is."""
+        """The reason to reject a step with this loss and gradient norm; None to apply it."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(norm):
@@ -49,16 +49,16 @@ class Guard:
         if len(self.recent) >= ENOUGH:
             median, largest = float(np.median(self.recent)), max(self.recent)
             if loss > ABOVE_MEDIAN * abs(median) and loss > ABOVE_LARGEST * abs(largest):
-                return f"the loss is {loss:.4g}, where {median:.4g} was usual"
+                return f"the loss is {loss:.4g}, but the recent median is {median:.4g}"
         return None
 
     def accept(self, loss: float) -> None:
-        """Takes note of a step that was applied."""
+        """Records a step that was applied."""
         self.recent.append(loss)
         self.in_a_row = 0
 
     def reject(self) -> None:
-        """Takes note of a step that was not.
+        """Records a step that was rejected.
 
         Raises:
             Diverged: it was one too many in a row.
@@ -72,10 +72,10 @@ class Guard:
         return {"recent": list(self.recent), "in_a_row": self.in_a_row, "returns": self.returns}
 
     def load(self, record: Mapping[str, Any]) -> None:
-        """Takes up what `to_json` wrote.
+        """Reads what `to_json` wrote.
 
         Raises:
-            TypeError, KeyError, ValueError: it is something else.
+            TypeError, KeyError, ValueError: the record has another form.
         """
         self.recent = deque((float(value) for value in record["recent"]), maxlen=REMEMBERED)
         self.in_a_row, self.returns = int(record["in_a_row"]), int(record["returns"])

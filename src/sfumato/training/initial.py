@@ -1,4 +1,4 @@
-"""Beginning a training with weights that were trained before."""
+"""Starting a training from the weights of another one."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from sfumato.storage import folder_of, load_newest_valid, name_of, read_tensors
 
 
 def begin_from(net: nn.Module, source: str) -> str:
-    """Gives a network the weights of another training, as far as they fit; returns a sentence on what was taken and what was not.
+    """Copies the weights of another training into a network as far as they fit; returns a sentence on what was copied.
 
-    A weight with more input or output channels than the old one keeps those in their place, and the new ones begin at zero. A condition
-    that the old network did not have adds nothing at first.
+    If a weight has more input or output channels than the old one, the old values are copied and the new channels start at zero. A
+    condition that the old network did not have has no effect at first.
 
     Args:
-        net: what is trained.
+        net: the network to train.
         source: a run folder (the averaged weights of its newest valid checkpoint), `zoo:NAME`, or a .safetensors file.
 
     Raises:
-        ValueError: there is no such run or file, or nothing of it fits.
+        ValueError: there is no such run or file, or none of its weights fits.
         CheckpointError: the weights cannot be read.
     """
     old, new = _weights(source), net.state_dict()
@@ -35,17 +35,17 @@ def begin_from(net: nn.Module, source: str) -> str:
         taken[name][tuple(slice(size) for size in value.shape)] = value.to(there)
         padded += value.shape != there.shape
     if not taken:
-        raise ValueError(f"nothing of {source} fits this network: its first weight is {left[0]}, that here is {next(iter(new))}.")
+        raise ValueError(f"no weight of {source} fits this network: its first weight is {left[0]}, the network's is {next(iter(new))}.")
     net.load_state_dict({**new, **taken})
     conditioner = next((part for part in net.modules() if isinstance(part, Conditioner)), None)
     added = []
     if conditioner is not None:
         added = [name for name in conditioner.conditions if not any(key in taken for key in _keys(net, conditioner, name))]
         conditioner.begin_at_zero(*added)
-    parts = [f"Beginning with {len(taken)} of {len(new)} weights of {source}"]
+    parts = [f"Starting from {source}: {len(taken)} of {len(new)} weights copied"]
     parts += [f"{padded} of them padded with zeros"] * bool(padded)
-    parts += [f"new conditions that add nothing at first: {', '.join(added)}"] * bool(added)
-    parts += [f"not taken: {', '.join(left[:5])}{', …' if len(left) > 5 else ''}"] * bool(left)
+    parts += [f"new conditions, without effect at first: {', '.join(added)}"] * bool(added)
+    parts += [f"not copied: {', '.join(left[:5])}{', …' if len(left) > 5 else ''}"] * bool(left)
     return "; ".join(parts) + "."
 
 

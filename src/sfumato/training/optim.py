@@ -17,15 +17,15 @@ from sfumato.runtime import multiplies_bfloat16
 
 @runtime_checkable
 class HasHidden(Protocol):
-    """A network that names the matrices between its first layer and its last."""
+    """A network that tells which parameters are its hidden matrices, between the first and the last layer."""
 
     def hidden(self) -> Iterator[nn.Parameter]:
-        """Those matrices and convolutions."""
+        """The hidden matrices and convolutions."""
         ...
 
 
 def rate_at(options: Training, step: int) -> float:
-    """The share of the peak rate at step 1 … steps: a linear warm-up, then the decay."""
+    """The learning rate at step 1 … steps, relative to the peak: linear warm-up, then decay."""
     warm = min(1.0, step / options.warmup) if options.warmup else 1.0
     done = min(1.0, max(0.0, (step - options.warmup) / max(1, options.steps - options.warmup)))
     fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[options.decay]
@@ -33,20 +33,20 @@ def rate_at(options: Training, step: int) -> float:
 
 
 class Optimizer:
-    """One or two torch optimisers over a network's float32 parameters, with a shared schedule of rates and a global clip."""
+    """One or two torch optimisers for a network's float32 parameters, with a common learning rate schedule and a global gradient clip."""
 
     def __init__(self, net: nn.Module, options: Training) -> None:
-        """Divides the parameters.
+        """Assigns each parameter to an optimiser.
 
         Raises:
-            ValueError: Muon for a network that does not name its hidden matrices.
+            ValueError: Muon for a network without `hidden`.
         """
         self.options = options
         self.parameters = [p for p in net.parameters() if p.requires_grad]
         hidden: list[nn.Parameter] = []
         if options.optimizer == "muon":
             if not isinstance(net, HasHidden):
-                raise ValueError(f"{type(net).__name__} does not name its hidden matrices for Muon; take training.optimizer=adamw.")
+                raise ValueError(f"{type(net).__name__} has no hidden() to list its matrices for Muon; set training.optimizer=adamw.")
             hidden = list(net.hidden())
         apart = {id(p) for p in hidden}
         rest = [p for p in self.parameters if id(p) not in apart]
@@ -69,11 +69,11 @@ class Optimizer:
             self.peaks.append(options.muon_rate)
 
     def rate(self, step: int) -> float:
-        """The share of the peak rate at step 1 … steps."""
+        """The learning rate at step 1 … steps, relative to the peak."""
         return rate_at(self.options, step)
 
     def clip(self) -> float:
-        """Clips the gradients and returns their norm before that."""
+        """Clips the gradients and returns their norm before clipping."""
         return float(nn.utils.clip_grad_norm_(self.parameters, self.options.clip))
 
     def step(self, step: int, share: float = 1.0) -> None:
@@ -121,13 +121,13 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, matrices: list[nn.Parameter], *, rate: float, weight_decay: float, momentum: float = 0.95) -> None:
-        """Takes matrices [out, in]; the rate is that of AdamW."""
+        """For matrices [out, in]; the rate is on AdamW's scale."""
         super().__init__(matrices, {"lr": rate, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Moves every matrix that has a gradient."""
+        """Updates every matrix that has a gradient."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:
@@ -142,10 +142,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal_factor(matrix: Tensor) -> Tensor:
-    """Near U V' of matrix = U S V', by five Newton-Schulz steps: singular values come into about [0.7, 1.2]. Jordan et al. (2024).
+    """Approximates U V' of matrix = U S V' by five Newton-Schulz steps: singular values end in about [0.7, 1.2]. Jordan et al. (2024).
 
-    Each step multiplies from the left by a polynomial in x x'. Where x is long, these are gathered in a small matrix and x is multiplied
-    once, which takes a third of the time for a 3×3 convolution; in bfloat16 their rounding would show.
+    Each step multiplies from the left by a polynomial in x x'. For a long x these are collected in a small matrix and x is multiplied once,
+    which takes a third of the time for a 3×3 convolution; in bfloat16 the rounding would matter.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix

@@ -1,6 +1,6 @@
-"""Averages of other widths, made after training from the snapshots of those that it tracked (`training.snapshot_every`).
+"""Weight averages of other widths, made after training from snapshots of the tracked averages (`training.snapshot_every`).
 
-RUN/snapshots/00001000/   ema-*.safetensors, state.json, checksums.b2: as in a checkpoint; none is ever removed
+RUN/snapshots/00001000/   ema-*.safetensors, state.json, checksums.b2: as in a checkpoint; never deleted
 """
 
 from pathlib import Path
@@ -14,17 +14,17 @@ from sfumato.storage import name_of
 from sfumato.training.ema import coefficients, exponent
 from sfumato.training.folder import only_writer
 
-LARGEST_MISFIT = 0.1  # of a profile that is made of others, relative to its norm
+LARGEST_MISFIT = 0.1  # largest error of a combined profile, relative to its norm
 
 
 def reconstruct_ema(run: str | Path, width: float) -> tuple[Path, float]:
-    """Makes the average of another width from a run's snapshots, and puts it into the newest checkpoint for `sf.load(run, ema=width)`.
+    """Computes the average of another width from a run's snapshots, and adds it to the newest checkpoint for `sf.load(run, ema=width)`.
 
     Returns:
-        The file, and how far its profile is from the one asked for, relative to its norm.
+        The file, and the error of its profile relative to the profile's norm.
 
     Raises:
-        ValueError: a width outside (0, 0.288) or one that is there already, too few snapshots, or a run that is being trained.
+        ValueError: a width outside (0, 0.288) or one that is tracked, too few snapshots, or a run that is being trained.
         CheckpointError: no checkpoint, or a damaged snapshot.
 
     Reference: Karras et al. (2024), section 3, arXiv:2312.02696
@@ -34,7 +34,7 @@ def reconstruct_ema(run: str | Path, width: float) -> tuple[Path, float]:
     tracked = load_recipe(run / "recipe.yaml").training.ema
     files = {w: f"{name_of(w)}.safetensors" for w in tracked}
     if name_of(width) in map(name_of, tracked):
-        raise ValueError(f"{run} has tracked the average of width {width:g} all along; take it, or name another width.")
+        raise ValueError(f"{run} already tracks the average of width {width:g}; load it with ema={width:g}, or choose another width.")
 
     def whole(path: Path) -> Path:
         for file in files.values():
@@ -46,14 +46,14 @@ def reconstruct_ema(run: str | Path, width: float) -> tuple[Path, float]:
         step = int(newest.name)
         ends = [number for number in checkpoint.steps_in(run / "snapshots") if number < step]
         if not ends:
-            raise ValueError(f"{run} has no snapshots to make an average of; train it with training.snapshot_every above 0.")
+            raise ValueError(f"{run} has no snapshots to compute an average from; train it with training.snapshot_every above 0.")
         folders = {number: run / "snapshots" / f"{number:08d}" for number in ends} | {step: newest}
         parts = [(w, number) for number in folders for w in tracked]
         shares, misfit = coefficients([w for w, _ in parts], [number for _, number in parts], width=width, step=step)
         if misfit > LARGEST_MISFIT:
             raise ValueError(
-                f"{len(ends)} snapshots of width {', '.join(f'{w:g}' for w in tracked)} make no average of width {width:g} (its profile "
-                f"would be off by {misfit:.0%}); choose one between or near these, or train with more snapshots."
+                f"{len(ends)} snapshots of width {', '.join(f'{w:g}' for w in tracked)} cannot approximate width {width:g} (profile error "
+                f"{misfit:.0%}); choose a width between or near these, or train with more snapshots."
             )
         total: dict[str, Tensor] = {}
         for share, (w, number) in zip(shares.tolist(), parts, strict=True):

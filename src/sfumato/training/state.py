@@ -1,4 +1,4 @@
-"""What training changes from step to step, and its way into a checkpoint and back."""
+"""The state that training changes, and its way to and from checkpoints."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from sfumato.training.optim import Optimizer
 
 @dataclass
 class TrainState:
-    """What training changes: the float32 weights, the optimiser, the averages, what the task and the guard have learned, the steps done."""
+    """What training changes: float32 weights, optimiser, averages, the task's and the guard's state, the number of steps done."""
 
     task: Task
     model: Any
@@ -39,11 +39,11 @@ class TrainState:
 
     @property
     def net(self) -> nn.Module:
-        """The weights that are trained."""
+        """The trained weights."""
         return self.task.trained(self.model)
 
     def origin(self) -> Callable[[], None]:
-        """Keeps the weights of the beginning; what is returned takes them up again, with a new optimiser and new averages."""
+        """Remembers the initial weights; the returned function restores them, with a new optimiser and new averages."""
         weights = {name: value.clone() for name, value in self.net.state_dict().items()}
         learned = None if self.learned is None else copy.deepcopy(self.learned.tensors())
 
@@ -70,20 +70,20 @@ class TrainState:
         storage.write(folder, self.step, tensors, state, keep=keep)
 
     def _tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """File stem to tensors, of all whose names and shapes the recipe settles."""
+        """File stem to tensors, for all tensors whose names and shapes follow from the recipe."""
         tensors: dict[str, Mapping[str, Tensor]] = {"model": self.net.state_dict()}
         tensors |= {ema.name: ema.tensors for ema in self.emas}
         return tensors if self.learned is None else {**tensors, "learned": self.learned.tensors()}
 
     def snapshot(self, folder: Path) -> None:
-        """Keeps the averages, for `reconstruct_ema`."""
+        """Saves the averages, for `reconstruct_ema`."""
         storage.write(folder, self.step, {ema.name: ema.tensors for ema in self.emas}, {"step": self.step}, keep=None)
 
     def load(self, folder: Path) -> Accumulator:
-        """Takes up a checkpoint.
+        """Loads a checkpoint.
 
         Raises:
-            CheckpointError: a file is missing, damaged, or of another network.
+            CheckpointError: a file is missing, damaged, or from another network.
         """
         state, path = storage.read_state(folder), folder / "state.json"
         try:

@@ -1,4 +1,4 @@
-"""Where the numbers of a training are shown beside metrics.jsonl: TensorBoard, and the trackers that accelerate knows by name."""
+"""Trackers besides metrics.jsonl: TensorBoard, and those that accelerate supports by name."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +13,15 @@ from sfumato.options import Training
 
 
 class Trackers:
-    """One or more trackers, written to at once."""
+    """One or more trackers, written to together."""
 
     def __init__(self, trackers: Sequence[GeneralTracker]) -> None:
-        """Takes trackers that were begun."""
+        """Takes trackers that were started."""
         self.trackers = trackers
 
     @classmethod
     def begin(cls, out: Path, options: Training, step: int) -> "Trackers":
-        """The recipe's trackers, for the steps after `step`; TensorBoard's files lie in RUN/tensorboard."""
+        """The recipe's trackers, for the steps after `step`; TensorBoard writes to RUN/tensorboard."""
         trackers = []
         for name in options.trackers:
             kind = LOGGER_TYPE_TO_CLASS[name]
@@ -34,13 +34,13 @@ class Trackers:
         return cls(trackers)
 
     def log(self, record: Mapping[str, float | int]) -> None:
-        """Takes a line of metrics.jsonl."""
+        """Logs a line of metrics.jsonl."""
         values = {name: number for name, number in record.items() if name not in ("step", "seconds")}
         for tracker in self.trackers:
             tracker.log(values, step=int(record["step"]))
 
     def show(self, sheet: Path, step: int) -> None:
-        """Takes a sheet of samples, where images are shown."""
+        """Logs a sheet of samples to trackers that show images."""
         with Image.open(sheet) as image:
             pixels = np.asarray(image.convert("RGB"))[None]
         for tracker in self.trackers:
@@ -57,7 +57,7 @@ class Trackers:
 
 @contextmanager
 def raised_once() -> Iterator[None]:
-    """Keeps TensorBoard's thread from printing the traceback of what it could not write: its next call raises the same error here."""
+    """Keeps TensorBoard's thread from printing a traceback when it cannot write: its next call raises the same error here."""
     before = threading.excepthook
 
     def hook(failure: threading.ExceptHookArgs) -> None:
@@ -72,7 +72,7 @@ def raised_once() -> Iterator[None]:
 
 
 def refuse_missing(options: Training) -> None:
-    """Asked before a training writes anything.
+    """Checks, before a training writes anything, that its trackers are installed.
 
     Raises:
         ValueError: a tracker that is not installed.
@@ -80,4 +80,4 @@ def refuse_missing(options: Training) -> None:
     installed = [str(name) for name in get_available_trackers()]
     missing = [name for name in options.trackers if name not in installed]
     if missing:
-        raise ValueError(f"training.trackers: {missing[0]} is not installed; install it with pip, or take {', '.join(installed)}.")
+        raise ValueError(f"training.trackers: {missing[0]} is not installed; install it with pip, or use {', '.join(installed)}.")

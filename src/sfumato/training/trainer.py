@@ -1,4 +1,4 @@
-"""Training, for every kind of model: `train`, and the one loop that it runs, from checkpoints of which it goes on as if never stopped."""
+"""Training, for every kind of model: `train`, and its loop, which resumes from checkpoints as if it had never stopped."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ from sfumato.training.trackers import Trackers, raised_once
 
 logger = logging.getLogger(__name__)
 
-REJECTED, MOST_REJECTED = "rejected", 10  # where batches of steps that were not applied are kept, and how many
+REJECTED, MOST_REJECTED = "rejected", 10  # folder for batches of rejected steps, and how many are kept
 
 
 class Stopped(RuntimeError):
@@ -47,14 +47,14 @@ class Stopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Functions of the user's that a training calls. Only the process that writes calls them, but for `should_stop`, which all ask.
+    """Functions that a training calls. Only the process that writes calls them, except `should_stop`, which all processes call.
 
     Args:
-        on_step: after each step, with its number (counted through all stages) and its loss.
+        on_step: after each step, with its number (counted over all stages) and its loss.
         on_log: with each line of metrics.jsonl.
-        on_checkpoint: with the folder of each checkpoint, once it is whole.
-        on_message: with a sentence now and then.
-        should_stop: asked after each step; true writes a checkpoint and raises `Stopped`.
+        on_checkpoint: with the folder of each complete checkpoint.
+        on_message: with messages for the user.
+        should_stop: called after each step; true writes a checkpoint and raises `Stopped`.
     """
 
     on_step: Callable[[int, float], None] | None = None
@@ -65,7 +65,7 @@ class Callbacks:
 
     @classmethod
     def joined(cls, several: "Sequence[Callbacks]") -> "Callbacks":
-        """One that calls all of them."""
+        """Callbacks that call all of the given ones."""
 
         def all_of(name: str) -> Any:
             calls = [call for each in several if (call := getattr(each, name)) is not None]
@@ -74,12 +74,12 @@ class Callbacks:
         return cls(**{field.name: all_of(field.name) for field in fields(cls)})
 
     def say(self, text: str) -> None:
-        """Passes on a sentence."""
+        """Passes a message to `on_message`."""
         if self.on_message is not None:
             self.on_message(text)
 
     def once(self) -> "Callbacks":
-        """The same, that passes on no sentence twice: stages of one run open the same data on the same machine."""
+        """The same callbacks, without repeated messages: stages of one run open the same data on the same machine."""
         told: set[str] = set()
 
         def say(text: str) -> None:
@@ -106,43 +106,43 @@ def train(
     Args:
         task: a kind of model with its options, such as `sf.Diffusion(net=…)`, whose network may be your own module; or a recipe, its name
             or its file.
-        source: what to train on: a `Source` or `Stream`, arrays, a torch `Dataset`, an iterable of batches; a
-            recipe's data where not given.
-        out: the run folder; made here.
-        training: how long, how fast, how often; of a task. A recipe has its own.
-        runtime: by what arithmetic; of a task. A recipe has its own.
-        callbacks: functions that are called on the way.
-        resume: go on from the newest checkpoint of `out`, or begin where there is none.
-        init_from: a run, `zoo:NAME` or a file of weights to begin with, in the place of `training.init_from`.
+        source: training data: a `Source` or `Stream`, arrays, a torch `Dataset`, an iterable of batches; by default the data of the
+        recipe.
+        out: the run folder, which is created.
+        training: training options, for a task; a recipe has its own.
+        runtime: precision, kernels and the like, for a task; a recipe has its own.
+        callbacks: functions that the training calls.
+        resume: continue from the newest checkpoint of `out`, or start if there is none.
+        init_from: a run, `zoo:NAME` or a file of weights to start from; replaces `training.init_from`.
 
     Raises:
-        ValueError: `out` holds a run already, or a run of another recipe or of other data; data that cannot be trained on; a recipe
-            together with `training` or `runtime`; another process that trains into `out`.
+        ValueError: `out` holds a run already, or a run of another recipe or other data; data that cannot be trained on; a recipe
+        together with `training` or `runtime`; another process is training into `out`.
         CheckpointError: a checkpoint that is damaged or cannot be written.
-        FloatingPointError: a loss or gradient that is not finite; the weights and checkpoints are those of before.
-        Stopped: as a callback asked.
+        FloatingPointError: a loss or gradient is not finite; weights and checkpoints are those of the last good step.
+        Stopped: a callback asked for it.
     """
     recipe: Any = load_recipe(task) if isinstance(task, str | Path) else task
     if out is None:
         raise ValueError("train needs a folder for the run: train(task, source, out).")
     if isinstance(recipe, Recipe) and (training is not None or runtime is not None):
-        raise ValueError("a recipe says how it is trained and computed; change its options in the place of training= or runtime=.")
+        raise ValueError("a recipe has its own training and runtime options; change those instead of passing training= or runtime=.")
     if not isinstance(recipe, Recipe):
         if source is None:
-            raise ValueError("a task has no data of its own: give train a source, or a recipe.")
+            raise ValueError("a task has no data: pass train a source, or a recipe.")
         source = as_source(source)
         recipe = recipe_of(recipe, data=PythonData(name=source.name), training=training or Training(), runtime=runtime or Runtime())
     if init_from is not None:
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"init_from": str(init_from)})})
     calls = Callbacks.joined([callbacks] if isinstance(callbacks, Callbacks) else callbacks)
-    if not Engine.begin().is_main:  # one process speaks for all
+    if not Engine.begin().is_main:  # messages come from one process
         calls = Callbacks(should_stop=calls.should_stop)
     _train(recipe, recipe.data.load() if source is None else as_source(source), Path(out), calls=calls.once(), resume=resume, made_from={})
     return load(Path(out), module=recipe if isinstance(recipe, Task) else None)
 
 
 def _train(recipe: Any, source: Source | Stream, out: Path, *, calls: Callbacks, resume: bool, made_from: Mapping[str, str]) -> None:
-    """One training, or all stages of a model that is made in several."""
+    """Trains a model, in one training or in stages."""
     start = prepare(recipe, source, out, resume=resume, say=calls.say, made_from=made_from)
     if recipe.stages(out):
         _train_stages(recipe, start, out, calls)
@@ -151,10 +151,10 @@ def _train(recipe: Any, source: Source | Stream, out: Path, *, calls: Callbacks,
 
 
 def _train_stages(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) -> None:
-    """Trains each stage into its folder; stopped in one, it goes on there."""
+    """Trains each stage into its folder; a stopped run resumes in the stage where it stopped."""
     source, engine = start.source, start.engine
     if isinstance(source, Stream):
-        raise ValueError(f"{source.name} is a stream, and a model of several stages needs its data more than once; give it a Source.")
+        raise ValueError(f"{source.name} is a stream, but a model of several stages reads its data more than once; give it a Source.")
     earlier: list[Model] = [load(path) for path in recipe.needs()]
     recipe.examine(earlier, start.spec, start.examples)  # before anything is written
     if engine.is_main:
@@ -183,19 +183,19 @@ def _train_stages(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) 
 
 
 def _later(on_step: Callable[[int, float], None], done: int) -> Callable[[int, float], None]:
-    """Counts on from the steps of earlier stages."""
+    """Adds the steps of earlier stages to the step number."""
     return lambda step, loss: on_step(done + step, loss)
 
 
 def _named(models: Sequence[Model], out: Path) -> Iterator[tuple[Model, str | None]]:
-    """Models with their place in the run, where they lie in it."""
+    """Models with their path relative to the run folder, if they are in it."""
     for model in models:
         inside = Path(model.name).is_relative_to(out)
         yield model, str(Path(model.name).relative_to(out)) if inside else None
 
 
 def fit(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) -> None:
-    """The loop itself, for any kind of model, into the folder `out`; goes on from its newest checkpoint where there is one.
+    """Runs the training loop for any kind of model into `out`; continues from its newest checkpoint if there is one.
 
     Raises:
         ValueError, CheckpointError, FloatingPointError, Stopped: as `train`.
@@ -209,10 +209,10 @@ def fit(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) -> None:
     state = TrainState.begin(recipe, model, options)
     judged = start.held_out or start.examples
     if isinstance(judged, Source):
-        recipe.examine(model, start.spec, judged)  # what cannot work is refused before anything is written
+        recipe.examine(model, start.spec, judged)  # refuses what cannot work before anything is written
     loop = TrainingLoop(recipe, state, start, out, calls)
     origin, has_run = state.origin(), bool(storage.steps_in(out / "checkpoints"))
-    engine.wait()  # until all have looked at the folder as it was
+    engine.wait()  # until every process has checked the folder before it changes
     with only_writer(out) if engine.is_main else nullcontext():
         accumulator = Accumulator()
         if has_run:
@@ -234,7 +234,7 @@ def fit(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) -> None:
 
 @dataclass
 class TrainingLoop:
-    """The steps from where the state is to the last, and what is written on the way."""
+    """Runs the remaining steps, and writes metrics, checkpoints and samples."""
 
     recipe: Any
     state: TrainState
@@ -244,17 +244,17 @@ class TrainingLoop:
 
     @property
     def options(self) -> Training:
-        """How long, how fast, how often."""
+        """The training options."""
         return self.recipe.training
 
     @property
     def engine(self) -> Engine:
-        """The processes that share the work; the first of them writes and speaks."""
+        """The processes; the first one writes files and messages."""
         return self.start.engine
 
     @property
     def judged(self) -> Source | None:
-        """What metrics are of: held-out examples, or training ones; None of a stream."""
+        """The examples for metrics: held-out ones, else training ones; None for a stream."""
         source = self.start.held_out or self.start.examples
         return source if isinstance(source, Source) else None
 
@@ -265,14 +265,14 @@ class TrainingLoop:
 
     @property
     def sheet(self) -> Path:
-        """The sheet of samples of this step."""
+        """Path of this step's sheet of samples."""
         return self.out / "samples" / f"{self.state.step:08d}.png"
 
     def run(self, accumulator: Accumulator) -> None:
-        """Makes the steps that are left.
+        """Runs the remaining steps.
 
         Raises:
-            Diverged: too many in a row could not be applied.
+            Diverged: too many steps in a row were rejected.
         """
         state, options = self.state, self.options
         step_once = TrainStep(state, self.start.examples, options, self.engine)
@@ -299,7 +299,7 @@ class TrainingLoop:
                 self._keep(accumulator, trackers, stopping=stopping)
 
     def end(self) -> None:
-        """Writes what comes after the last step: the last sheet, what the task has to say, the report."""
+        """Writes what follows the last step: the last sheet, the task's files, the report."""
         if not self.sheet.exists() and not self.is_due:
             self._draw(self.state.averaged())
         if _is_report_of(self.out / "report.json", self.state.step):
@@ -312,17 +312,17 @@ class TrainingLoop:
                 storage.write_text(self.out / name, text)
 
     def go_back(self, origin: Callable[[], None]) -> Accumulator:
-        """Takes up the last good state again, at half the rate.
+        """Restores the last good state, at half the learning rate.
 
         Raises:
-            FloatingPointError: that was tried as often as the recipe allows.
+            FloatingPointError: the run went back as often as the recipe allows.
         """
         state, options, returns = self.state, self.options, self.state.guard.returns
         kept = f"the batches are in {self.out / REJECTED}"
         if returns >= options.retries:
             raise FloatingPointError(
                 f"{options.patience} steps in a row up to step {state.step} could not be applied, at {state.guard.rate:g} of the recipe's "
-                f"rate, too; {kept}. Look at the data (sfumato doctor {self.out}), lower training.rate, or take runtime.precision=float32."
+                f"learning rate, too; {kept}. Try sfumato doctor {self.out}, lower training.rate, or try runtime.precision=float32."
             )
         accumulator, broken = Accumulator(), state.step
         state.guard = Guard(options.patience)
@@ -333,14 +333,14 @@ class TrainingLoop:
         state.guard.returns, state.guard.in_a_row = returns + 1, 0
         self.calls.say(
             f"{options.patience} steps in a row up to step {broken} could not be applied ({kept}): going back to step {state.step}, "
-            f"at {state.guard.rate:g} of the recipe's rate."
+            f"at {state.guard.rate:g} of the recipe's learning rate."
         )
         self.engine.wait()
         return accumulator
 
     @contextmanager
     def _logs(self) -> Iterator[tuple[Trackers, TextIO]]:
-        """Where records go; nowhere, in any process but the first."""
+        """Trackers and metrics.jsonl; neither in processes other than the first."""
         if not self.engine.is_main:
             with Path(os.devnull).open("w") as nowhere:
                 yield Trackers([]), nowhere
@@ -351,7 +351,7 @@ class TrainingLoop:
             trackers, metrics = Trackers.begin(self.out, self.options, self.state.step), path.open("a")
         try:
             yield trackers, metrics
-        except BaseException:  # what ended the run is said, not that its logs could not be closed after it
+        except BaseException:  # report what ended the run, not a failure to close its logs afterwards
             for log in (trackers, metrics):
                 with suppress(OSError):
                     log.close()
@@ -361,10 +361,10 @@ class TrainingLoop:
             metrics.close()
 
     def _note(self, accumulator: Accumulator, result: StepResult) -> None:
-        """Counts a step; keeps the batch of one that was not applied.
+        """Adds a step to the metrics; saves the batch of a rejected step.
 
         Raises:
-            Diverged: it was one too many in a row.
+            Diverged: too many steps in a row were rejected.
         """
         if result.objection is None:
             accumulator.add(result.loss, result.norm, result.terms)
@@ -400,17 +400,17 @@ class TrainingLoop:
         }
 
     def _keep(self, accumulator: Accumulator, trackers: Trackers, *, stopping: bool) -> None:
-        """A checkpoint, then a sheet of samples, where they are due.
+        """Writes a checkpoint, then a sheet of samples, if they are due.
 
         Raises:
-            Stopped: after the checkpoint, where that was asked for.
+            Stopped: after the checkpoint, if a callback asked for it.
         """
         state, options = self.state, self.options
         if self.engine.is_main and options.snapshot_every and state.step % options.snapshot_every == 0:
             state.snapshot(self.out / "snapshots")
         if self.engine.is_main and (stopping or self.is_due or state.step == options.steps):
             storage.fsync(self.out / "metrics.jsonl")
-            state.save(self.out / "checkpoints", accumulator, options.keep)  # from here on the step is not made again
+            state.save(self.out / "checkpoints", accumulator, options.keep)  # from here on the step is never repeated
             if self.calls.on_checkpoint is not None:
                 self.calls.on_checkpoint(self.out / "checkpoints" / f"{state.step:08d}")
         if self.is_due:
