@@ -21,22 +21,22 @@ def load(
 ) -> Model:
     """Loads a run folder of any kind, or `zoo:NAME`, with EMA weights from its newest valid checkpoint; or a folder of diffusers.
 
-    A damaged checkpoint is passed over, with a warning in the log, for the one before it.
+    A damaged checkpoint is skipped in favour of the one before it, with a warning in the log.
 
     Args:
-        model: a run folder or `zoo:NAME`, or a folder that diffusers saved a DDPM pipeline or an `AutoencoderKL` to.
-        ema: which average, by its width; the recipe's first where not given.
-        module: the network, where the run was trained with one of the user's own; or the task that it was trained as.
+        model: a run folder, `zoo:NAME`, or a folder with a DDPM pipeline or an `AutoencoderKL` of diffusers.
+        ema: width of the average; by default the first of the recipe.
+        module: the network, for a run trained with a module of your own; or its task.
         device: to move it to.
 
     Raises:
-        ValueError: there is no such model or average; a run of an own module without `module`, or one that does not fit; a stage that was
-            trained anew since a later one was.
-        CheckpointError: no checkpoint yet, or none that is whole.
+        ValueError: there is no such model or average; `module` is missing or does not fit; a stage that was trained again after a
+        later stage was made from it.
+        CheckpointError: there is no valid checkpoint.
     """
     if is_pipeline(model) or is_autoencoder(model):
         if ema is not None:
-            raise ValueError(f"{model} is of diffusers, which has one set of weights; leave --ema out.")
+            raise ValueError(f"{model} is a diffusers model, which has only one set of weights; remove --ema.")
         loaded = load_diffusers(model) if is_pipeline(model) else load_autoencoder(model)
         return loaded if device is None else loaded.to(device)
     folder = folder_of(model)
@@ -58,7 +58,7 @@ def load(
 
 
 def _with_own(recipe: Any, module: nn.Module | Task | None, folder: Path) -> Any:
-    """The recipe with the user's own parts in the places that a file cannot hold.
+    """The recipe with the user's own parts, which a file cannot hold.
 
     Raises:
         ValueError: parts that are missing.
@@ -72,23 +72,22 @@ def _with_own(recipe: Any, module: nn.Module | Task | None, folder: Path) -> Any
     if missing:
         what, how = {"net": ("network", "module=NETWORK")}.get(missing[0], (missing[0], "module=TASK"))
         raise ValueError(
-            f"{folder} was trained with a {what} of the user's own, which a file cannot hold: load it in Python, with "
-            f"sf.load({str(folder)!r}, {how})."
+            f"{folder} was trained with your own {what}, which a file cannot hold: load it in Python, with sf.load({str(folder)!r}, {how})."
         )
     return recipe
 
 
 def _refuse_stale(stage: Path, earlier: Sequence[Model], folder: Path) -> None:
-    """Refuses a stage that was made from other weights of an earlier one than are there now.
+    """Refuses a stage that was made from weights of an earlier stage that have changed since.
 
     Raises:
-        ValueError: an earlier stage was trained anew.
+        ValueError: an earlier stage was trained again.
     """
     now = {model.name: weights_fingerprint(model.network) for model in earlier}
     for name, weights in read_manifest(stage).get("made_from", {}).items():
         there = now.get(str(folder / name), now.get(name))
         if there != weights:
             raise ValueError(
-                f"{stage} was made from other weights of {name} than are there now ({weights[:12]} → {str(there)[:12]}); bring those back, "
-                f"or delete {stage} and train with --resume to make it anew."
+                f"{stage} was made from other weights of {name} than the present ones ({weights[:12]} → {str(there)[:12]}); restore those, "
+                f"or delete {stage} and train with --resume to make it again."
             )

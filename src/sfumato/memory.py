@@ -1,4 +1,4 @@
-"""What memory there is, what a backward pass will want of it, and smaller parts where it does not suffice."""
+"""Available memory, the memory of a backward pass, and splitting work that does not fit."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that this process can still take: of the GPU, or what the kernel says is available and a container or a limit allows."""
+    """Bytes that this process can still allocate: on the GPU, or what the kernel reports, limited by a container or ulimit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
@@ -32,7 +32,7 @@ def available_memory(device: torch.device) -> int:
 
 
 def kept_for_gradient(loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> tuple[Tensor, int]:
-    """A loss, and the bytes that autograd keeps for its way back, the parameters not counted."""
+    """A loss, and the bytes that autograd keeps for its backward pass, without the parameters."""
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
 
@@ -48,15 +48,15 @@ def kept_for_gradient(loss: Callable[[], Tensor], parameters: Iterable[Tensor]) 
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had."""
+    """Whether an error means that memory could not be allocated."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def halving(compute: Callable[[int], T], size: int, what: str) -> tuple[T, int]:
-    """What `compute(size)` gives at the first of size, half of it, … for which there is memory, and that size; the log says so.
+    """The result of `compute(size)` for the first of size, size/2, … that fits in memory, and that size; logs a smaller one.
 
     Raises:
-        MemoryError: not even for one.
+        MemoryError: not even size 1 fits.
     """
     while True:
         try:
@@ -66,23 +66,23 @@ def halving(compute: Callable[[int], T], size: int, what: str) -> tuple[T, int]:
                 raise
             if size == 1:
                 raise MemoryError(
-                    f"there is not enough memory for a single {what} of this model; free some, or take a smaller one."
+                    f"there is not enough memory for a single {what} of this model; free some memory, or use a smaller model."
                 ) from error
-        logger.warning("There is not enough memory for %d %ss at once; going on with %d.", size, what, -(-size // 2))
+        logger.warning("There is not enough memory for %d %ss at once; continuing with %d.", size, what, -(-size // 2))
         size = -(-size // 2)
 
 
 def by_parts(draw: Callable[[slice], Tensor], count: int, size: int, on_part: Callable[[int], None] | None = None) -> list[Tensor]:
-    """What `draw` gives for consecutive slices of `count` samples, of `size` each or fewer where memory does not suffice, on the CPU.
+    """The results of `draw` for consecutive slices of `count` samples, each of at most `size` and smaller if memory is short, on the CPU.
 
     Args:
-        draw: the samples of a slice.
-        count: of all.
-        size: of a slice, at most.
-        on_part: called with the number done after each.
+        draw: returns the samples of a slice.
+        count: number of samples.
+        size: largest slice.
+        on_part: called after each slice with the number done.
 
     Raises:
-        MemoryError: there is none even for one.
+        MemoryError: not even one fits.
     """
     done: list[Tensor] = []
     start = 0

@@ -1,4 +1,4 @@
-"""A group of options that refuses what it does not know, and the names of things to choose from."""
+"""Groups of options that reject unknown names, and the options of every recipe: `Runtime` and `Training`."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -13,7 +13,7 @@ MAY_CHANGE = (
     "data.path",
     "data.labels",
     "data.maps",
-    "data.scaling",  # what a run was begun with stands in its manifest
+    "data.scaling",  # the manifest keeps the scaling that a run started with
     "training.keep",
     "training.log_every",
     "training.checkpoint_every",
@@ -25,7 +25,7 @@ MAY_CHANGE = (
 
 
 class Options(BaseModel):
-    """A frozen group of options; an unknown name is an error, and so is true or false for a number."""
+    """A frozen group of options. Unknown names are errors, as are true and false for a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -35,11 +35,11 @@ class Options(BaseModel):
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
             if isinstance(value, bool) and field is not None and field.annotation is not bool:
-                raise ValueError(f"{name} takes no true or false")
+                raise ValueError(f"{name} must be a number, not true or false")
         return values
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Any:
-        """A copy with some options changed; what was computed of the old ones is not taken over."""
+        """A copy with some options changed; cached values are not copied."""
         copied = super().model_copy(update=update, deep=deep)
         computed = vars(copied).keys() - type(self).model_fields.keys()
         for name in computed:
@@ -47,11 +47,11 @@ class Options(BaseModel):
         return copied
 
     def to_yaml(self) -> str:
-        """All options, complete, as YAML that reads back as the same."""
+        """All options as YAML that reads back to the same options."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
 
     def differences(self, other: "Options") -> list[str]:
-        """What differs, one "path: ours → theirs" each, but for what MAY_CHANGE in a run."""
+        """What differs, as "path: ours → theirs", except for options in MAY_CHANGE."""
         ours, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
         paths = sorted(path for path in ours.keys() | theirs.keys() if not path.startswith(MAY_CHANGE))
         return [f"{path}: {ours.get(path)} → {theirs.get(path)}" for path in paths if ours.get(path) != theirs.get(path)]
@@ -59,7 +59,7 @@ class Options(BaseModel):
 
 def _to_path(value: Any) -> Path:
     if value is None or value == "":
-        raise ValueError("a path is needed")
+        raise ValueError("must be a path")
     return Path(str(value)).expanduser()
 
 
@@ -77,10 +77,10 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def known(name: str, names: Mapping[str, object], what: str) -> str:
-    """The name, where it is one of the names.
+    """Returns the name if it is in `names`.
 
     Raises:
-        ValueError: it is not; the nearest is named, or all are.
+        ValueError: it is not; the message suggests the nearest name, or lists all.
     """
     if name not in names:
         raise ValueError(unknown(name, list(names), what))
@@ -88,18 +88,18 @@ def known(name: str, names: Mapping[str, object], what: str) -> str:
 
 
 def unknown(name: str, names: Sequence[str], what: str) -> str:
-    """A sentence on a name that is not one of the names."""
+    """An error sentence for a name that is not in `names`."""
     near = get_close_matches(name, names, 1)
     every = f"the {what}{'es' if what.endswith('s') else 's'} are {', '.join(names)}."
     return f'there is no {what} "{name}"; ' + (f"did you mean {near[0]}?" if near else every)
 
 
 class Runtime(Options):
-    """How the network is computed on the machine at hand, whatever it learns.
+    """How the network is computed on this machine; what it learns does not depend on it.
 
-    `precision` "auto" is bfloat16 where the device multiplies it natively. `kernels` "auto" takes sfumato's own for normalisations and 3×3
-    convolutions in float32 on CPUs, where they are faster on this machine and the run sees 20,000 images or more. At most `micro_batch`
-    examples go through the network at once; as many as the memory holds where nothing is said.
+    `precision` "auto" is bfloat16 if the device multiplies it natively. `kernels` "auto" uses sfumato's own kernels for normalisations and
+    3×3 convolutions in float32 on CPUs, if they are faster on this machine and the run sees 20,000 images or more. At most `micro_batch`
+    examples go through the network at once; by default as many as fit in memory.
     """
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -111,13 +111,13 @@ Tracker = Literal["tensorboard", "aim", "clearml", "comet_ml", "dvclive", "mlflo
 
 
 class Training(Options):
-    """How long, how fast, how often.
+    """Length, learning rate, batches, averages and checkpoints of a training.
 
-    After `patience` steps in a row that cannot be applied (a loss or gradient that is not finite, a loss that explodes) the run goes
-    back to its last good state, at half the rate, `retries` times at most. `snapshot_every` so many steps (0 = never) the averages are kept
-    for good, to make others of. `label_drop` is the chance that all conditions of an example are dropped together, `drop` that one is by
-    itself, by name. The share `held_out` of the rows is chosen at "random", is the last "block" of rows that are ordered in time, or whole
-    groups of the condition that `held_out_by` names. A new run begins with the weights of `init_from`: a run, zoo:NAME, or a file.
+    After `patience` rejected steps in a row (non-finite loss or gradient, exploding loss) the run goes back to its last good state, at half
+    the rate, at most `retries` times. Every `snapshot_every` steps (0 = never) the averages are stored permanently, to compute others
+    from. `label_drop` is the probability to drop all conditions of an example together, `drop` that of one condition, by name. The share
+    `held_out` of the rows is chosen at "random", as the last "block" of rows ordered in time, or as whole groups of the condition
+    `held_out_by`. A new run starts from the weights of `init_from`: a run, zoo:NAME, or a file.
     """
 
     steps: int = Field(default=10_000, ge=1)
@@ -152,5 +152,5 @@ class Training(Options):
         if any(not 0 < width < 0.288 for width in widths):
             raise ValueError("each EMA width (standard deviation relative to the run's length) must lie in (0, 0.288)")
         if len({f"{width:.3f}" for width in widths}) < len(widths):
-            raise ValueError("the EMA widths must differ in their first three decimals, which name their files")
+            raise ValueError("EMA widths must differ in their first three decimals, which name their files")
         return widths
