@@ -1,4 +1,4 @@
-"""Kinds of model, one file each. A kind enters itself in `sfumato.task.KINDS` as its module is read."""
+"""Kinds of model, one file each. Importing a file registers its kind in `sfumato.task.KINDS`."""
 
 from sfumato.tasks.autoencoder import AutoencoderTask
 from sfumato.tasks.classifier import ClassifierTask

@@ -1,4 +1,4 @@
-"""Autoencoders, the first stage of latent diffusion: options, loss, and what is measured of a trained one's latent."""
+"""Autoencoders, the first stage of latent diffusion: options, loss, and statistics of the trained latent."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -25,10 +25,10 @@ from sfumato.task import LossTerms, Sampler, State, Task, examples_of, register
 if TYPE_CHECKING:
     from sfumato.model import Model
 
-MEASURED = "latent.json"  # in the folder of an autoencoder: its latent's scaling, its residual
-MOST_MEASURED = 2048  # examples that these are measured on
-JUDGED = 64  # examples whose error metrics.jsonl tells
-COLLAPSED = 0.01  # of a latent's variance, what follows the images at least
+MEASURED = "latent.json"  # in the folder of an autoencoder: scaling of the latent, reconstruction error
+MOST_MEASURED = 2048  # examples for these measurements
+JUDGED = 64  # examples for the error in metrics.jsonl
+COLLAPSED = 0.01  # smallest share of the latent's variance that depends on the images
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 class AutoencoderModel(Options):
     """`latent.Autoencoder`: an image becomes `latent` channels at 1/(patch 2^(len(widths) - 1)) of its size.
 
-    `kl_weight` and `critic_weight` are those of `latent.autoencoder.loss`; a critic joins after `critic_start` steps, 0 leaves it out.
+    `kl_weight` and `critic_weight` as in `latent.autoencoder.loss`; the critic starts after `critic_start` steps, critic_weight=0 disables
+    it.
     """
 
     kind: Literal["autoencoder"] = "autoencoder"
@@ -57,24 +58,24 @@ class AutoencoderModel(Options):
         return self
 
     def layout(self) -> nets.Layout:
-        """Of the convolutions."""
+        """The layout of the convolutions."""
         return nets.Layout(widths=self.widths, depth=self.depth, patch=self.patch, attention=self.attention)
 
     def build(self, spec: DataSpec) -> Autoencoder:
-        """The untrained model of such images.
+        """The untrained model for such images.
 
         Raises:
-            ValueError: data that are no images.
+            ValueError: data that are not images.
         """
         if not spec.is_bytes:
-            raise ValueError(f"an autoencoder is for images of bytes, got {spec.codec.dtype} data of shape {spec.sizes}.")
+            raise ValueError(f"an autoencoder needs images of bytes, got {spec.codec.dtype} data of shape {spec.sizes}.")
         critic = nets.PatchCritic(spec.sizes[0], width=self.critic_width) if self.critic_weight else None
         return Autoencoder.build(spec.sizes[0], self.latent, self.layout(), critic=critic)
 
 
 @register("autoencoder")
 class AutoencoderTask(Task):
-    """An autoencoder of images. `features` are maps of an image for the perceptual part of the loss; without them there is none."""
+    """An autoencoder of images. `features` returns feature maps for the perceptual loss; without it there is no such loss."""
 
     is_exact: ClassVar[bool] = True
     model: AutoencoderModel = AutoencoderModel()
@@ -105,7 +106,7 @@ class AutoencoderTask(Task):
 
     @torch.no_grad()
     def metrics(self, model: Autoencoder, held_out: Source) -> dict[str, float]:
-        """Mean distance and PSNR of decoded images."""
+        """Mean absolute error and PSNR of reconstructed images."""
         x = examples_of(held_out, JUDGED, model).x
         apart = model.decode(model.encode(x), x.shape[2:]) - x
         return {"residual": float(apart.abs().mean()), "psnr": float(10 * (4 / apart.square().flatten(1).mean(1)).log10().mean())}
@@ -115,7 +116,7 @@ class AutoencoderTask(Task):
         return {MEASURED: measured(model, examples).to_json()}
 
     def restore(self, model: Autoencoder, folder: Path) -> None:
-        """Takes up what was measured."""
+        """Loads the measurements."""
         found = Measured.from_file(folder / MEASURED)
         model.scaling, model.residual = found.scaling, found.residual
 
@@ -132,7 +133,7 @@ class AutoencoderTask(Task):
 
 @dataclass(frozen=True)
 class AutoencoderSampler(Sampler):
-    """Reconstructs images; an autoencoder alone makes none."""
+    """Reconstructs images; an autoencoder alone cannot sample."""
 
     model: Autoencoder
     spec: DataSpec
@@ -140,23 +141,23 @@ class AutoencoderSampler(Sampler):
     kind = "an autoencoder alone"
 
     def __post_init__(self) -> None:
-        """Says what it is for."""
-        object.__setattr__(self, "use", f"Diffuse its latents with: sfumato train ldm --set model.path={self.name} --set data=…")
+        """Sets `use`."""
+        object.__setattr__(self, "use", f"Use it with: sfumato train ldm --set model.path={self.name} --set data=…")
 
     @torch.no_grad()
     def reconstruct(self, values: Shaped[np.ndarray, "n *value"]) -> Shaped[np.ndarray, "n *value"]:
-        """Images through their latents and back."""
+        """Reconstructs images."""
         x = self.spec.codec.encode(values).to(next(self.model.parameters()).device)
         return self.spec.codec.decode(self.model.decode(self.model.encode(x), x.shape[2:]).clamp(-1, 1))
 
 
 def refuse_other(spec: DataSpec, model: Autoencoder, made_for: DataSpec | None, name: str) -> None:
-    """Refuses data that an autoencoder was not made for.
+    """Refuses data that do not match those that an autoencoder was trained on.
 
     Args:
         spec: of the data.
         model: the autoencoder.
-        made_for: what it was trained on; None for one of diffusers, which takes images of any size in [-1, 1].
+        made_for: the data it was trained on; None for one of diffusers, which takes images of any size in [-1, 1].
         name: of the autoencoder.
 
     Raises:
@@ -171,13 +172,13 @@ def refuse_other(spec: DataSpec, model: Autoencoder, made_for: DataSpec | None, 
         )
     if len(spec.shape) != 3 or spec.shape[0] != channels:
         raise ValueError(
-            f"the autoencoder {name} takes images of {channels} channels, the data have shape {spec.shape}; "
+            f"the autoencoder {name} takes images with {channels} channels, the data have shape {spec.shape}; "
             "set data.channels, or train an autoencoder on them."
         )
 
 
 def encoded(model: Autoencoder, examples: Source, *, flipped: bool = False, batch: int = 64) -> Iterator[tuple[Batch, Tensor]]:
-    """Examples and a draw of their latents at unit scale, batch by batch; the draw of row i depends on (i, flipped) alone."""
+    """Examples and draws of their latents at unit scale, batch by batch; the draw of row i depends on (i, flipped) only."""
     device = next(model.parameters()).device
     for first in range(0, len(examples), batch):
         rows = np.arange(first, min(len(examples), first + batch))
@@ -188,12 +189,12 @@ def encoded(model: Autoencoder, examples: Source, *, flipped: bool = False, batc
 
 
 def measured(model: Autoencoder, examples: Source) -> Measured:
-    """The scaling that brings the latents of these examples to mean 0 and variance 1, and how far their images are off.
+    """The scaling that gives the latents of these examples mean 0 and variance 1, and the reconstruction error.
 
-    A latent that hardly follows the images is warned of.
+    Warns if the latent hardly depends on the images.
 
     Raises:
-        ValueError: latents that are all one constant, or not finite.
+        ValueError: latents that are constant, or not finite.
     """
     some = Subset(examples, np.sort(np.random.default_rng(0).permutation(len(examples))[:MOST_MEASURED]))
     model.scaling = Scaling(shift=0.0, scale=1.0, dtype="float32")
@@ -207,21 +208,21 @@ def measured(model: Autoencoder, examples: Source) -> Measured:
     z = torch.cat(latents)
     spread = float(z.std())
     if not spread > 1e-6:
-        raise ValueError(f"the autoencoder's latent has a scale of {spread:.3g}: it says nothing of its images; lower kl_weight.")
+        raise ValueError(f"the autoencoder's latent has a scale of {spread:.3g}: it does not depend on the images; lower kl_weight.")
     follows = float(torch.cat(means).var(0).mean()) / spread**2 if len(z) > 1 else 1.0
     if follows < COLLAPSED:
         logger.warning(
-            "The autoencoder's latent has collapsed: %.2g of its variance follows the images, the rest is noise; lower kl_weight.", follows
+            "Posterior collapse: only %.2g of the variance of the autoencoder's latent depends on the images; lower kl_weight.", follows
         )
     return Measured(Scaling(shift=float(z.mean()), scale=spread, dtype="float32"), float(torch.cat(apart).mean()))
 
 
 def refuse_misfit(z: Float[Tensor, "b c h w"], model: Autoencoder, name: str, shape: tuple[int, ...]) -> None:
-    """Refuses latents that are not this autoencoder's, of images of this shape.
+    """Refuses latents of another shape than this autoencoder's for images of this shape.
 
     Raises:
         ValueError: another shape.
     """
     wanted = model.latent_shape(shape)
     if tuple(z.shape[1:]) != wanted:
-        raise ValueError(f"latents of shape {tuple(z.shape[1:])} do not fit the autoencoder {name}, whose latent has the shape {wanted}.")
+        raise ValueError(f"latents of shape {tuple(z.shape[1:])} do not fit the autoencoder {name}, whose latent has shape {wanted}.")

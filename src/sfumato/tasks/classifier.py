@@ -1,7 +1,7 @@
 """The noise-conditioned classifier of a run: trained on its data under its schedule, to guide its sampler.
 
-Dhariwal & Nichol (2021), section 4.1 and appendix H, arXiv:2105.05233: cross-entropy of noised examples, at times uniform in t. It lies in
-RUN/classifier, a folder like the run's own: recipe.yaml, manifest.json, metrics.jsonl, checkpoints/.
+Dhariwal & Nichol (2021), section 4.1 and appendix H, arXiv:2105.05233: cross-entropy of noised examples, at times uniform in t. It is saved
+in RUN/classifier, a run folder: recipe.yaml, manifest.json, metrics.jsonl, checkpoints/.
 """
 
 import math
@@ -25,7 +25,7 @@ from sfumato.schedule import Schedule
 from sfumato.task import LossTerms, Sampler, State, Task, register
 from sfumato.tasks.options import ScheduleOptions, Times, UniformTimes
 
-LOG_SNRS = (-8, -4, 0, 4, 8)  # nats, at which its accuracy is told
+LOG_SNRS = (-8, -4, 0, 4, 8)  # nats, at which its accuracy is measured
 
 
 class PatchNet(Options):
@@ -42,7 +42,7 @@ class PatchNet(Options):
 
 
 class VectorNet(Options):
-    """`nets.MLP`, for points and anything else that is no image."""
+    """`nets.MLP`, for points and other data that are not images."""
 
     kind: Literal["mlp"] = "mlp"
     width: int = Field(default=128, ge=1)
@@ -50,7 +50,7 @@ class VectorNet(Options):
     waves: int = Field(default=0, ge=0)
 
     def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
-        """The network for data of this shape, read as one vector."""
+        """The network for data of this shape, flattened."""
         return nets.MLP((math.prod(shape),), width=self.width, depth=self.depth, waves=self.waves, out_channels=classes)
 
 
@@ -64,9 +64,9 @@ class ClassifierTask(Task):
     times: Times = UniformTimes()
 
     def check_training(self, training: Training) -> None:
-        """It learns from every label."""
+        """Refuses label dropping: a classifier needs every label."""
         if training.label_drop:
-            raise ValueError("a classifier learns from every label; leave training.label_drop at 0")
+            raise ValueError("a classifier needs every label; set training.label_drop=0")
 
     @cached_property
     def noise(self) -> Schedule:
@@ -75,14 +75,14 @@ class ClassifierTask(Task):
 
     @cached_property
     def drawn(self) -> TimeSampler:
-        """Where training times come from, as long as they learn nothing."""
+        """The sampler of training times, if it has no state."""
         return self.times.build(self.noise)
 
     def build(self, spec: DataSpec, earlier: Any = ()) -> Classifier:
-        """The untrained classifier; its prior is the share of each class among the training examples, where one more is counted of each."""
+        """The untrained classifier; its prior is the share of each class among the training examples, with one added to each count."""
         labels = spec.conditions.get("labels")
         if not isinstance(labels, Classes):
-            raise ValueError("a classifier needs labels, and these data have none.")
+            raise ValueError("a classifier needs labels, but these data have none.")
         counts = torch.tensor(labels.counts or (0,) * len(labels.names)) + 1
         return Classifier(self.net.build(spec.sizes, len(labels.names)), spec, counts / counts.sum())
 
@@ -91,7 +91,7 @@ class ClassifierTask(Task):
         return model.net
 
     def begin(self, model: Classifier) -> State | None:
-        """Training times, where they learn from the losses seen."""
+        """The sampler of training times, if it adapts to the losses."""
         times = self.times.build(self.noise)
         return times if isinstance(times, State) else None
 
@@ -105,16 +105,16 @@ class ClassifierTask(Task):
         return LossTerms(-log_prob, log_snr=self.noise.log_snr(t), weight=weight)
 
     def update(self, state: State, terms: LossTerms, draw: Draw) -> None:
-        """Teaches the training times."""
+        """Updates the sampler of training times."""
         assert isinstance(state, AdaptiveTimes)
         state.update(draw.whole(state), terms.per_example)
 
     def metrics(self, model: Classifier, held_out: Source) -> dict[str, float]:
-        """The share told right at some noise levels."""
+        """Accuracy at some noise levels."""
         return accuracy(model, self.noise, held_out)
 
     def sampler(self, model: Classifier, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> Sampler:
-        """None: it only tells classes apart."""
+        """Refuses: a classifier makes no samples."""
         return ClassifierSampler()
 
 
@@ -122,12 +122,12 @@ class ClassifierSampler(Sampler):
     """Makes no samples."""
 
     kind = "a classifier"
-    use = "Guide the samples of its run with: sfumato sample RUN --classifier RUN"
+    use = "Use it to guide its run: sfumato sample RUN --classifier RUN"
 
 
 @torch.no_grad()
 def accuracy(model: Classifier, schedule: Schedule, examples: Source, *, count: int = 500, batch: int = 100) -> dict[str, float]:
-    """The share of up to `count` examples that a classifier tells right at each of LOG_SNRS, always under the same noise."""
+    """The accuracy on up to `count` examples at each of LOG_SNRS, always with the same noise."""
     device = next(model.parameters()).device
     rows, right = np.random.default_rng(0).permutation(len(examples))[:count], dict.fromkeys(LOG_SNRS, 0)
     for start in range(0, len(rows), batch):

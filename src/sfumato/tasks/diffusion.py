@@ -1,6 +1,6 @@
 """Diffusion: a denoiser under a noise schedule. Its options, its loss, and the sampler that VDM and latent diffusion share.
 
-Training times, noise and dropped conditions are drawn here, of the step's `Draw`; the trainer knows none of them.
+Training times, noise and dropped conditions are drawn here, from the step's `Draw`; the trainer has no part in it.
 """
 
 import json
@@ -38,11 +38,11 @@ BatchLoss = Callable[[Predictor, Tensor, Tensor, Tensor, Cond | None], Tensor]
 
 
 class Objective(Options):
-    """What the network is asked to say, and how its errors are weighed.
+    """What the network predicts, and how its errors are weighted.
 
-    `loss` is "simple" (the weighted square error), "vlb" (one random term of the bound) or "hybrid" (simple, and the bound for a learned
-    variance); the latter two need a discrete schedule and data of evenly spaced values. `values` is how many values those are. The network
-    sees x_t at unit scale for data of deviation `data_std`: the measured one where not given, 1 leaves x_t as DDPM's networks see it.
+    `loss` is "simple" (the weighted squared error), "vlb" (one random term of the bound) or "hybrid" (simple, plus the bound for a learned
+    variance); the latter two need a discrete schedule and data of `values` evenly spaced values. The network gets x_t scaled to unit
+    variance for data of standard deviation `data_std`: by default the measured one; 1 leaves x_t unscaled, as for DDPM's networks.
     """
 
     target: Literal["x0", "eps", "v", "score", "flow", "edm"] = "v"
@@ -56,9 +56,9 @@ class Objective(Options):
     @model_validator(mode="after")
     def _losses_fit(self) -> "Objective":
         if self.loss == "hybrid" and self.variance != "learned":
-            raise ValueError("the hybrid loss teaches a learned variance; set objective.variance=learned, or take loss=simple")
+            raise ValueError("the hybrid loss trains a learned variance; set objective.variance=learned, or use loss=simple")
         if self.loss == "simple" and self.variance == "learned":
-            raise ValueError("the simple loss does not see a variance; take objective.loss=hybrid to learn one")
+            raise ValueError("the simple loss does not train a variance; set objective.loss=hybrid to learn one")
         return self
 
     @property
@@ -71,7 +71,7 @@ class Objective(Options):
         return getattr(prediction, f"{self.target}_target")
 
     def is_blind_at(self, schedule: Schedule) -> bool:
-        """Whether the target and x_t are one equation, not two, at the schedule's last level."""
+        """Whether the target does not determine x0 at the schedule's last level."""
         level = schedule.level(torch.ones((), dtype=torch.float64), like=torch.ones((), dtype=torch.float64))
         a, b = self.build_target()(level)
         return bool(level.alpha * b == level.sigma * a)
@@ -83,9 +83,10 @@ class Objective(Options):
         return getattr(loss, f"{self.weight.replace('-', '_')}_weight")
 
     def bits_ratio(self, schedule: Schedule, data_std: float, t: Tensor) -> Tensor | None:
-        """What to multiply losses at times t by for bits/dim that a nat of log-SNR costs there: half the squared error of eps.
+        """Factors that turn losses at times t into bits/dim per nat of log-SNR: half the squared error of eps.
 
-        The integrand of the bound for T → ∞. Kingma et al. (2021), eq. 14, arXiv:2107.00630. None where the loss says more than that error.
+        The integrand of the bound for T → ∞. Kingma et al. (2021), eq. 14, arXiv:2107.00630. None if the loss has other terms than that
+        error.
         """
         if self.loss != "simple":
             return None
@@ -113,7 +114,7 @@ class Objective(Options):
 
 @register("denoiser")
 class Diffusion(Task):
-    """A denoiser of a network, trained at the levels of a schedule. `net` and `schedule` may be the user's own module and schedule."""
+    """A denoiser, trained at the levels of a schedule. `net` and `schedule` may be your own module and schedule."""
 
     has_levels: ClassVar[bool] = True
     net: Net
@@ -124,12 +125,12 @@ class Diffusion(Task):
     @model_validator(mode="after")
     def _options_agree(self) -> "Diffusion":
         if self.objective.loss != "simple" and not isinstance(self.schedule, ChainSchedule):
-            raise ValueError(f"objective.loss={self.objective.loss} is a sum over a chain's steps; set schedule.kind=discrete")
+            raise ValueError(f"objective.loss={self.objective.loss} is a sum over the steps of a chain; set schedule.kind=discrete")
         if not isinstance(self.schedule, CurveSchedule) and (
             self.sampling.log_snr_max is not None or self.sampling.log_snr_min is not None
         ):
             raise ValueError(
-                f"sampling.log_snr_max and log_snr_min cut a continuous curve, the schedule is {self.schedule.kind}; "
+                f"sampling.log_snr_max and log_snr_min are for a continuous schedule, but the schedule is {self.schedule.kind}; "
                 "set sampling.log_snr_max=null and sampling.log_snr_min=null"
             )
         if self.objective.variance != "learned":
@@ -137,17 +138,17 @@ class Diffusion(Task):
             refuse_learned_variance(self.sampling, f"objective.variance={self.objective.variance}", hint)
         if self.objective.is_blind_at(self.noise):
             raise ValueError(
-                f"objective.target={self.objective.target} says nothing of the data at the schedule's last level, which has no signal; "
-                "set objective.target=v, or a schedule that keeps some (schedule.zero_terminal=false)"
+                f"objective.target={self.objective.target} does not determine the data at the schedule's last level, which has no signal; "
+                "set objective.target=v, or a schedule with signal there (schedule.zero_terminal=false)"
             )
         return self
 
     def precision(self, asked: str) -> str:
-        """A module of the user's own is computed in float32 unless bfloat16 is asked for."""
+        """Your own module computes in float32 unless bfloat16 is asked for."""
         return "float32" if asked == "auto" and self.net.kind == "own" else asked
 
     def check_training(self, training: Training) -> None:
-        """Guidance needs a model that has seen examples without conditions."""
+        """Refuses guidance of a model that never sees dropped conditions."""
         refuse_guidance(self.sampling, training)
 
     @cached_property
@@ -157,13 +158,13 @@ class Diffusion(Task):
 
     @property
     def ended(self) -> Schedule:
-        """The noise schedule between the ends that it is sampled from."""
+        """The noise schedule, cut to the ends for sampling."""
         changes = {name: value for name in ("log_snr_max", "log_snr_min") if (value := getattr(self.sampling, name)) is not None}
         return self.schedule.model_copy(update=changes).build() if changes else self.noise
 
     @cached_property
     def times(self) -> loss.TimeSampler:
-        """Where training times come from, as long as they learn nothing."""
+        """The sampler of training times, if it has no state."""
         return self.objective.times.build(self.noise)
 
     def build(self, spec: DataSpec, earlier: Any = ()) -> Denoiser:
@@ -179,10 +180,10 @@ class Diffusion(Task):
         return model.net
 
     def examine(self, model: Denoiser, spec: DataSpec, source: Source) -> None:
-        """Refuses samplers that cannot work, and a module of the user's own that does not take these data.
+        """Refuses samplers that cannot work, and a user's module that does not accept these data.
 
         Raises:
-            ValueError: says what.
+            ValueError: says why.
         """
         super().examine(model, spec, source)
         if self.net.kind != "own":
@@ -194,17 +195,17 @@ class Diffusion(Task):
         except (RuntimeError, TypeError, IndexError) as error:
             shape = list(batch.x.shape)
             raise ValueError(
-                f"the network of the user's own cannot take these data: called as module(x {shape}, log_snr [{len(batch)}], cond) it failed"
+                f"your network does not accept these data: calling module(x {shape}, log_snr [{len(batch)}], cond) failed"
                 f" with {type(error).__name__}: {' '.join(str(error).split())}; it must return a tensor of x's shape."
             ) from error
 
     def begin(self, model: Denoiser) -> State | None:
-        """Training times, where they learn from the losses seen."""
+        """The sampler of training times, if it adapts to the losses."""
         times = self.objective.times.build(self.noise)
         return times if isinstance(times, State) else None
 
     def loss(self, model: Denoiser, batch: Batch, draw: Draw, state: State | None) -> LossTerms:
-        """The objective of each example at a time of its own."""
+        """The objective of each example, each at its own time."""
         times = state if isinstance(state, AdaptiveTimes) else self.times
         t, objective = draw.whole(times), self.objective.build_loss(self.noise, model.data_std)
         per_example = objective(model, batch.x, draw.normal(batch.x), t.to(batch.x.device), draw.dropped(batch.cond) or None)
@@ -218,19 +219,19 @@ class Diffusion(Task):
         )
 
     def update(self, state: State, terms: LossTerms, draw: Draw) -> None:
-        """Teaches the training times."""
+        """Updates the sampler of training times."""
         assert isinstance(state, AdaptiveTimes)
         state.update(draw.whole(state), terms.per_example)
 
     def sampler(self, model: Denoiser, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> "DiffusionSampler":
-        """Walks from noise to data."""
+        """The sampler from noise to data."""
         training = self.training if isinstance(self, Recipe) else None
         return DiffusionSampler(model, spec, self.noise, self.ended, self.sampling, training, name=name).of_run(folder)
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """From noise to data: a predictor, a method, the levels between."""
+    """A sampling run: the predictor, the method, the levels."""
 
     predict: Predictor
     step: Step
@@ -239,16 +240,16 @@ class SamplingPlan:
 
 @dataclass(frozen=True)
 class DiffusionSampler(Sampler):
-    """Draws samples of a denoiser.
+    """Draws samples with a denoiser.
 
     Args:
         denoiser: the model.
         spec: of its data.
-        noise: the schedule that it was trained under.
-        ended: the same between the ends that it is sampled from.
-        options: how it is sampled unless told otherwise.
-        training: how conditions were dropped; None where that is not known.
-        tuned: levels and methods by steps and guidance, taken where nothing else is asked for.
+        noise: the schedule it was trained with.
+        ended: the same, cut to the ends for sampling.
+        options: the defaults for sampling.
+        training: how conditions were dropped; None if unknown.
+        tuned: levels and methods by steps and guidance; used if no others are asked for.
     """
 
     denoiser: Denoiser
@@ -263,11 +264,11 @@ class DiffusionSampler(Sampler):
     takes = frozenset({"steps", "guidance", "sampler", "classifier"})
 
     def of_run(self, folder: Path | None) -> "DiffusionSampler":
-        """With the tuned levels of a run folder, where there is one; warns of guidance in its recipe that changes nothing."""
+        """The sampler with the tuned levels of a run folder, if there is one; warns if the recipe's guidance has no effect."""
         if folder is None:
             return self
         if self.options.guidance != 1 and (reason := self._unguided(self.spec.conditions)):
-            logger.warning("%s; its recipe's guidance of %g changes nothing.", reason, self.options.guidance)
+            logger.warning("%s; the recipe's guidance of %g has no effect.", reason, self.options.guidance)
         return replace(self, tuned=read_tuned(folder))
 
     @property
@@ -277,15 +278,15 @@ class DiffusionSampler(Sampler):
 
     @property
     def schedule(self) -> Schedule:
-        """The noise schedule that it was trained under."""
+        """The noise schedule that it was trained with."""
         return self.noise
 
     def evaluations(self, options: Mapping[str, Any]) -> int:
-        """How often the network is asked for a sample, about."""
+        """Approximate number of network evaluations for a sample."""
         return options.get("steps") or self.options.steps
 
     def default(self, name: str, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
-        """Every class in turn; none, of a model that was trained without the condition."""
+        """Every class in turn; no condition for a model that was trained without it."""
         return None if self._dropped(name) == 1 and "classifier" not in options else super().default(name, spec, options)
 
     def needs(self, name: str) -> bool:
@@ -293,15 +294,15 @@ class DiffusionSampler(Sampler):
         return self._dropped(name) == 0
 
     def _dropped(self, name: str) -> float | None:
-        """The chance with which training dropped a condition, with the others or alone."""
+        """The probability with which training dropped a condition, alone or with the others."""
         training = self.training
         return None if training is None else 1 - (1 - training.label_drop) * (1 - training.drop.get(name, 0.0))
 
     def check(self, options: Mapping[str, Any], cond: Cond) -> None:
-        """Refuses what cannot be drawn, before anything is.
+        """Refuses what cannot be drawn, before the work starts.
 
         Raises:
-            ValueError: as `plan`; a condition that is given, or left out, where the model has only seen the other case.
+            ValueError: as `plan`; a condition that training always dropped is given, or one that it never dropped is missing.
         """
         super().check(options, cond)
         self.plan(**options)
@@ -310,7 +311,7 @@ class DiffusionSampler(Sampler):
             if dropped == 1 and "classifier" not in options and bool(condition.given.any()):
                 raise ValueError(
                     f"{self.name} was trained without {'its labels' if is_label else name} ({self._option(name)}=1), so it cannot "
-                    f"draw {'a class' if is_label else name}; leave {'the labels' if is_label else 'it'} out, or guide by a classifier."
+                    f"draw {'a class' if is_label else name}; remove {'the labels' if is_label else 'it'}, or guide with a classifier."
                 )
             if dropped == 0 and not bool(condition.given.all()):
                 raise ValueError(
@@ -320,7 +321,7 @@ class DiffusionSampler(Sampler):
 
     @torch.no_grad()
     def __call__(self, request: Request) -> Tensor:
-        """x0 of the samples; each has a generator of its own for all its noise."""
+        """x0 of the samples; each sample has its own generator for all its noise."""
         plan, generators = self.plan(**request.options), row_generators(request.seed, request.rows)
         noise = request.noise
         if noise is None:
@@ -332,14 +333,14 @@ class DiffusionSampler(Sampler):
         return x
 
     def film(self, request: Request) -> list[Tensor]:
-        """The noise, then x_t after each step, each brought to unit scale."""
+        """The noise, then x_t after each step, each scaled to unit variance."""
         levels = self.plan(**request.options).levels
         frames = [normal_like(torch.empty(len(request.rows), *self.spec.sizes), row_generators(request.seed, request.rows))]
         self(replace(request, on_step=lambda i, x, x0: frames.append(_unit(x, levels[i + 1]))))
         return frames
 
     def forward_film(self, x: Tensor, frames: int, seed: int) -> list[Tensor]:
-        """The same noise on x at growing levels, each brought to unit scale."""
+        """x with the same noise at growing levels, each scaled to unit variance."""
         noise = normal_like(x, row_generators(seed, range(len(x))))
         return [_unit(level.alpha * x + level.sigma * noise, level) for level in self.levels(frames)[::-1]]
 
@@ -351,11 +352,11 @@ class DiffusionSampler(Sampler):
         sampler: str | Step | None = None,
         classifier: guide.LogProb | None = None,
     ) -> SamplingPlan:
-        """From noise to samples with all options settled; the arguments are those of `Model.sample`.
+        """The sampling run with all options resolved; the arguments are those of `Model.sample`.
 
         Raises:
             ValueError: unknown names, steps below 1, guidance below 0 or where it has no meaning, a spacing that does not fit the
-                schedule, or a classifier that does not fit the model.
+            schedule, or a classifier that does not fit the model.
         """
         defaults = self.options
         step = defaults.sampler if sampler is None else sampler
@@ -367,12 +368,12 @@ class DiffusionSampler(Sampler):
             raise ValueError(f"guidance must be at least 0 (1 = off), got {asked}.")
         reason = "" if classifier is not None else self._unguided(asked if isinstance(asked, Mapping) else self.spec.conditions)
         if guidance is not None and any(scale != 1 for scale in scales) and reason:
-            raise ValueError(f"{reason}; take guidance 1, or leave it out.")
+            raise ValueError(f"{reason}; set guidance to 1, or omit it.")
         if isinstance(asked, Mapping) and (unknown_names := sorted(set(asked) - set(self.spec.conditions))):
-            raise ValueError(f"{self.name} has no condition {unknown_names[0]} to guide by; it has {', '.join(self.spec.conditions)}.")
+            raise ValueError(f"{self.name} has no condition {unknown_names[0]} for guidance; it has {', '.join(self.spec.conditions)}.")
         scale = 1.0 if reason else asked
         predict = self._guided(scale, classifier)
-        if defaults.guidance_interval is not None and isinstance(scale, float | int) and scale > 1:  # weaker guidance holds at all levels
+        if defaults.guidance_interval is not None and isinstance(scale, float | int) and scale > 1:  # weaker guidance applies at all levels
             predict = guide.interval(predict, self._guided(1.0, classifier), *defaults.guidance_interval)
         predict = guide.clip(predict) if defaults.clip else predict
         steps = defaults.steps if steps is None else steps
@@ -388,13 +389,13 @@ class DiffusionSampler(Sampler):
         return levels_of(self.ended, self.options, steps)
 
     def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> TuningResult:
-        """Levels and method for so many evaluations, fitted to this model: see `sfumato.tune`."""
+        """Fits levels and method for a number of evaluations to this model: see `sfumato.tune`."""
         plan = replace(self, tuned={}).plan(steps=steps, guidance=guidance)
         noise = normal_like(torch.empty(rows, *self.spec.sizes), row_generators(seed, range(rows)))
         return tune(plan.predict, self.ended, noise, cond or None, steps=steps, levels=plan.levels, step=plan.step)
 
     def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: TuningResult) -> Path:
-        """Keeps tuned levels with a run, where `load` finds them; those of the same steps and guidance are replaced."""
+        """Saves tuned levels in the run folder, where `load` finds them; replaces those of the same steps and guidance."""
         scale = self.options.guidance if guidance is None else guidance
         path = folder / "tuned" / f"{steps}-guidance-{scale:g}.json"
         path.parent.mkdir(exist_ok=True)
@@ -407,9 +408,9 @@ class DiffusionSampler(Sampler):
         return f"training.drop.{name}" if alone else "training.label_drop"
 
     def _unguided(self, names: Iterable[str]) -> str:
-        """Why these conditions cannot guide the model; empty where they can."""
+        """Why these conditions cannot guide the model; empty if they can."""
         if not self.spec.conditions:
-            return f"{self.name} has no classes and no other conditions, so guidance has nothing to guide by"
+            return f"{self.name} has no classes and no other conditions, so there is nothing to guide with"
         chances = {name: self._dropped(name) for name in names if name in self.spec.conditions}
         if chances and all(chance == 1 for chance in chances.values()):
             what = "its labels" if list(chances) == ["labels"] else ", ".join(chances)
@@ -424,21 +425,21 @@ class DiffusionSampler(Sampler):
         if classifier is None:
             return guide.classifier_free(self.denoiser, scale) if self.spec.conditions else self.denoiser
         if not self.spec.classes:
-            raise ValueError(f"{self.name} has no classes, so a classifier cannot guide it; take a model of labelled data.")
+            raise ValueError(f"{self.name} has no classes, so a classifier cannot guide it; use a model of labelled data.")
         if self._dropped("labels") == 0:
             raise ValueError(
-                f"{self.name} has never seen a dropped label, so a classifier has no unconditional model to guide; "
+                f"{self.name} was trained without label dropping, so a classifier has no unconditional model to guide; "
                 "train it with training.label_drop above 0 (1 = without labels)."
             )
         if isinstance(scale, Mapping):
-            raise ValueError("a classifier has one scale of guidance; give --guidance a number.")
+            raise ValueError("a classifier has one guidance scale; pass one number as --guidance.")
         if isinstance(classifier, Classifier):
             classifier.refuse_other(self.spec, self.name)
         return guide.classifier(guide.unconditional(self.denoiser), classifier, scale)
 
 
 def levels_of(schedule: Schedule, sampling: Sampling, steps: int) -> list[Level]:
-    """From noise to the data. A chain ends there; on a curve the last step goes from the curve's last level to it.
+    """Levels from noise to data. A chain ends at the data; on a continuous schedule the last step goes from its last level to the data.
 
     Raises:
         ValueError: steps below 1, or a spacing that does not fit the schedule.
@@ -451,16 +452,16 @@ def levels_of(schedule: Schedule, sampling: Sampling, steps: int) -> list[Level]
 
 
 def refuse_guidance(sampling: Sampling, training: Training) -> None:
-    """Refuses guidance of a model that will not have seen examples without conditions."""
+    """Refuses guidance of a model that never sees examples without conditions."""
     if sampling.guidance != 1 and not training.label_drop and not any(training.drop.values()):
-        raise ValueError("sampling.guidance needs a model that has seen dropped labels; set training.label_drop above 0")
+        raise ValueError("sampling.guidance needs a model trained with dropped labels; set training.label_drop above 0")
 
 
 def refuse_learned_variance(sampling: Sampling, what: str, hint: str) -> None:
-    """Refuses a sampler that needs a learned variance, of a model that learns none; `what` says which, `hint` what to do."""
+    """Refuses a sampler that needs a learned variance, for a model without one; `what` names the model, `hint` says what to do."""
     step = SAMPLERS[sampling.sampler]
     if isinstance(step, steps.Ancestral) and step.variance == "learned":
-        raise ValueError(f"sampling.sampler={sampling.sampler} needs a learned variance, which {what} does not learn; {hint}")
+        raise ValueError(f"sampling.sampler={sampling.sampler} needs a learned variance, but {what} does not learn one; {hint}")
 
 
 def target_of(name: str) -> prediction.Target:

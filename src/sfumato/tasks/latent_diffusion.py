@@ -1,9 +1,9 @@
 """Latent diffusion in one run folder: an autoencoder, the latents of the data, a diffusion model of those.
 
-RUN/recipe.yaml, manifest.json    of the whole
-RUN/autoencoder/                  a run of its own (none where the recipe names a ready one)
-RUN/latents.npz, latent.json      the data as the diffusion sees them; their scale, and how far decoded images are off
-RUN/diffusion/                    a run of its own: whatever samples, guides or tunes a run does so with this one
+RUN/recipe.yaml, manifest.json    of the whole model
+RUN/autoencoder/                  its own run (none if the recipe names a trained one)
+RUN/latents.npz, latent.json      the training data of the diffusion; their scale, and the reconstruction error
+RUN/diffusion/                    its own run: everything that samples, guides or tunes a run works with it
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,8 +44,8 @@ def _to_path(value: str | Path | None) -> Path | None:
 class LatentDiffusionModel(Options):
     """Which autoencoder, and how it decodes.
 
-    `path` names a ready one (a run of kind autoencoder, the `autoencoder` folder of another run, a folder of diffusers) in the place of the
-    stage that trains one. `tile` decodes in tiles of so many positions of the latent.
+    `path` names a trained one (a run of kind autoencoder, the `autoencoder` folder of another run, a folder of diffusers) instead of the
+    stage that trains one. `tile` decodes in tiles of this many positions of the latent.
     """
 
     kind: Literal["latent-diffusion"] = "latent-diffusion"
@@ -55,7 +55,7 @@ class LatentDiffusionModel(Options):
 
 @register("latent-diffusion")
 class LatentDiffusion(Diffusion):
-    """Both stages: the options of a diffusion are those of the second, with the autoencoder's beside them."""
+    """Both stages: the options of a diffusion are those of the second stage; those of the autoencoder are beside them."""
 
     has_levels: ClassVar[bool] = False  # its levels are those of its second stage
     model: LatentDiffusionModel = LatentDiffusionModel()
@@ -66,11 +66,11 @@ class LatentDiffusion(Diffusion):
     @model_validator(mode="after")
     def _stages_agree(self) -> "LatentDiffusion":
         if self.autoencoder_training.held_out:
-            raise ValueError("both stages leave out the same examples: set training.held_out, not autoencoder_training.held_out")
+            raise ValueError("both stages hold out the same examples: set training.held_out, not autoencoder_training.held_out")
         return self
 
     def with_steps(self, steps: int) -> Any:
-        """The same with so many steps in all, divided between the stages as its own are.
+        """The same task with this many steps in all, divided between the stages in the same proportion.
 
         Raises:
             ValueError: fewer steps than stages.
@@ -86,12 +86,12 @@ class LatentDiffusion(Diffusion):
         return self.model_copy(update=update)
 
     def trainings(self) -> dict[str, Training]:
-        """Of both stages; the autoencoder is not trained where it is given."""
+        """The options of both stages; a given autoencoder is not trained."""
         assert isinstance(self, Recipe)
         return ({"autoencoder": self.autoencoder_training} if self.model.path is None else {}) | {"diffusion": self.training}
 
     def stages(self, out: Path) -> Sequence[Stage]:
-        """The autoencoder, unless it is given, and the diffusion on the latents of the training examples, flipped ones among them."""
+        """The autoencoder, unless it is given, and the diffusion on the latents of the training examples and of flipped ones."""
         assert isinstance(self, Recipe)
         division = {name: getattr(self.training, name) for name in ("held_out", "held_out_by", "seed", "flip")}
         first = recipe_class(AutoencoderTask)(
@@ -116,38 +116,38 @@ class LatentDiffusion(Diffusion):
         return [diffusing] if self.model.path is not None else [Stage("autoencoder", first, lambda source, *_: source), diffusing]
 
     def needs(self) -> Sequence[Path]:
-        """The autoencoder, where it is given."""
+        """The given autoencoder, if any."""
         return [] if self.model.path is None else [self.model.path]
 
     def examine(self, model: Any, spec: DataSpec, source: Source) -> None:
-        """Refuses data that the autoencoder is not for, and a spacing that is not for the schedule; `model` is those of `needs`."""
+        """Refuses data that do not fit the autoencoder, or a spacing that does not fit the schedule; `model`: the models of `needs`."""
         levels_of(self.ended, self.sampling, self.sampling.steps)
         if others := sorted(set(spec.conditions) - {"labels"}):
-            raise ValueError(f"latent diffusion takes labels and no other conditions yet, got {', '.join(others)}; leave those out.")
+            raise ValueError(f"latent diffusion supports labels, but no other conditions yet; remove {', '.join(others)}.")
         if self.model.path is None:
             self.autoencoder.build(spec)
         for first in model:
             if not isinstance(first.network, Autoencoder):
                 inside = Path(first.name) / "autoencoder"
-                hint = f"take the one inside it, {inside}" if inside.is_dir() else "name a run of kind autoencoder"
+                hint = f"use the one inside it, {inside}" if inside.is_dir() else "name a run of kind autoencoder"
                 raise ValueError(f"{first.name} is {first.sampler.kind}, not an autoencoder; {hint}, with model.path=….")
             refuse_other(spec, first.network, first.spec, first.name)
 
     def _latents(self, source: Source, earlier: "Sequence[Model]", out: Path, say: Callable[[str], None]) -> Source:
-        """The latents of the training examples, from RUN/latents.npz; made here where they are not there."""
+        """The latents of the training examples, from RUN/latents.npz, which is written if it does not exist."""
         assert isinstance(self, Recipe)
         path, first = out / "latents.npz", earlier[0]
         weights = storage.weights_fingerprint(first.network)
         if path.exists() and Measured.from_file(out / MEASURED).made_from not in ("", weights):
             raise ValueError(
-                f"{path} were encoded by other weights of {first.name} than are there now; bring those back, or delete {path} and "
-                f"{out / 'diffusion'} to make them anew."
+                f"{path} were encoded with other weights of {first.name} than the present ones; restore those, or delete {path} and "
+                f"{out / 'diffusion'} to make them again."
             )
         if not path.exists():
             model = first.network
             refuse_other(source.spec, model, first.spec, first.name)
             examples, _ = self.divided(source)
-            if model.residual is None:  # of diffusers: its own scaling, our measure of its images
+            if model.residual is None:  # of diffusers: its own scaling, our measured reconstruction error
                 scaling = model.scaling
                 model.residual = measured(model, examples).residual
                 model.scaling = scaling
@@ -169,11 +169,11 @@ class LatentDiffusion(Diffusion):
         return Composite(first.network, second.network, second.spec, first.name)
 
     def trained(self, model: nn.Module) -> nn.Module:
-        """Both networks, each trained in its stage."""
+        """Both networks; each is trained in its stage."""
         return model
 
     def restore(self, model: Any, folder: Path) -> None:
-        """The latent's scaling, as it was measured when the latents were made."""
+        """Loads the latent's scaling, measured when the latents were made."""
         found = Measured.from_file(folder / MEASURED)
         model.autoencoder.scaling, model.autoencoder.residual = found.scaling, found.residual
 
@@ -184,10 +184,10 @@ class LatentDiffusion(Diffusion):
 
 
 class Composite(nn.Module):
-    """An autoencoder and a denoiser of its latents; `latents` is what the denoiser was trained on."""
+    """An autoencoder and a denoiser of its latents; `latents` is the denoiser's training data."""
 
     def __init__(self, autoencoder: Autoencoder, denoiser: nn.Module, latents: DataSpec, name: str) -> None:
-        """Joins the two; the name is the autoencoder's."""
+        """Combines the two; `name` is the autoencoder's name."""
         super().__init__()
         self.autoencoder, self.denoiser, self.latents, self.name = autoencoder, denoiser, latents, name
 
@@ -216,7 +216,7 @@ class LatentSampler(Sampler):
         return self.inner.schedule
 
     def evaluations(self, options: Mapping[str, Any]) -> int:
-        """Those of the denoiser."""
+        """The denoiser's."""
         return self.inner.evaluations(options)
 
     def default(self, name: str, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
@@ -232,33 +232,33 @@ class LatentSampler(Sampler):
         self.inner.check(options, cond)
 
     def __call__(self, request: Request) -> Tensor:
-        """Images in [-1, 1]; steps tell of latents."""
+        """Images in [-1, 1]; `on_step` gets latents."""
         return self.decode(self._values(self.inner(request)))
 
     def film(self, request: Request) -> list[Tensor]:
-        """The reverse process of the latents, each moment decoded."""
+        """The reverse process of the latents, decoded at every step."""
         return [self.decode(self._values(frame)) for frame in self.inner.film(request)[1:]]
 
     def forward_film(self, x: Tensor, frames: int, seed: int) -> list[Tensor]:
-        """Refused: the noise is on latents."""
-        raise ValueError(f"--forward draws the noise on pixels, but {self.name} noises latents; leave --forward out.")
+        """Refuses: the noise is on latents."""
+        raise ValueError(f"--forward adds noise to pixels, but {self.name} adds noise to latents; remove --forward.")
 
     def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> TuningResult:
         """As the diffusion's."""
         return self.inner.tune(steps, cond, guidance=guidance, rows=rows, seed=seed)
 
     def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: TuningResult) -> Path:
-        """Beside the diffusion."""
+        """Saves them in the diffusion's folder."""
         return self.inner.save_tuned(folder / "diffusion", steps, guidance, tuned)
 
     @torch.no_grad()
     def reconstruct(self, values: np.ndarray) -> np.ndarray:
-        """Images through the autoencoder."""
+        """Reconstructs images with the autoencoder."""
         x = self.spec.codec.encode(values).to(next(self.autoencoder.parameters()).device)
         return self.spec.codec.decode(self.decode(self.autoencoder.encode(x)))
 
     def _values(self, x: Tensor) -> Tensor:
-        """Latents at the autoencoder's unit scale, of latents as the diffusion sees them: it measures its data once more."""
+        """Latents at the autoencoder's unit scale, from latents as the diffusion takes them (it has its own scaling)."""
         return torch.from_numpy(self.inner.spec.codec.decode(x)).to(x)
 
     @torch.no_grad()
@@ -274,7 +274,7 @@ class LatentSampler(Sampler):
     def bound(
         self, x: Float[Tensor, "b c h w"], cond: Cond | None = None, *, draws: int = 8, values: int = 256, seed: int = 0
     ) -> diffusion.LatentBound:
-        """The bound on -log2 p(x) through both stages, in bits/dim of the images; x on a grid of so many values in [-1, 1]."""
+        """The bound on -log2 p(x) through both stages, in bits/dim of the images; x on a grid of this many values in [-1, 1]."""
         unit, model = self.inner.spec.codec, self.autoencoder
         assert isinstance(unit, Scaling)
         assert model.residual is not None

@@ -1,4 +1,4 @@
-"""Options of every task that has noise levels: schedules, training times, sampling."""
+"""Options of all tasks with noise levels: schedules, training times, sampling."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -44,7 +44,7 @@ class VESchedule(Options):
 
 
 class ChainSchedule(Options):
-    """A discrete chain, by the name of its betas or by the betas themselves, one a step."""
+    """A discrete chain, given by the name of its betas or by the list of betas, one a step."""
 
     kind: Literal["discrete"] = "discrete"
     betas: Literal["linear", "cosine", "sigmoid", "sqrt"] | tuple[float, ...] = "linear"
@@ -55,7 +55,7 @@ class ChainSchedule(Options):
     def _has_a_beta_a_step(self) -> "ChainSchedule":
         if isinstance(self.betas, tuple):
             if len(self.betas) != self.steps:
-                raise ValueError(f"schedule.steps is {self.steps}, but there are {len(self.betas)} betas; give one a step")
+                raise ValueError(f"schedule.steps is {self.steps}, but there are {len(self.betas)} betas; give one for each step")
             self.build()
         return self
 
@@ -69,7 +69,7 @@ class ChainSchedule(Options):
 
 
 class OwnSchedule(Options):
-    """A schedule of the user's own, given in Python."""
+    """Your own schedule, given in Python."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
     kind: Literal["own"] = "own"
@@ -77,7 +77,7 @@ class OwnSchedule(Options):
 
     @property
     def is_missing(self) -> bool:
-        """Whether it was read from a file, which cannot hold it."""
+        """Whether it was read from a file, which cannot hold the schedule."""
         return self.schedule is None
 
     def build(self) -> schedules.Schedule:
@@ -87,12 +87,12 @@ class OwnSchedule(Options):
             ValueError: there is none, as in a recipe that was read from a file.
         """
         if self.schedule is None:
-            raise ValueError("schedule.kind=own is a schedule of the user's own, which a file cannot hold; train and load it in Python.")
+            raise ValueError("schedule.kind=own is your own schedule, which a file cannot hold; train and load it in Python.")
         return self.schedule
 
 
 def _options_of(given: Any) -> Any:
-    """The options of a schedule that is given as such: those of its kind where they say all of it."""
+    """The options for a schedule object: those of its kind if they describe it completely."""
     if not isinstance(given, schedules.Schedule):
         return given
     curves = {schedules.Cosine: "cosine", schedules.Flow: "flow", schedules.LinearVP: "linear-vp", schedules.SubVP: "sub-vp"}
@@ -117,7 +117,7 @@ ScheduleOptions = Annotated[
 
 
 class UniformTimes(Options):
-    """Training times uniform in t, spread evenly over a batch unless `stratified` is false."""
+    """Training times uniform in t, stratified over a batch unless `stratified` is false."""
 
     kind: Literal["uniform"] = "uniform"
     stratified: bool = True
@@ -140,7 +140,7 @@ class LogNormalTimes(Options):
 
 
 class ImportanceTimes(Options):
-    """Training times drawn where the loss is large, by its second moments over the last `history` values a bin."""
+    """Training times drawn more often where the loss is large, from its second moments over the last `history` values in each bin."""
 
     kind: Literal["importance"] = "importance"
     bins: int = Field(default=100, ge=1)
@@ -152,7 +152,7 @@ class ImportanceTimes(Options):
 
 
 class FittedTimes(Options):
-    """Training times whose density over log-SNR follows the loss seen there."""
+    """Training times whose density over log-SNR follows the loss measured there."""
 
     kind: Literal["fitted"] = "fitted"
     bins: int = Field(default=40, ge=1)
@@ -206,10 +206,10 @@ SPACINGS: Mapping[str, Spacing] = {
 
 
 class Sampling(Options):
-    """How the run is sampled unless told otherwise.
+    """The defaults for sampling.
 
-    Guidance above 1 acts between the two log-SNRs of `guidance_interval` (nats); without one, and below 1, everywhere. `log_snr_min` and
-    `log_snr_max` bring the ends of a continuous schedule closer for sampling: the last step goes from log_snr_max to the data. `clip` cuts
+    Guidance above 1 is applied between the two log-SNRs of `guidance_interval` (nats); without an interval, or below 1, everywhere.
+    `log_snr_min` and `log_snr_max` cut a continuous schedule for sampling: the last step goes from log_snr_max to the data. `clip` clamps
     x0 to [-1, 1], the range of images.
     """
 

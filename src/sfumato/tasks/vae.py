@@ -1,4 +1,4 @@
-"""VAEs and ladders of latents: options, the bound as a loss, sampling from the prior downwards."""
+"""VAEs and ladder VAEs: options, the bound as a loss, sampling from the prior."""
 
 import math
 from collections.abc import Callable
@@ -25,11 +25,11 @@ from sfumato.task import LossTerms, Request, Sampler, State, Task, examples_of, 
 if TYPE_CHECKING:
     from sfumato.model import Model
 
-JUDGED = 200  # examples whose bound metrics.jsonl tells
+JUDGED = 200  # examples for the bound in metrics.jsonl
 
 
 class GaussianOptions(Options):
-    """`latent.Gaussian`: of a fixed std, or one that the decoder learns; of bins, where the data are images of `values` greys."""
+    """`latent.Gaussian`: with a fixed std, or one that the decoder learns; of bins, if the data are images of `values` grey levels."""
 
     kind: Literal["gaussian"] = "gaussian"
     std: float | None = Field(default=None, gt=0)
@@ -41,7 +41,7 @@ class GaussianOptions(Options):
 
 
 class BernoulliOptions(Options):
-    """`latent.Bernoulli`, of images from black to white, or of data in [0, 1]."""
+    """`latent.Bernoulli`, for images from black to white, or for data in [0, 1]."""
 
     kind: Literal["bernoulli"] = "bernoulli"
 
@@ -51,7 +51,7 @@ class BernoulliOptions(Options):
 
 
 class LogisticOptions(Options):
-    """`latent.DiscretisedLogistic`, of images of `values` greys."""
+    """`latent.DiscretisedLogistic`, for images of `values` grey levels."""
 
     kind: Literal["logistic"] = "logistic"
     values: int = Field(default=256, ge=2)
@@ -65,10 +65,10 @@ LikelihoodOptions = Annotated[GaussianOptions | BernoulliOptions | LogisticOptio
 
 
 class VAEModel(Options):
-    """`latent.VAE`: a Markov chain of vectors z_1, z_2, … of `latents` entries; one number is the plain VAE.
+    """`latent.VAE`: a Markov chain of vectors z_1, z_2, … with `latents` entries; one number is the plain VAE.
 
-    Images meet z_1 through convolutions (`widths`, `depth`, `patch`, `attention`, `dropout`), all else and the higher latents through
-    perceptrons (`hidden`, `layers`; none are affine maps).
+    For images, convolutions connect x and z_1 (`widths`, `depth`, `patch`, `attention`, `dropout`); other data and the higher latents use
+    perceptrons (`hidden`, `layers`; layers=0 is an affine map).
     """
 
     kind: Literal["vae"] = "vae"
@@ -87,7 +87,7 @@ class VAEModel(Options):
         return self
 
     def layout(self) -> nets.Layout:
-        """Of the convolutions."""
+        """The layout of the convolutions."""
         return nets.Layout(widths=self.widths, depth=self.depth, patch=self.patch, attention=self.attention, dropout=self.dropout)
 
     def build(self, spec: DataSpec, likelihood: latent.Likelihood) -> latent.VAE:
@@ -108,7 +108,7 @@ class VAEModel(Options):
 
 
 class LadderModel(Options):
-    """`latent.LadderVAE`: latents z_1, z_2, … as (halvings of the resolution after the patch, channels), for images."""
+    """`latent.LadderVAE`, for images: latents z_1, z_2, … as (halvings of the resolution after the patch, channels)."""
 
     kind: Literal["ladder"] = "ladder"
     levels: tuple[tuple[int, Size], ...] = Field(default=((0, 4), (1, 8)), min_length=1)
@@ -121,10 +121,10 @@ class LadderModel(Options):
         """The untrained model of such data.
 
         Raises:
-            ValueError: data that are no images, or levels that are no ladder.
+            ValueError: data that are not images, or levels that do not form a ladder.
         """
         if len(spec.sizes) != 3:
-            raise ValueError(f"a ladder is for images (c, height, width), got data of shape {spec.sizes}; take model.kind=vae.")
+            raise ValueError(f"a ladder is for images (c, height, width), got data of shape {spec.sizes}; use model.kind=vae.")
         shape = spec.sizes
         ladder = nets.Ladder(
             shape,
@@ -139,10 +139,10 @@ class LadderModel(Options):
 
 
 class VAEObjective(Options):
-    """What is charged for: beta on the divergences, warmed up over `warmup` steps; `free_nats` of each level cost nothing more.
+    """The loss: beta weights the divergences, warmed up over `warmup` steps; the first `free_nats` of each level are not penalised.
 
-    Free nats are granted on a level's mean over the examples that go through the network at once: a part of the batch, where
-    runtime.micro_batch, memory or several processes divide it.
+    Free nats apply to a level's mean over the examples that go through the network together: a part of the batch if runtime.micro_batch,
+    memory or several processes divide it.
     """
 
     beta: float = Field(default=1.0, ge=0)
@@ -151,28 +151,28 @@ class VAEObjective(Options):
 
 
 class VAESampling(Options):
-    """How it is sampled unless told otherwise: standard deviations times `temperature`; `noisy` draws x from its likelihood."""
+    """The defaults for sampling: `temperature` multiplies all standard deviations; `noisy` draws x from its likelihood."""
 
     temperature: float = Field(default=1.0, ge=0)
     noisy: bool = False
 
 
 def refuse_other_values(x: Float[Tensor, "b *x"], values: int, option: str) -> None:
-    """Refuses data that are not on a grid of so many values in [-1, 1], half a byte's rounding aside: a bound would count bins twice.
+    """Refuses data that are not on a grid of this many values in [-1, 1], up to half a byte: a bound would count bins twice.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they are not on the grid.
     """
     off = (on_grid(x, 2 / (values - 1)) - x).abs().max().item()
     if off > 1 / 255 + 1e-4:
         raise ValueError(
-            f"{option} is {values}, but the data have values {off:.3g} off the nearest of so many in [-1, 1]; set {option}=256 for bytes."
+            f"{option} is {values}, but the data are up to {off:.3g} off a grid of that many values in [-1, 1]; set {option}=256 for bytes."
         )
 
 
 @register("vae", "ladder")
 class VAETask(Task):
-    """A VAE, or a ladder of latents, trained on its bound."""
+    """A VAE or ladder VAE, trained on its bound."""
 
     is_exact: ClassVar[bool] = True
     model: Annotated[VAEModel | LadderModel, Field(discriminator="kind")]
@@ -196,7 +196,7 @@ class VAETask(Task):
         return LossTerms(latent.loss(trace, batch.x[0].numel(), beta=goal.beta * warm, free_nats=goal.free_nats))
 
     def examine(self, model: Any, spec: DataSpec, source: Source) -> None:
-        """Refuses values that the likelihood is not for."""
+        """Refuses data that the likelihood cannot represent."""
         x = examples_of(source, JUDGED, model).x
         if spec.is_bytes and not isinstance(self.likelihood, BernoulliOptions):
             refuse_other_values(x, self.likelihood.values, "likelihood.values")
@@ -212,7 +212,7 @@ class VAETask(Task):
         return {"bits_per_dim": float(bound.total.mean()), **dict(sorted(nats.items()))}
 
     def finish(self, model: Any, examples: Source, held_out: Source, say: Callable[[str], None]) -> dict[str, str]:
-        """Names the levels that have collapsed."""
+        """Reports collapsed levels."""
         for use in latent.level_use(model, examples_of(held_out, JUDGED, model).x, generator=seeded(0, 1)):
             if use.is_collapsed:
                 say(f"Posterior collapse: {use}")
@@ -223,7 +223,7 @@ class VAETask(Task):
         return VAESampler(model, spec, self.sampling, name)
 
     def sheet(self, model: "Model", source: Source) -> Image.Image | None:
-        """Of images: eight examples, their reconstructions, and samples."""
+        """For images: eight examples, their reconstructions, and samples."""
         if not model.spec.is_image:
             return model.sheet(source=source)
         some = model.spec.codec.decode(examples_of(source, 8, model.network).x)
@@ -242,7 +242,7 @@ class VAESampler(Sampler):
     takes = frozenset({"temperature"})
 
     def __call__(self, request: Request) -> Tensor:
-        """x of samples from the prior downwards.
+        """x of samples from the prior.
 
         Raises:
             ValueError: a negative temperature.
@@ -253,7 +253,7 @@ class VAESampler(Sampler):
         )
 
     def reconstruct(self, values: Shaped[np.ndarray, "n *value"]) -> Shaped[np.ndarray, "n *value"]:
-        """Data through their latents and back."""
+        """Reconstructs data."""
         return self.spec.codec.decode(latent.reconstruct(self.model, self._encoded(values)))
 
     def interpolate(
@@ -264,15 +264,15 @@ class VAESampler(Sampler):
         return self.spec.codec.decode(latent.interpolate(self.model, ends[0], ends[1], steps))
 
     def _encoded(self, values: Shaped[np.ndarray, "n *value"]) -> Float[Tensor, "n *x"]:
-        """x of values, where the model is."""
+        """x of values, on the model's device."""
         return self.spec.codec.encode(values).to(next(self.model.parameters()).device)
 
     def plane(self, side: int = 20) -> Image.Image:
         """A picture of the latent plane.
 
         Raises:
-            ValueError: a model whose latent is not one plane, or data without a picture of images.
+            ValueError: the latent is not one plane, or the data are not images.
         """
         if not isinstance(self.model, latent.VAE) or not self.spec.is_image:
-            raise ValueError(f"{self.name} has no picture of a plane: that needs model.kind=vae, model.latents=[2], and images.")
+            raise ValueError(f"{self.name} has no latent plane to draw: that needs model.kind=vae, model.latents=[2], and images.")
         return sheet(self.spec.codec.decode(latent.plane(self.model, side)), columns=side)

@@ -1,4 +1,4 @@
-"""Variational diffusion: a denoiser and its schedule, learned together on the bound. Sampled as any diffusion model."""
+"""Variational diffusion: a denoiser and its schedule, trained together on the bound. Sampled like any diffusion model."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,13 +18,13 @@ from sfumato.tasks.diffusion import DiffusionSampler, refuse_guidance, refuse_le
 from sfumato.tasks.options import Sampling
 from sfumato.tasks.vae import refuse_other_values
 
-JUDGED = 64  # examples whose bound metrics.jsonl tells
+JUDGED = 64  # examples for the bound in metrics.jsonl
 
 
 class VDMModel(Options):
-    """`latent.VDM`: where its schedule begins to learn, and what its network sees.
+    """`latent.VDM`: the initial ends of its schedule, and the Fourier features of its network.
 
-    `fourier` lists the n of the features sin and cos of 2^n pi x; `values` is how many evenly spaced values the data have in [-1, 1].
+    `fourier` lists the n of the features sin and cos of 2^n pi x; `values` is the number of evenly spaced values of the data in [-1, 1].
     """
 
     kind: Literal["vdm"] = "vdm"
@@ -46,7 +46,7 @@ class VDMModel(Options):
         return 2 / (self.values - 1)
 
     def schedule(self) -> LearnedSchedule:
-        """The schedule, not yet taught."""
+        """The untrained schedule."""
         return LearnedSchedule(log_snr_max=self.log_snr_max, log_snr_min=self.log_snr_min, width=self.width)
 
 
@@ -62,22 +62,22 @@ class VDMTask(Task):
     @model_validator(mode="after")
     def _has_its_own_ends(self) -> "VDMTask":
         if self.sampling.log_snr_max is not None or self.sampling.log_snr_min is not None:
-            raise ValueError("a learned schedule has its own ends; leave sampling.log_snr_max and log_snr_min out")
+            raise ValueError("a learned schedule has its own ends; remove sampling.log_snr_max and log_snr_min")
         refuse_learned_variance(self.sampling, "a vdm", "set sampling.sampler=ancestral, or another that needs none")
         return self
 
     def check_training(self, training: Training) -> None:
-        """Guidance needs a model that has seen examples without conditions."""
+        """Refuses guidance of a model that never sees dropped conditions."""
         refuse_guidance(self.sampling, training)
 
     def build(self, spec: DataSpec, earlier: Any = ()) -> latent.VDM:
         """The untrained model.
 
         Raises:
-            ValueError: data that are no images of bytes: the bound's decoder is for values on a grid in [-1, 1].
+            ValueError: data that are not images of bytes: the bound's decoder is for values on a grid in [-1, 1].
         """
         if not spec.is_bytes:
-            raise ValueError(f"a vdm is for images of bytes, whose values lie on a grid; got {spec.codec.dtype} of shape {spec.shape}.")
+            raise ValueError(f"a vdm needs images of bytes, whose values lie on a grid; got {spec.codec.dtype} of shape {spec.shape}.")
         channels, powers = spec.sizes[0], self.model.fourier
         net = self.net.build((channels * (1 + 2 * len(powers)), *spec.sizes[1:]), spec.conditions, channels)
         if powers:
@@ -91,18 +91,18 @@ class VDMTask(Task):
         return model.net
 
     def loss(self, model: latent.VDM, batch: Batch, draw: Draw, state: State | None) -> LossTerms:
-        """The bound of each example at a time of its own."""
+        """The bound of each example, each at its own time."""
         t = draw.whole(loss.Stratified(model.schedule))
         bits = model.loss(batch.x, draw.normal(batch.x), t.to(batch.x.device), draw.dropped(batch.cond) or None)
         return LossTerms(bits, log_snr=model.schedule.log_snr(t.to(batch.x.device)).detach().cpu())
 
     def examine(self, model: latent.VDM, spec: DataSpec, source: Source) -> None:
-        """Refuses values that do not lie on the grid."""
+        """Refuses values that are not on the grid."""
         super().examine(model, spec, source)
         refuse_other_values(examples_of(source, JUDGED, model).x, self.model.values, "model.values")
 
     def metrics(self, model: latent.VDM, held_out: Source) -> dict[str, float]:
-        """The bound in bits/dim, given the conditions, and the ends that the schedule has reached."""
+        """The bound in bits/dim, given the conditions, and the current ends of the schedule."""
         batch = examples_of(held_out, JUDGED, model)
         bits = latent.vdm.bound(
             model.denoiser,
@@ -118,6 +118,6 @@ class VDMTask(Task):
         return {"bits_per_dim": float(bits.mean()), **ends}
 
     def sampler(self, model: latent.VDM, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> DiffusionSampler:
-        """That of diffusion, under the learned schedule."""
+        """The sampler of diffusion, with the learned schedule."""
         training = self.training if isinstance(self, Recipe) else None
         return DiffusionSampler(model.denoiser, spec, model.schedule, model.schedule, self.sampling, training, name=name).of_run(folder)
