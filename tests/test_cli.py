@@ -158,7 +158,7 @@ BAD = {
     "classifier of the zoo without a place": (["train-classifier", "zoo:digits"], 2, "name a folder for its classifier with --out"),
     "misspelt option of a classifier": (["train-classifier", "RUN", "--set", "net.width=3"], 2, "did you mean net.widths?"),
     "classifier of no steps": (["train-classifier", "RUN", "--steps", "0"], 2, "training.steps got 0"),
-    "classifier without labels": (["train-classifier", "RUN", "--set", "training.label_drop=1"], 2, "leave training.label_drop at 0"),
+    "classifier without labels": (["train-classifier", "RUN", "--set", "training.label_drop=1"], 2, "set training.label_drop=0"),
     "classifier in a folder in use": (["train-classifier", "RUN", "--out", "photos"], 2, "is no run folder"),
 }
 

@@ -494,7 +494,7 @@ def test_a_condition_that_was_always_dropped_cannot_be_given(scenes):
 
 
 def test_guidance_of_a_recipe_needs_conditions_that_are_dropped():
-    with pytest.raises(ValueError, match="needs a model that has seen dropped labels"):
+    with pytest.raises(ValueError, match="needs a model trained with dropped labels"):
         load_recipe("scenes", ["training.label_drop=0", f"training.drop={dict.fromkeys(EVERY, 0)}"])
     assert load_recipe("scenes", ["training.label_drop=0"]).sampling.guidance == 1.5
 

@@ -235,7 +235,7 @@ def test_a_label_of_minus_one_is_not_guided():
 REFUSALS = {
     "one number a row": (lambda x, level, cond: mixture.log_class(x, level), {"labels": torch.zeros(4, dtype=torch.long)}),
     "cannot be differentiated": (lambda x, level, cond: x.detach().sum(1), None),
-    "needs to know which class": (exact, None),
+    "needs the class to guide to": (exact, None),
     "labels must be below 3": (exact, {"labels": torch.full((4,), 3)}),
 }
 
@@ -377,7 +377,7 @@ def with_classes(run, *names):
 MEANINGLESS = {
     r"was never trained without a label \(training\.label_drop=0\), so guidance": lambda run: with_drop(run, 0.0),
     r"was trained without its labels \(training\.label_drop=1\), so only a classifier": lambda run: with_drop(run, 1.0),
-    r"has no classes and no other conditions, so guidance has nothing to guide by": with_classes,
+    r"has no classes and no other conditions, so there is nothing to guide with": with_classes,
 }
 
 

@@ -67,7 +67,7 @@ def test_a_stage_trained_anew_makes_the_later_one_refuse_to_go_on(run, tmp_path)
     folder = copied(run, tmp_path)
     retrained(folder)
     longer = sf.load_recipe("ldm-digits", [*SMALL, "training.steps=6"])
-    with pytest.raises(ValueError, match="was made from other weights of autoencoder|were encoded by other weights"):
+    with pytest.raises(ValueError, match="was made from other weights of autoencoder|were encoded with other weights"):
         sf.train(longer, out=folder, resume=True)
 
 

@@ -78,7 +78,7 @@ def test_a_target_that_is_blind_where_sampling_begins_is_refused(schedule, targe
     try:
         sf.Prediction.solve(torch.ones(()), torch.ones(()), last, getattr(sf, f"{target}_target"))
     except ValueError:
-        assert f"moons: objective.target={target} says nothing of the data" in refusal("moons", changes)
+        assert f"moons: objective.target={target} does not determine the data" in refusal("moons", changes)
         load_recipe("moons", [*changes[:1], "objective.target=v"])
     else:
         load_recipe("moons", changes)

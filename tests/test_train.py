@@ -68,7 +68,7 @@ def test_a_learned_variance_is_learned(recipe_file, tmp_path):
     ("changes", "message"),
     [
         (["objective.loss=hybrid"], "learned variance"),
-        (["objective.variance=learned"], "does not see a variance"),
+        (["objective.variance=learned"], "does not train a variance"),
         (["objective.loss=vlb"], "schedule.kind=discrete"),
     ],
     ids=lambda v: v if isinstance(v, str) else "; ".join(v),

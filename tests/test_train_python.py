@@ -56,7 +56,7 @@ def test_a_run_of_an_own_module_needs_it_back(tmp_path):
 
 
 def test_a_module_that_does_not_fit_the_data_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="the network of the user's own cannot take these data"):
+    with pytest.raises(ValueError, match="your network does not accept these data"):
         sf.train(sf.Diffusion(net=OwnNet(3)), POINTS, tmp_path / "run", training=FEW)
     assert not (tmp_path / "run").exists()
 

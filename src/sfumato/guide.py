@@ -1,11 +1,11 @@
-"""Guidance as wrappers: each takes a `Predictor` and returns one, so every step, likelihood and inversion takes them unchanged.
+"""Guidance as wrappers: each takes a `Predictor` and returns one, so every step, likelihood and inversion works with it.
 
-All tilt one score. With p(y | x_t) ∝ p(x_t | y) / p(x_t), Bayes' rule at each level says
+All of them modify the score. With p(y | x_t) ∝ p(x_t | y) / p(x_t), Bayes' rule at each level gives
 
     ∇ log p(x_t) + γ ∇ log p(y | x_t)  =  (1 - γ) ∇ log p(x_t) + γ ∇ log p(x_t | y),
 
-the left side with a classifier of noisy data (`classifier`), the right side with a model that knows the condition (`classifier_free`): the
-same prediction at every γ. γ = 0 forgets the condition, γ = 1 is p(x | y), more sharpens it. A score moves by d when eps moves by -sigma d
+the left side with a classifier of noisy data (`classifier`), the right side with a conditional model (`classifier_free`): the same
+prediction at every γ. γ = 0 ignores the condition, γ = 1 is p(x | y), larger γ sharpens it. A score changes by d if eps changes by -sigma d
 and x0 by sigma²/alpha d.
 """
 
@@ -32,16 +32,16 @@ class LogProb(Protocol):
 
 
 def classifier_free(predict: Predictor, scale: float | Mapping[str, float]) -> Predictor:
-    """uncond + scale · (cond - uncond), both branches in one call of the network; scale 1 is `predict`, 0 the unconditional branch alone.
+    """uncond + scale · (cond - uncond), both branches in one call of the network; scale 1 is `predict`, 0 the unconditional branch only.
 
-    With a scale for each of some conditions c_1 … c_k: e_0 + Σ_i s_i (e_i - e_{i-1}), where e_i is given c_1 … c_i of them, in the order of
-    the mapping, and whatever it does not name is always given; k + 1 branches in one call, and scales that are all 1 are no guidance.
+    With a scale for each of some conditions c_1 … c_k: e_0 + Σ_i s_i (e_i - e_{i-1}), where e_i has c_1 … c_i of them, in the order of the
+    mapping, and all conditions that it does not name; k + 1 branches in one call. Scales that are all 1 give `predict`.
 
-    The predictor must know the cases without (dropping in training). Ho & Salimans (2022), eq. 6 with scale = 1 + w, arXiv:2207.12598;
+    The model must have been trained with dropped conditions. Ho & Salimans (2022), eq. 6 with scale = 1 + w, arXiv:2207.12598;
     Brooks et al. (2023), eq. 3, arXiv:2211.09800.
 
     Raises:
-        ValueError: when called, a scale for a condition that there is not.
+        ValueError: when called, a scale for a condition that does not exist.
     """
     is_plain = all(s == 1 for s in scale.values()) if isinstance(scale, Mapping) else scale == 1
 
@@ -52,7 +52,7 @@ def classifier_free(predict: Predictor, scale: float | Mapping[str, float]) -> P
         if scale == 0:
             return predict(x_t, level, drop(cond))
         groups = [((name,), s) for name, s in scale.items()] if isinstance(scale, Mapping) else [(tuple(cond), scale)]
-        branches = [as_cond(cond) or {}]  # from all that is given down to none of the groups
+        branches = [as_cond(cond) or {}]  # from all given conditions down to none of the groups
         for names, _ in reversed(groups):
             branches.append(drop(branches[-1], names=names) or {})
         count = len(branches)
@@ -65,18 +65,18 @@ def classifier_free(predict: Predictor, scale: float | Mapping[str, float]) -> P
 
 
 def classifier(predict: Predictor, log_prob: LogProb, scale: float) -> Predictor:
-    """eps - scale · sigma ∇ log p(y | x_t), and the x0 that goes with it; scale 1 is Bayes' rule, 0 is `predict`.
+    """eps - scale · sigma ∇ log p(y | x_t), and the matching x0; scale 1 is Bayes' rule, 0 is `predict`.
 
-    The condition reaches both functions; `unconditional(predict)` is the base that the papers have, a conditional one is guided on top.
-    Where x_t holds no signal (alpha = 0) it says nothing of y, and nothing is added.
+    Both functions get the condition; the papers' base is `unconditional(predict)`, a conditional base is guided further. If x_t has no
+    signal (alpha = 0), it does not depend on y, and nothing is added.
 
     Args:
         predict: the model to guide.
-        log_prob: `load_classifier` gives a trained one, `label_log_prob` makes one of class probabilities.
+        log_prob: `load_classifier` returns a trained one, `label_log_prob` makes one from class probabilities.
         scale: γ.
 
     Raises:
-        ValueError: when called, a log_prob that is not one number a row or cannot be differentiated.
+        ValueError: when called, a log_prob that does not return one number a row or cannot be differentiated.
 
     Reference: Dhariwal & Nichol (2021), alg. 2, arXiv:2105.05233; Song et al. (2021), section 5, arXiv:2011.13456.
     """
@@ -93,11 +93,11 @@ def classifier(predict: Predictor, log_prob: LogProb, scale: float) -> Predictor
 
 
 def label_log_prob(log_class: Callable[[Tensor, Level], Tensor]) -> LogProb:
-    """log p(cond["labels"] | x_t) of a classifier with log-probabilities [b, k], as `GaussianMixture.log_class`; 0 for a label of -1."""
+    """log p(cond["labels"] | x_t) of a classifier with log-probabilities [b, k], like `GaussianMixture.log_class`; 0 for a label of -1."""
 
     def log_prob(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None) -> Float[Tensor, "b"]:
         if (one := (as_cond(cond) or {}).get("labels")) is None:
-            raise ValueError('a classifier needs to know which class to guide to; pass cond={"labels": …}, -1 for none.')
+            raise ValueError('a classifier needs the class to guide to; pass cond={"labels": …}, with -1 for none.')
         refuse_cond(cond, len(x_t))
         every, labels = log_class(x_t, level), one.value.where(one.given, -1)
         if bool((labels >= every.shape[1]).any()):
@@ -108,7 +108,7 @@ def label_log_prob(log_class: Callable[[Tensor, Level], Tensor]) -> LogProb:
 
 
 def unconditional(predict: Predictor) -> Predictor:
-    """The predictor with every condition marked as not given."""
+    """The predictor without conditions: all are marked as not given."""
 
     def free(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         return predict(x_t, level, drop(cond))
@@ -117,7 +117,7 @@ def unconditional(predict: Predictor) -> Predictor:
 
 
 def given(predict: Predictor, own: CondLike) -> Predictor:
-    """The predictor under a condition of its own, one row for all or one an example, whatever else it is called with."""
+    """The predictor under fixed conditions, one row for all or one an example, whatever conditions it is called with."""
 
     def fixed(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         return predict(x_t, level, {**(as_cond(cond) or {}), **spread(own, len(x_t))})
@@ -126,10 +126,10 @@ def given(predict: Predictor, own: CondLike) -> Predictor:
 
 
 def compose(base: Predictor, parts: Sequence[tuple[Predictor, float]]) -> Predictor:
-    """base + Σ w_i (part_i - base): conditions joined (w > 0) or ruled out (w < 0). Liu et al. (2022), eq. 11, arXiv:2206.01714.
+    """base + Σ w_i (part_i - base): conditions combined (w > 0) or excluded (w < 0). Liu et al. (2022), eq. 11, arXiv:2206.01714.
 
-    With weights of 1 the score of p(x_t | y_1, y_2, …), for conditions that are independent given x_t.
-    `compose(unconditional(p), [(given(p, {"labels": torch.tensor([3])}), 1.0), …])` joins labels of one model.
+    With weights of 1 this is the score of p(x_t | y_1, y_2, …), for conditions that are independent given x_t.
+    `compose(unconditional(p), [(given(p, {"labels": torch.tensor([3])}), 1.0), …])` combines labels of one model.
     """
 
     def composed(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
@@ -144,20 +144,20 @@ def compose(base: Predictor, parts: Sequence[tuple[Predictor, float]]) -> Predic
 
 
 def rescale(guided: Predictor, conditional: Predictor, phi: float = 0.7) -> Predictor:
-    """The guided v, brought a share phi of the way to the standard deviation of the conditional one: strong guidance without glare.
+    """The guided v, rescaled by a share phi towards the standard deviation of the conditional v: avoids overexposure at strong guidance.
 
-    Lin et al. (2024), eqs. 15 and 16, arXiv:2305.08891, whose networks predict v; in v it is sound at both ends of every schedule. The
-    deviation is that of all entries of one example. Costs a call of `conditional`.
+    Lin et al. (2024), eqs. 15 and 16, arXiv:2305.08891, whose networks predict v; in v this works at both ends of every schedule. The
+    standard deviation is over all entries of one example. Costs a call of `conditional`.
 
     Raises:
-        ValueError: phi outside [0, 1]; when called, examples of a single entry, which has no deviation.
+        ValueError: phi outside [0, 1]; when called, examples with a single entry, which have no standard deviation.
     """
     if not 0 <= phi <= 1:
-        raise ValueError(f"phi must lie in [0, 1] (0 = leave as it is, 1 = the conditional's deviation), got {phi}; the paper has 0.7.")
+        raise ValueError(f"phi must lie in [0, 1] (0 = no rescaling, 1 = the conditional std), got {phi}; the paper uses 0.7.")
 
     def rescaled(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         if x_t[:1].numel() < 2:
-            raise ValueError(f"guide.rescale compares deviations over the entries of an example, got x_t of shape {tuple(x_t.shape)}.")
+            raise ValueError(f"guide.rescale needs the std over the entries of an example, got x_t of shape {tuple(x_t.shape)}.")
         p = guided(x_t, level, cond)
         v, wanted = p.v(level), conditional(x_t, level, cond).v(level)
         factor = wanted.flatten(1).std(1) / v.flatten(1).std(1)
@@ -168,7 +168,7 @@ def rescale(guided: Predictor, conditional: Predictor, phi: float = 0.7) -> Pred
 
 
 def clip(predict: Predictor, low: float = -1.0, high: float = 1.0) -> Predictor:
-    """x0 in [low, high] and the eps it implies: static thresholding. Saharia et al. (2022), section 2.3, arXiv:2205.11487."""
+    """x0 clamped to [low, high], and the eps that follows: static thresholding. Saharia et al. (2022), section 2.3, arXiv:2205.11487."""
 
     def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         p = predict(x_t, level, cond)
@@ -178,22 +178,22 @@ def clip(predict: Predictor, low: float = -1.0, high: float = 1.0) -> Predictor:
 
 
 def dynamic_clip(predict: Predictor, quantile: float = 0.995, *, maximum: float | None = None) -> Predictor:
-    """x0 clamped to [-s, s] and divided by s, the given quantile of its |entries|, where s > 1; and the eps it implies.
+    """x0 clamped to [-s, s] and divided by s, the given quantile of its |entries|, if s > 1; and the eps that follows.
 
-    Dynamic thresholding for data in [-1, 1]: Saharia et al. (2022), section 2.3, arXiv:2205.11487. s is at most `maximum` where there is
-    one (diffusers' `sample_max_value`): 1 is `clip`, and a few wild entries darken the rest no further than that.
+    Dynamic thresholding for data in [-1, 1]: Saharia et al. (2022), section 2.3, arXiv:2205.11487. `maximum` limits s (diffusers'
+    `sample_max_value`): 1 is `clip`; it limits how much a few extreme entries darken the rest.
 
     Raises:
         ValueError: a quantile outside (0, 1], or a maximum below 1.
     """
     if not 0 < quantile <= 1:
-        raise ValueError(f"the quantile must lie in (0, 1], got {quantile}; the paper has 0.995.")
+        raise ValueError(f"the quantile must lie in (0, 1], got {quantile}; the paper uses 0.995.")
     if maximum is not None and not maximum >= 1:
-        raise ValueError(f"the maximum of the threshold must be at least 1, got {maximum}; None for no maximum.")
+        raise ValueError(f"maximum must be at least 1, or None for no maximum; got {maximum}.")
 
     def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         p = predict(x_t, level, cond)
-        sizes = torch.stack([row.abs().flatten().quantile(quantile) for row in p.x0])  # a batch at once has too many entries for torch
+        sizes = torch.stack([row.abs().flatten().quantile(quantile) for row in p.x0])  # a whole batch can have too many entries for torch
         s = sizes.clamp(min=1, max=maximum).reshape(-1, *(1,) * (p.x0.ndim - 1))
         return _with_x0(p, p.x0.clamp(-s, s) / s, level)
 
@@ -203,7 +203,7 @@ def dynamic_clip(predict: Predictor, quantile: float = 0.995, *, maximum: float 
 def interval(inside: Predictor, outside: Predictor, log_snr_min: float, log_snr_max: float) -> Predictor:
     """`inside` where log_snr_min <= log-SNR <= log_snr_max, `outside` elsewhere. Kynkäänniemi et al. (2024), eq. 5, arXiv:2404.07724.
 
-    Rows may be at different levels: each has its own answer, and both predictors are called only where both are needed.
+    Rows may be at different levels: each gets its own result, and both predictors are called only if both are needed.
     """
 
     def limited(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
@@ -222,7 +222,7 @@ def interval(inside: Predictor, outside: Predictor, log_snr_min: float, log_snr_
 
 
 def _gradient(log_prob: LogProb, x_t: Tensor, level: Level, cond: CondLike | None) -> Tensor:
-    """∇ log_prob with respect to x_t, also inside `no_grad`; itself differentiable where x_t is, as likelihoods need it."""
+    """∇ log_prob with respect to x_t, also under `no_grad`; differentiable if x_t requires a gradient, as likelihoods need it."""
     is_part_of_graph = torch.is_grad_enabled() and x_t.requires_grad
     with torch.enable_grad():
         x = x_t if is_part_of_graph else x_t.detach().requires_grad_()
@@ -231,13 +231,13 @@ def _gradient(log_prob: LogProb, x_t: Tensor, level: Level, cond: CondLike | Non
             raise ValueError(f"log_prob must return one number a row, [{len(x_t)}], got shape {tuple(value.shape)}.")
         if not value.requires_grad:
             raise ValueError(
-                "log_prob cannot be differentiated in x_t; compute it from x_t with torch functions, without detach or no_grad."
+                "log_prob cannot be differentiated with respect to x_t; compute it from x_t in torch, without detach or no_grad."
             )
         return torch.autograd.grad(value.sum(), x, create_graph=is_part_of_graph)[0]
 
 
 def _with_x0(p: Prediction, x0: Tensor, level: Level) -> Prediction:
-    """The prediction with another x0 and the eps that explains the same x_t; without noise (sigma = 0) nothing else can explain it."""
+    """The prediction with another x0, and the eps for the same x_t; without noise (sigma = 0) x0 cannot change."""
     has_noise = level.sigma != 0
     ratio = torch.where(has_noise, level.alpha / level.sigma.where(has_noise, 1), 0)
     return Prediction(x0, p.eps + ratio * (p.x0 - x0), p.variance_fraction)

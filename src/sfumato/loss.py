@@ -1,13 +1,13 @@
-"""Training losses: noise comes in, one number an example goes out.
+"""Training losses: noise is an argument; the result is one number an example.
 
-At a given x_t the errors of x0, eps and v are one error seen through different scales: with r = hypot(alpha, sigma),
+At a given x_t the errors of x0, eps and v are the same error at different scales: with r = hypot(alpha, sigma),
 
     v_hat - v = (r/alpha) (eps_hat - eps) = -(r/sigma) (x0_hat - x0),
 
-so every published loss is a weight on the squared error of v, which is the one that is finite at both ends of every schedule. A `Weight`
-is that factor as a function of the level; the weights here are named after the loss they give.
+so every published loss is a weight on the squared error of v, which is finite at both ends of every schedule. A `Weight` is that factor as
+a function of the level; the weights here are named after the loss they give.
 
-Losses and weights are computed in float32 at least: in float16 the square of v and the inverse of a small weight leave its range.
+Losses and weights are computed in float32 or wider: in float16 the square of v and the inverse of a small weight overflow.
 
 The times at which examples are noised come from a `TimeSampler`: (n, generator) -> t [n] in [0, 1].
 """
@@ -55,14 +55,14 @@ def min_snr_weight(level: Level, *, gamma: float = 5.0) -> Tensor:
 def truncated_snr_weight(level: Level) -> Tensor:
     """The mean square of x0_hat - x0 times max(SNR, 1). Salimans & Ho (2022), section 4, arXiv:2202.00512.
 
-    sigmoid(-λ) max(exp λ, 1) = max(sigmoid λ, sigmoid -λ) in the log-SNR λ, which is finite at both ends.
+    sigmoid(-λ) max(exp λ, 1) = max(sigmoid λ, sigmoid -λ), λ the log-SNR, which is finite at both ends.
     """
     log_snr = _log_snr(level)
     return torch.maximum(log_snr.sigmoid(), (-log_snr).sigmoid())
 
 
 def previous_weight(level: Level, *, chain: Discrete) -> Tensor:
-    """The mean square of the error in μ̃, the mean of the step down the chain: c_0² on x0, c_0 that of Ho et al. (2020), eq. 7."""
+    """The mean square of the error in μ̃, the posterior mean of a step of the chain: c_0² on x0, c_0 from Ho et al. (2020), eq. 7."""
     level = _wide_level(level)
     before = chain.below(level)
     return x0_weight(level) * (before.alpha * torch.expm1(level.log_snr - before.log_snr)).square()
@@ -118,12 +118,12 @@ def vlb(
         predict: the model.
         x0: data on the grid of their values, in [-1, 1].
         eps: the noise in x_t.
-        t: each example's level.
-        s: the level one step down; the data in rows where the term is the decoder's.
+        t: the level of each example.
+        s: the level one step down; the data, in rows with the decoder's term.
         cond: conditions.
-        steps: how many steps the chain has.
+        steps: number of steps of the chain.
         variance: "small", "large" or "learned".
-        last_log_variance: stands for the log variance where s is the data: log β̃ of the chain's second step. See `process.reverse`.
+        last_log_variance: replaces the log variance if s is the data: log β̃ of the chain's second step. See `process.reverse`.
         bin_width: distance of neighbouring values of the data.
 
     Reference: Nichol & Dhariwal (2021), eqs. 4-7, arXiv:2102.09672.
@@ -151,7 +151,7 @@ def hybrid(
     last_log_variance: Tensor,
     bin_width: float = 2 / 255,
 ) -> Float[Tensor, "b"]:
-    """L_simple + vlb_weight · L_vlb (bits/dim), the bound teaching the learned variance alone: the mean is held fixed in it.
+    """L_simple + vlb_weight · L_vlb (bits/dim), where the bound trains only the learned variance: the mean is detached in it.
 
     Arguments as for `vlb`. Reference: Nichol & Dhariwal (2021), eq. 16, arXiv:2102.09672.
     """
@@ -174,7 +174,7 @@ def vdm(
 ) -> Float[Tensor, "b"]:
     """The bound's diffusion part in continuous time, ½ (-d log_snr/dt) |eps_hat - eps|², in bits/dim; t uniform in [0, 1].
 
-    Its mean over t depends on the schedule's ends alone. A schedule with parameters gets gradients through log_snr and through x_t.
+    Its mean over t depends on the schedule's ends only. A schedule with parameters gets gradients through log_snr and through x_t.
 
     Reference: Kingma et al. (2021), eq. 17, arXiv:2107.00630.
     """
@@ -239,7 +239,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Stratified:
-    """Uniform times spread evenly over a batch, so that its loss varies less. Kingma et al. (2021), appendix I.1, arXiv:2107.00630."""
+    """Uniform times stratified over a batch: its loss has less variance. Kingma et al. (2021), appendix I.1, arXiv:2107.00630."""
 
     schedule: Schedule
 
@@ -251,7 +251,7 @@ class Stratified:
 
 @dataclass(frozen=True)
 class LogNormal:
-    """log(sigma/alpha) normal, spread evenly over a batch; cut to the schedule's ends, or to a chain's levels.
+    """log(sigma/alpha) normal, stratified over a batch; clamped to the schedule's ends, or rounded to a chain's levels.
 
     Karras et al. (2022), table 1, arXiv:2206.00364.
     """
@@ -261,7 +261,7 @@ class LogNormal:
     std: float = 1.2
 
     def __call__(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
-        """n times, their log-SNR normal with mean -2 mean and deviation 2 std."""
+        """n times, their log-SNR normal with mean -2 mean and std 2 std."""
         u = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
         log_ratio = self.mean + self.std * math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-12, 1 - 1e-12))
         t = self.schedule.time(-2 * log_ratio[torch.randperm(n, generator=generator)])
@@ -270,46 +270,46 @@ class LogNormal:
 
 @runtime_checkable
 class AdaptiveTimes(Protocol):
-    """A sampler of times that learns from the losses it has led to; `tensors` and `load` carry what it knows over a restart."""
+    """A sampler of times that adapts to the losses; `tensors` and `load` save and restore its state."""
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
         """n times."""
         ...
 
     def weight(self, t: Tensor) -> Tensor:
-        """What each loss is multiplied by."""
+        """The factor for each loss."""
         ...
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Takes note of losses."""
+        """Records losses."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it knows."""
+        """Its state."""
         ...
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes that up."""
+        """Restores its state."""
         ...
 
 
 class Importance:
-    """Times drawn where the loss is large, from its second moments over the last `history` values of each bin; uniform until all are full.
+    """Times drawn more often where the loss is large, by second moments of the last `history` losses a bin; uniform until all are full.
 
-    A bin is a level of a chain, or one of `bins` stretches of t in (0, 1]. `weight(t)` is what keeps the mean loss that of uniform times.
+    A bin is a level of a chain, or one of `bins` intervals of t in (0, 1]. `weight(t)` keeps the mean loss that of uniform times.
 
     Reference: Nichol & Dhariwal (2021), eq. 18, arXiv:2102.09672.
     """
 
     def __init__(self, schedule: Schedule, *, bins: int = 100, history: int = 10, uniform_share: float = 1e-3) -> None:
-        """Starts uniform; a share of the times stays so."""
+        """Starts uniform; a fixed share of the times stays uniform."""
         self.schedule = schedule
         self.losses = torch.full((len(schedule) if isinstance(schedule, Discrete) else bins, history), math.nan, dtype=torch.float64)
         self.uniform_share = uniform_share
 
     @property
     def chances(self) -> Float[Tensor, "bins"]:
-        """The chance of each bin."""
+        """The probability of each bin."""
         bins = len(self.losses)
         if bool(self.losses.isnan().any()):
             return torch.full((bins,), 1 / bins, dtype=torch.float64)
@@ -323,20 +323,20 @@ class Importance:
         return (bin_ + place.double()) / len(self.losses)
 
     def weight(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """The density of uniform times over that of these."""
+        """The density of uniform times divided by that of these."""
         return 1 / (len(self.losses) * self.chances[self._bins(t)])
 
     def update(self, t: Float[Tensor, "n"], losses: Float[Tensor, "n"]) -> None:
-        """Takes note of the losses seen at these times, before their weights."""
+        """Records the unweighted losses at these times."""
         for bin_, value in zip(self._bins(t).tolist(), losses.detach().double().tolist(), strict=True):
             self.losses[bin_] = torch.cat([self.losses[bin_, 1:], self.losses.new_tensor([value])])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The losses seen."""
+        """The recorded losses."""
         return {"losses": self.losses}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes up losses seen."""
+        """Restores recorded losses."""
         self.losses = tensors["losses"].clone()
 
     def _bins(self, t: Tensor) -> Tensor:
@@ -344,10 +344,10 @@ class Importance:
 
 
 class Fitted:
-    """Times whose density over log-SNR is fitted to the loss: each stretch of log-SNR is drawn in proportion to the mean loss seen in it.
+    """Times whose density over log-SNR follows the loss: each interval of log-SNR is drawn in proportion to its mean loss.
 
-    The loss is kept as a running mean over `bins` stretches of equal length. Dieleman et al. (2022), section 4.3 (time warping),
-    arXiv:2211.15089. `weight(t)` is the density of uniform log-SNR over this one.
+    The loss is a running mean over `bins` intervals of equal length. Dieleman et al. (2022), section 4.3 (time warping), arXiv:2211.15089.
+    `weight(t)` is the density of uniform log-SNR divided by this one.
     """
 
     def __init__(self, schedule: Schedule, *, bins: int = 40, decay: float = 0.99, uniform_share: float = 0.05) -> None:
@@ -355,20 +355,20 @@ class Fitted:
         self.schedule, self.decay, self.uniform_share = schedule, decay, uniform_share
         first = schedule.log_snr(torch.tensor([1 / len(schedule) if isinstance(schedule, Discrete) else 0.0, 1.0], dtype=torch.float64))
         if not bool(first.isfinite().all()):
-            raise ValueError("loss.Fitted needs a schedule whose ends have finite log-SNR; take one without zero terminal SNR.")
+            raise ValueError("loss.Fitted needs a schedule whose ends have finite log-SNR; use one without zero terminal SNR.")
         self.edges = torch.linspace(float(first[0]), float(first[1]), bins + 1, dtype=torch.float64)
         self.mean = torch.full((bins,), math.nan, dtype=torch.float64)
 
     @property
     def chances(self) -> Float[Tensor, "bins"]:
-        """The chance of each stretch."""
+        """The probability of each interval."""
         bins = len(self.mean)
         known = self.mean.nan_to_num(nan=float(self.mean.nanmean()) if bool(self.mean.isfinite().any()) else 1.0).clamp(min=0)
         share = known / known.sum() if bool(known.sum() > 0) else torch.full_like(known, 1 / bins)
         return (1 - self.uniform_share) * share + self.uniform_share / bins
 
     def __call__(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
-        """n times, spread evenly over a batch."""
+        """n times, stratified over a batch."""
         u = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
         cumulative = self._cumulative()
         bin_ = (torch.searchsorted(cumulative, u, right=True) - 1).clamp(0, len(self.mean) - 1)
@@ -377,7 +377,7 @@ class Fitted:
         return _nearest_level(self.schedule.time(log_snr[torch.randperm(n, generator=generator)]), self.schedule)
 
     def weight(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """The density of uniform log-SNR over that of these times; on a chain, over the stretch of log-SNR that is drawn as a level."""
+        """The density of uniform log-SNR divided by that of these times; on a chain, over the interval of log-SNR of each level."""
         if not isinstance(self.schedule, Discrete):
             return 1 / (len(self.mean) * self.chances[self._bins(t)])
         half, bins, cumulative = 0.5 / len(self.schedule), len(self.mean), self._cumulative()
@@ -388,7 +388,7 @@ class Fitted:
         return (places[1] - places[0]) / (bins * (drawn[1] - drawn[0]))
 
     def update(self, t: Float[Tensor, "n"], losses: Float[Tensor, "n"]) -> None:
-        """Takes note of the losses seen at these times."""
+        """Records the losses at these times."""
         for bin_, value in zip(self._bins(t).tolist(), losses.detach().double().tolist(), strict=True):
             old = self.mean[bin_]
             self.mean[bin_] = value if bool(old.isnan()) else self.decay * old + (1 - self.decay) * value
@@ -398,11 +398,11 @@ class Fitted:
         return {"mean": self.mean}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes up running means."""
+        """Restores running means."""
         self.mean = tensors["mean"].clone()
 
     def _cumulative(self) -> Tensor:
-        """The chance of all stretches before each edge."""
+        """The total probability of the intervals before each edge."""
         return torch.cat([torch.zeros(1, dtype=torch.float64), self.chances.cumsum(0)])
 
     def _bins(self, t: Tensor) -> Tensor:
@@ -411,17 +411,17 @@ class Fitted:
 
 
 def _wide(value: Tensor) -> Tensor:
-    """The tensor in float32 at least."""
+    """The tensor in float32 or wider."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _wide_level(level: Level) -> Level:
-    """The level in float32 at least."""
+    """The level in float32 or wider."""
     return Level(_wide(level.alpha), _wide(level.sigma))
 
 
 def _log_snr(level: Level) -> Tensor:
-    """log(alpha²/sigma²) in nats, in float32 at least."""
+    """log(alpha²/sigma²) in nats, in float32 or wider."""
     return _wide_level(level).log_snr
 
 

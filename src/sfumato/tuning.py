@@ -46,7 +46,7 @@ class FittedMultistep:
         memory: tuple[int, Tensor] | None,
         generator: Generator | None,
     ) -> tuple[Float[Tensor, "b *x"], tuple[int, Tensor]]:
-        """One step; remembers how many there were, and the last x0.
+        """One step; remembers the number of steps and the last x0.
 
         Raises:
             ValueError: more steps than were fitted.
@@ -56,7 +56,9 @@ class FittedMultistep:
         if memory is not None:
             done, before = memory
             if done > len(self.extrapolations):
-                raise ValueError(f"this method was fitted to {len(self.extrapolations) + 1} steps; walk it along the levels it came with.")
+                raise ValueError(
+                    f"this method was fitted to {len(self.extrapolations) + 1} steps; use it with the levels it was fitted to."
+                )
             ahead = torch.lerp(before, x0, 1 + self.extrapolations[done - 1])
         ratio = float(s.sigma) / float(t.sigma)
         return torch.add(ratio * x, ahead, alpha=float(s.alpha) - float(t.alpha) * ratio), (done + 1, x0)
@@ -67,16 +69,16 @@ METHODS: tuple[Step, ...] = (FittedMultistep(), UniPC(2))
 _KINDS: Mapping[str, Callable[..., Step]] = {
     kind.__name__: kind for kind in (Adams, AdamsBashforth, Ancestral, DDIM, FittedMultistep, Heun, Multistep, UniPC)
 } | {"Fitted": FittedMultistep}  # its name in files that 0.1.0 wrote
-_LEAST_LOG_SNR = -20.0  # where a walk from noise alone takes its first step to
-_NUDGE = 5e-3  # of a parameter, for a column of the Jacobian
+_LEAST_LOG_SNR = -20.0  # where the first step from pure noise ends
+_NUDGE = 5e-3  # change of a parameter for a column of the Jacobian
 
 
 @dataclass(frozen=True)
 class TuningResult:
-    """Levels and the method to walk them with: `sample(predict, x, tuned.levels, tuned.step)`.
+    """Levels and the method to use them with: `sample(predict, x, tuned.levels, tuned.step)`.
 
-    `error` is theirs and `default_error` that of the walk they replace. For `tune` both are medians over noise that the fit has not seen
-    (of the root mean square over an endpoint's entries), for `tune_bound` the bound in bits/dim.
+    `error` is their error, `default_error` that of the levels and method they replace. For `tune` both are medians over noise not used in
+    the fit (of the root mean square over an endpoint's entries), for `tune_bound` the bound in bits/dim.
     """
 
     levels: tuple[Level, ...]
@@ -85,7 +87,7 @@ class TuningResult:
     default_error: float
 
     def to_json(self) -> str:
-        """As text; numbers keep every bit."""
+        """As text; numbers keep all bits."""
         levels = [[float(level.alpha), float(level.sigma)] for level in self.levels]
         options = asdict(self.step)  # type: ignore[call-overload]
         record = {"method": type(self.step).__name__, "options": options, "levels": levels}
@@ -122,20 +124,21 @@ def tune(
     rounds: int = 12,
     reference: int = 256,
 ) -> TuningResult:
-    """Levels and method of the walk whose endpoints are closest to the fine solution's; on unseen noise never worse than the default's.
+    """The levels and method whose endpoints are closest to the fine solution's; on unseen noise never worse than the default's.
 
-    Takes about rounds · 2 steps · steps evaluations a method and `reference` more, of two thirds of the noise; the last third judges.
+    Takes about rounds · 2 steps · steps evaluations a method and `reference` more, of two thirds of the noise; the last third is for
+    testing.
 
     Args:
         predict: the model, guided or not.
-        schedule: whose levels are walked.
+        schedule: the schedule of the levels.
         noise: standard normal, a hundred rows or more.
         cond: conditions, one row a row of noise.
-        steps: how many evaluations.
-        levels: the walk to be improved: its ends stay, its inner levels move; `grid(schedule, steps)` by default.
-        step: the method that the default is walked with; Multistep by default.
-        methods: the methods to try, each with levels of its own; each must take one evaluation a step.
-        rounds: of Gauss-Newton.
+        steps: number of evaluations.
+        levels: the levels to improve: the ends are kept, the inner ones move; `grid(schedule, steps)` by default.
+        step: the method of the default; Multistep by default.
+        methods: the methods to try, each with its own levels; each must take one evaluation a step.
+        rounds: number of Gauss-Newton rounds.
         reference: steps of the fine solution.
 
     Raises:
@@ -171,7 +174,7 @@ def tune(
 
 @dataclass(frozen=True)
 class _Course:
-    """Walks between fixed ends: the shares of log-SNR that lie between their levels, as a softmax, with what remains before the end."""
+    """Levels between fixed ends, parametrised by the shares of log-SNR between them (a softmax, including the rest before the end)."""
 
     schedule: Schedule
     default: tuple[Level, ...]
@@ -180,28 +183,28 @@ class _Course:
 
     @classmethod
     def of(cls, schedule: Schedule, default: tuple[Level, ...]) -> "_Course":
-        """From a walk; its last level with noise bounds the levels inside."""
+        """From given levels; the last level with noise bounds the inner ones."""
         last = default[-2] if bool(default[-1].sigma == 0) else default[-1]
         return cls(schedule, default, max(float(default[0].log_snr), _LEAST_LOG_SNR), float(last.log_snr))
 
     def levels(self, place: Tensor) -> tuple[Level, ...]:
-        """The walk at these parameters, one a step."""
+        """The levels at these parameters, one a step."""
         shares = place.softmax(0).cumsum(0)[:-1]
         return (self.default[0], *self._at(self.low + (self.high - self.low) * shares), self.default[-1])
 
     def start(self) -> Tensor:
-        """The parameters of the default walk, moved off its bounds."""
+        """The parameters of the default levels, moved off their bounds."""
         inner = torch.stack([level.log_snr for level in self.default[1:-1]]).double().cpu()
         shares = torch.cat([inner, inner.new_tensor([self.high])]).diff(prepend=inner.new_tensor([self.low])) / (self.high - self.low)
         return shares.clamp(min=0.02 / len(shares)).log()
 
     def extrapolations(self) -> Tensor:
-        """Those of DPM-Solver++(2M) on the default walk."""
+        """Those of DPM-Solver++(2M) on the default levels."""
         lengths = torch.stack([level.log_snr for level in self.default]).double().cpu().diff()
         return torch.where(lengths.isfinite(), lengths, 0.0)[1:] / (2 * lengths[:-1])
 
     def fine(self, predict: Predictor, x: Tensor, cond: CondLike | None, steps: int) -> Tensor:
-        """The endpoints of a walk of many steps, uniform in log-SNR."""
+        """The endpoints of a run of many steps, uniform in log-SNR."""
         inner = self._at(torch.linspace(self.low, self.high, steps + 1, dtype=torch.float64)[1:-1])
         last = self._at(torch.tensor([self.high], dtype=torch.float64)) if bool(self.default[-1].sigma == 0) else ()
         return sample(predict, x, [self.default[0], *inner, *last, self.default[-1]], UniPC(3), cond)
@@ -213,7 +216,7 @@ class _Course:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Starting points with the endpoints that are wanted of them."""
+    """Starting points with their reference endpoints."""
 
     predict: Predictor
     x: Tensor
@@ -231,9 +234,9 @@ class _Trial:
 
 
 def _gauss_newton(residuals: Callable[[Tensor], Tensor], place: Tensor, rounds: int) -> Tensor:
-    """The place with the least mean of log(r² + d²) over rows r, d a share of their median: rows on ridges between modes do not rule it.
+    """The minimum of the mean of log(r² + d²) over rows r, with d a share of their median: rows on ridges between modes get little weight.
 
-    Levenberg-Marquardt on rows weighted by 1 / (r² + d²), the Jacobian by differences, the damping shrunk while it works.
+    Levenberg-Marquardt on rows weighted by 1 / (r² + d²), with the Jacobian by differences and a damping that shrinks while it succeeds.
     """
     damping, missed = 0.1, residuals(place)
     eye = torch.eye(len(place), dtype=torch.float64)
@@ -244,7 +247,7 @@ def _gauss_newton(residuals: Callable[[Tensor], Tensor], place: Tensor, rounds: 
         columns = torch.stack([(residuals(place + _NUDGE * e) - missed) / _NUDGE for e in eye], dim=-1)
         normal = torch.einsum("ndk,ndl,n->kl", columns, columns, weight).cpu()
         slope = torch.einsum("ndk,nd,n->k", columns, missed, weight).cpu()
-        if not bool(normal.diagonal().mean() > 1e-12):  # moving the levels changes nothing
+        if not bool(normal.diagonal().mean() > 1e-12):  # moving the levels has no effect
             break
         scale = normal.diagonal().diag() + normal.diagonal().mean() * eye
         for _ in range(6):
@@ -261,7 +264,7 @@ def _gauss_newton(residuals: Callable[[Tensor], Tensor], place: Tensor, rounds: 
 
 @dataclass(frozen=True)
 class BoundCosts:
-    """What each step of any shorter chain adds to the bound, in bits/dim: a table over the chain's levels 0 … T, 0 the data.
+    """What each step of a shorter chain adds to the bound, in bits/dim: a table over the chain's levels 0 … T, 0 the data.
 
     `steps[t, s]` is E KL(q(x_s|x_t, x0) ‖ p(x_s|x_t)), infinite unless t > s > 0. `decoder[t, s]` is E -log p(x0|x_s) with the variance of
     the step t → s before it, for the few s that may be the last. `prior` is E KL(q(x_T|x0) ‖ N(0, I)).
@@ -277,14 +280,14 @@ class BoundCosts:
         return self.prior + inner + float(self.decoder[path[-3], path[-2]])
 
     def shortest(self, steps: int) -> list[int]:
-        """The levels of the best chain with so many steps, from T to 0. Watson et al. (2021), alg. 1, arXiv:2106.03802.
+        """The levels of the best chain with this many steps, from T to 0. Watson et al. (2021), alg. 1, arXiv:2106.03802.
 
         Raises:
             ValueError: fewer than two steps, or more than the chain has.
         """
         length = len(self.steps) - 1
         if not 2 <= steps <= length:
-            raise ValueError(f"a chain of {length} steps is shortened to 2 … {length} steps, got {steps}.")
+            raise ValueError(f"a chain of {length} steps can be shortened to 2 … {length} steps, got {steps}.")
         reached = torch.full((length + 1,), math.inf, dtype=torch.float64)
         reached[length] = 0.0
         came_from = []
@@ -311,27 +314,27 @@ def bound_costs(
     ends: int = 1,
     generator: Generator | None = None,
 ) -> BoundCosts:
-    """The table of all steps between a chain's levels, from one evaluation a level: a step needs the model's error at t alone.
+    """The table of all steps between a chain's levels, from one evaluation a level: a step needs only the model's error at t.
 
         KL(t → s) = ½ (r (SNR_s - SNR_t) E(x0_hat - x0)² + r - 1 - log r)
 
-    with r = 1 where the model has the posterior's own variance ("small"), and sigma_s²/sigma_t² where it has that of the transition.
+    with r = 1 if the model has the posterior's own variance ("small"), and sigma_s²/sigma_t² if it has that of the transition.
 
     Args:
         predict: the model.
-        chain: of at most a thousand levels or so; `Discrete.through(grid(chain, 200, spacing=spacing.uniform))` thins a longer one.
+        chain: up to about a thousand levels; `Discrete.through(grid(chain, 200, spacing=spacing.uniform))` thins a longer one.
         x0: data, as `likelihood.vlb` takes them.
         cond: conditions, one row an example.
         variance: of the reverse steps: "small" or "large".
         bin_width: distance of neighbouring values of the data.
-        ends: how many of the chain's first levels may be the last before the data.
+        ends: how many of the chain's first levels may be the last one before the data.
         generator: of the noise in x_t, one draw a level.
 
     Raises:
         ValueError: a learned variance, which depends on more than the error, or ends out of range.
     """
     if variance not in ("small", "large"):
-        raise ValueError(f'the variance of tuned chains is "small" or "large", got "{variance}"; a learned one has no such table.')
+        raise ValueError(f'the variance of tuned chains is "small" or "large", got "{variance}"; there is no such table for a learned one.')
     if not 1 <= ends < len(chain):
         raise ValueError(f"ends must lie in 1 … {len(chain) - 1}, got {ends}.")
     levels = [chain.level(k / len(chain)) for k in range(len(chain) + 1)]
@@ -367,9 +370,9 @@ def tune_bound(
     ends: int = 1,
     generator: Generator | None = None,
 ) -> TuningResult:
-    """The levels of a chain with the least bound on these data among all with so many steps, for `Ancestral(variance)`.
+    """The levels of a chain with the smallest bound on these data among all chains with this many steps, for `Ancestral(variance)`.
 
-    Arguments and refusals are those of `bound_costs`; the default that it is compared with keeps its levels evenly from T to 1.
+    Arguments and errors are those of `bound_costs`; the default for comparison has evenly spaced levels from T to 1.
     """
     costs = bound_costs(predict, chain, x0, cond, variance=variance, bin_width=bin_width, ends=ends, generator=generator)
     path = costs.shortest(steps)
