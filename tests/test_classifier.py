@@ -169,11 +169,11 @@ def test_any_differentiable_function_guides_a_run(points):
 
 def test_strangers_are_refused(digits, points, tmp_path):
     judge = sf.train_classifier(digits, recipe_for(digits, SMALL, steps=2), tmp_path / "c")
-    with pytest.raises(ValueError, match=r"the classifier is of other data than .*: its shape is \(1, 8, 8\), not \(2,\)"):
+    with pytest.raises(ValueError, match=r"the classifier was trained on other data than .*: its shape is \(1, 8, 8\), not \(2,\)"):
         points.sample(4, classifier=judge)
     with pytest.raises(ValueError, match=r"for data of shape \(1, 8, 8\), got x_t of shape \(4, 2\)"):
         judge.log_class(torch.zeros(4, 2), sf.Cosine().level(0.5))
-    with pytest.raises(ValueError, match="must have one positive share a class"):
+    with pytest.raises(ValueError, match="must have one positive share for each class"):
         Classifier(judge.net, judge.spec, torch.ones(3))
 
 

@@ -103,7 +103,7 @@ def test_samples_of_a_table_come_back_as_a_table(tmp_path):
 
 def test_points_have_a_csv_and_images_none(tmp_path, capsys):
     assert sample("zoo:digits", "--out", tmp_path / "s.csv") == 2
-    assert "a CSV holds rows of numbers, which these samples are not" in " ".join(capsys.readouterr().err.split())
+    assert "a CSV holds rows of numbers, but these samples are not" in " ".join(capsys.readouterr().err.split())
     train(load_recipe("moons", SMALL), tmp_path / "run")
     assert sample(tmp_path / "run", "--out", tmp_path / "s.csv", "--count", 5) == 0
     drawn = table(tmp_path / "s.csv")

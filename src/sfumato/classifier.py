@@ -1,4 +1,4 @@
-"""From a network to a classifier of noisy data: log p(y | x_t) at every level, whose gradient guides a sampler."""
+"""The noise-conditioned classifier: log p(y | x_t) at every level, whose gradient guides a sampler."""
 
 import torch
 from jaxtyping import Float
@@ -11,11 +11,11 @@ from sfumato.schedule import Level
 
 
 class Classifier(nn.Module):
-    """A network read as log p(y | x_t) ∝ log p(y) + s · net(c_in x_t, log_snr), s = alpha data_std / hypot(alpha data_std, sigma).
+    """A network as log p(y | x_t) ∝ log p(y) + s · net(c_in x_t, log_snr), s = alpha data_std / hypot(alpha data_std, sigma).
 
-    s is the share of x_t's amplitude that is signal: without signal the classifier knows the prior and no more, and near there its
-    gradient falls as alpha, like that of the exact one; else x0 would move by sigma²/alpha of whatever the network happens to say. c_in
-    brings x_t to unit scale as in `Denoiser`, and the network sees no schedule. It is a `guide.LogProb`.
+    s is the share of x_t's amplitude that is signal: without signal the classifier returns the prior, and near there its gradient falls
+    with alpha, as that of the exact classifier; otherwise x0 would move by sigma²/alpha times arbitrary network output. c_in scales x_t to
+    unit variance as in `Denoiser`, and the network sees no schedule. It is a `guide.LogProb`.
     """
 
     def __init__(self, net: nn.Module, spec: DataSpec, prior: Float[Tensor, "k"]) -> None:
@@ -24,14 +24,14 @@ class Classifier(nn.Module):
         Args:
             net: maps ([b, *x], log_snr [b], None) to [b, k].
             spec: of the data.
-            prior: the share of each class among them, positive.
+            prior: the share of each class in the data, positive.
 
         Raises:
-            ValueError: a prior that does not have one positive entry a class.
+            ValueError: a prior without exactly one positive entry for each class.
         """
         super().__init__()
         if prior.shape != (len(spec.classes),) or not bool((prior > 0).all()):
-            raise ValueError(f"the prior must have one positive share a class, {len(spec.classes)}, got {prior.tolist()}.")
+            raise ValueError(f"the prior must have one positive share for each class, {len(spec.classes)}, got {prior.tolist()}.")
         self.net = net
         self.spec = spec
         self.log_prior = nn.Buffer((prior / prior.sum()).log().float())
@@ -68,6 +68,6 @@ class Classifier(nn.Module):
         for what in ("shape", "classes", "codec"):
             if (ours := getattr(self.spec, what)) != (theirs := getattr(spec, what)):
                 raise ValueError(
-                    f"the classifier is of other data than {name}: its {what} is {ours}, not {theirs}; "
-                    f"take one trained with sfumato train-classifier {name}."
+                    f"the classifier was trained on other data than {name}: its {what} is {ours}, not {theirs}; "
+                    f"use one trained with sfumato train-classifier {name}."
                 )

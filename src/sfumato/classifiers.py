@@ -1,4 +1,4 @@
-"""The classifier of a run: its recipe, its training, and loading it, to guide the run's sampler."""
+"""The classifier of a run, which guides its sampler: recipe, training, loading."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +14,16 @@ from sfumato.training import Callbacks, train
 
 
 def recipe_for(model: Model, changes: Sequence[str] = (), *, steps: int | None = None) -> Any:
-    """The recipe of a run's classifier, with `path=value` changes: the run's data, split, flips and schedule, a network of its own.
+    """The recipe of a run's classifier, with `path=value` changes: the run's data, split, flips and schedule, and its own network.
 
     Raises:
-        ValueError: a run without classes, or without a schedule of its own, or a change that does not fit.
+        ValueError: a run without classes, or without its own schedule, or a change that does not fit.
     """
     if not model.spec.classes:
-        raise ValueError(f"{model.name} has no classes, so there is nothing to classify; train a model of labelled data.")
+        raise ValueError(f"{model.name} has no classes, so there is nothing to classify; use a model of labelled data.")
     shared = model.recipe.model_dump(mode="json", include={"data", "schedule", "runtime"})
     if "schedule" not in shared or model.recipe.stages(Path()):
-        raise ValueError(
-            f"{model.name} is {model.sampler.kind}, whose noise no classifier is trained under; name a run of a plain denoiser."
-        )
+        raise ValueError(f"{model.name} is {model.sampler.kind}; a classifier can only be trained for a plain denoiser. Name such a run.")
     sizes = model.spec.sizes
     patch = max(1, min(sizes[1:], default=1) // 14)
     net = {"kind": "patch-classifier", "patch": patch} if model.spec.is_image else {"kind": "mlp"}
@@ -48,17 +46,17 @@ def train_classifier(
 ) -> Classifier:
     """Trains the classifier of a run into the folder `out`, and returns it with its averaged weights; the arguments are those of `train`.
 
-    metrics.jsonl also says how many of the held-out examples (of the training ones, where none are held out) are told right at some levels.
+    metrics.jsonl also has its accuracy on held-out examples (on training ones if none are held out) at some noise levels.
 
     Raises:
-        ValueError: data other than the run's, or what `train` refuses.
+        ValueError: data other than the run's, and the errors of `train`.
         CheckpointError, FloatingPointError, Stopped: as `train`.
     """
     source = recipe.data.load()
     begun, now = read_manifest(folder_of(model.name)).get("data", {}).get("fingerprint"), source.fingerprint()
     if begun != now:
         raise ValueError(
-            f"{model.name} was trained on other data ({begun} → {now}); bring them back, or give their place with --set data.path=…."
+            f"{model.name} was trained on other data ({begun} → {now}); restore them, or give their path with --set data.path=…."
         )
     network = train(recipe, source.scaled_like(model.spec), out, callbacks=callbacks, resume=resume).network
     assert isinstance(network, Classifier)
@@ -70,7 +68,7 @@ def load_classifier(folder: str | Path) -> Classifier:
 
     Raises:
         ValueError: there is none.
-        CheckpointError: no checkpoint yet, or none that is whole.
+        CheckpointError: there is no checkpoint, or no valid one.
     """
     place = Path(folder)
     home = folder_of(folder) / "classifier" if str(folder).startswith("zoo:") else place / "classifier"
@@ -79,7 +77,7 @@ def load_classifier(folder: str | Path) -> Classifier:
         raise ValueError(f"{folder} holds no classifier; train one with sfumato train-classifier {folder}, or name its own folder.")
     recipe, manifest = resolve(read_tree(found / "recipe.yaml"), source=str(found), kind="classifier"), read_manifest(found)
     network = recipe.build(read_spec(found))
-    if "prior" in manifest:  # as version 0.1 kept it
+    if "prior" in manifest:  # the format of version 0.1
         network.log_prior.copy_(torch.tensor(manifest["prior"]).log())
     load_average(network.net, found, recipe.training.ema, None)
     return network.eval().requires_grad_(False)

@@ -25,22 +25,22 @@ from sfumato.schedule import Schedule
 from sfumato.task import Request, Sampler, examples_of
 from sfumato.tuning import TuningResult
 
-Label = int | str  # a class by its number or its name; -1 or "none" for none
+Label = int | str  # a class by number or name; -1 or "none" for no class
 Labels = Sequence[Label] | np.ndarray | Tensor
 
 
 class Model:
-    """A trained model with its recipe and what its data are."""
+    """A trained model with its recipe and the spec of its data."""
 
     def __init__(self, name: str, recipe: Any, spec: DataSpec, network: nn.Module, folder: Path | None = None) -> None:
-        """Joins the parts.
+        """Combines the parts.
 
         Args:
             name: for messages: the run folder, or `zoo:NAME`.
             recipe: a task, or a recipe of it.
             spec: of the data.
             network: what the task builds, with trained weights.
-            folder: of the run, with what lies there beside the weights.
+            folder: of the run, for files other than weights.
         """
         self.name, self.recipe, self.spec = name, recipe, spec
         self.network: Any = network
@@ -53,7 +53,7 @@ class Model:
         return f"Model({self.name}: {self.sampler.kind} of {list(self.spec.shape)}, {parameters:,} parameters{conditions})"
 
     def _repr_html_(self) -> str:
-        """In a notebook: that line, and some samples where they have a picture."""
+        """In a notebook: that line, and some samples if they can be drawn."""
         text, found = f"<p>{html.escape(repr(self))}</p>", None
         if self.spec.has_picture and not self.sampler.use:
             found = self.sheet(16 if self.spec.is_image else 500)
@@ -65,7 +65,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where its network lives."""
+        """The device of its network."""
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> "Model":
@@ -75,19 +75,19 @@ class Model:
 
     @property
     def predictor(self) -> Predictor:
-        """The denoiser, as levels and samplers take it.
+        """The denoiser, as a predictor.
 
         Raises:
-            ValueError: a kind of model that has none.
+            ValueError: a kind of model without one.
         """
         return self.sampler.predictor
 
     @property
     def schedule(self) -> Schedule:
-        """The noise schedule it was trained under.
+        """The noise schedule that it was trained with.
 
         Raises:
-            ValueError: a kind of model that has none.
+            ValueError: a kind of model without one.
         """
         return self.sampler.schedule
 
@@ -109,28 +109,29 @@ class Model:
         on_batch: Callable[[int], None] | None = None,
         on_step: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Samples:
-        """`count` samples; the i-th depends on (model, seed, i) and these options alone, not on `batch` or `rows`.
+        """Draws `count` samples; sample i depends only on (model, seed, i) and these options, not on `batch` or `rows`.
 
         Args:
-            count: how many.
+            count: number of samples.
             seed: of the noise.
-            labels: classes by number or name, taken in turn, -1 or "none" for no label; every class in turn where not given.
-            cond: other conditions by name: one value for all samples, or a list of them taken in turn; None for not given.
-            steps: of the sampler; the recipe's where not given.
-            guidance: γ, the scale of guidance: 1 = off, 0 = without the conditions, or one by name; the recipe's where not given (1 for a
-                model that has nothing to be guided by). Classifier-free without a `classifier`; with one it scales the classifier, and
-                the model's labels are dropped, so that 1 is Bayes' rule.
-            sampler: a name (`ancestral`, `ddim`, `heun`, `multistep`, …) or a step; the recipe's where not given.
-            classifier: log p(label | x_t), as `load_classifier` gives it.
-            temperature: of the standard deviations that a VAE draws with.
-            noise: standard normal noise to begin with, one row a sample of `count`, in the place of the seed's.
-            batch: how many at a time.
-            rows: which of them to draw, where others draw the rest.
+            labels: classes by number or name, used in turn, -1 or "none" for no label; by default every class in turn.
+            cond: other conditions by name: one value for all samples, or a list used in turn; None for not given.
+            steps: of the sampler; the recipe's by default.
+            guidance: γ, the guidance scale: 1 = off, 0 = unconditional, or one scale for each condition by name; the recipe's by default (1
+                if
+            the model cannot be guided). Without a `classifier` it is classifier-free; with one it scales the classifier's gradient, and the
+            model's labels are dropped, so that 1 is Bayes' rule.
+            sampler: a name (`ancestral`, `ddim`, `heun`, `multistep`, …) or a step; the recipe's by default.
+            classifier: log p(label | x_t), as `load_classifier` returns it.
+            temperature: factor on the standard deviations of a VAE's latents.
+            noise: standard normal noise to start from, one row for each of `count` samples, instead of the seed's.
+            batch: samples drawn at a time.
+            rows: the numbers of the samples to draw, if other processes draw the rest.
             on_batch: called with the number done after each batch.
-            on_step: called after each step of a batch with its number, x_t and the x0 it foretells; what it raises ends the work.
+            on_step: called after each step of a batch with its number, x_t and the predicted x0; an exception stops the sampling.
 
         Raises:
-            ValueError: a count, batch or steps below 1, unknown names, conditions out of range, options that mean nothing for this kind.
+            ValueError: a count, batch or steps below 1, unknown names, conditions out of range, options that this kind does not support.
         """
         for name, number in (("count", count), ("batch", batch)):
             if number < 1:
@@ -153,7 +154,7 @@ class Model:
         return Samples(self.spec.codec.decode(x), {name: _array(condition) for name, condition in conditions.items()}, self.spec)
 
     def _noise(self, noise: Tensor | np.ndarray | None, count: int, mine: range) -> Tensor | None:
-        """The user's own noise for these rows."""
+        """The given noise for these rows."""
         if noise is None:
             return None
         noise = torch.as_tensor(noise, dtype=torch.float32)
@@ -168,17 +169,17 @@ class Model:
         cond: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> dict[str, Condition]:
-        """The conditions of samples with these numbers: what is asked for, in turn; others are not given where the model can do without.
+        """The conditions of samples with these numbers: those asked for, in turn; others are not given if the model allows that.
 
-        Where nothing is asked for, the sampler's defaults: every class in turn.
+        If nothing is asked for, the sampler's defaults: every class in turn.
 
         Raises:
-            ValueError: a condition that the model does not have, or a value that it cannot be.
+            ValueError: a condition that the model does not have, or an invalid value.
         """
         asked = dict(cond or {})
         if labels is not None:
             if not self.spec.classes:
-                raise ValueError(f"{self.name} has no classes, so labels cannot be asked for; leave --labels out.")
+                raise ValueError(f"{self.name} has no classes; remove --labels.")
             asked["labels"] = labels
         if unknown := sorted(set(asked) - set(self.spec.conditions)):
             have = ", ".join(self.spec.conditions) or "none"
@@ -196,8 +197,8 @@ class Model:
     def sheet(self, count: int | None = None, *, source: Source | None = None) -> Image | None:
         """A picture of samples from fixed noise, one class a column; None for data that have no picture.
 
-        A model that needs a condition without a default, such as a map, takes all its conditions from examples of `source`. Each sample
-        then stands beside its maps and above its other conditions in words.
+        For a model that needs a condition without a default, such as a map, all conditions come from examples of `source`. Each sample is
+        then shown beside its maps and above its other conditions in words.
         """
         if not self.spec.has_picture:
             return None
@@ -222,14 +223,14 @@ class Model:
         return any(self.sampler.needs(name) and self.sampler.default(name, spec, {}) is None for name, spec in self.spec.conditions.items())
 
     def cycle(self, labels: Labels | None = None) -> int:
-        """After how many samples their classes repeat; 0 without classes."""
+        """The number of samples after which their classes repeat; 0 without classes."""
         if labels is not None:
             return len(labels)
         counts = [len(spec.names) for spec in self.spec.conditions.values() if isinstance(spec, Classes)]
         return int(np.prod(counts)) if counts else 0
 
     def columns(self, labels: Labels | None = None, count: int = 64) -> int | None:
-        """How many columns make each column of `count` samples one class, and the sheet about square; None where that cannot be."""
+        """The number of columns for which each column has one class and the sheet of `count` samples is about square; None if impossible."""
         cycle = self.cycle(labels)
         return sheet_columns(cycle, count) if cycle else None
 
@@ -246,7 +247,7 @@ class Model:
         sampler: str | Step | None = None,
         classifier: guide.LogProb | None = None,
     ) -> None:
-        """Writes a GIF of the reverse process: the noise, then x_t after each step, brought to unit scale."""
+        """Writes a GIF of the reverse process: the noise, then x_t after each step, at unit scale."""
         options = _asked_for(steps=steps, guidance=guidance, sampler=sampler, classifier=classifier)
         conditions = self.conditions(range(count), labels, cond, options)
         self.sampler.check(options, conditions)
@@ -268,24 +269,24 @@ class Model:
         gif(pictures, path)
 
     def tune(self, steps: int, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> TuningResult:
-        """Levels and method for so many evaluations, fitted to this model: see `sfumato.tune`. `save_tuned` keeps them with the run.
+        """Fits levels and method for a number of evaluations to this model: see `sfumato.tune`. `save_tuned` stores them in the run.
 
         Args:
-            steps: evaluations of the model (of both branches, where it is guided).
-            guidance: for which the levels are fitted; the recipe's where not given.
-            rows: walks that are looked at, each class in turn.
+            steps: evaluations of the model (of both branches, if it is guided).
+            guidance: the guidance scale to fit for; the recipe's by default.
+            rows: number of samples used, each class in turn.
             seed: of their noise.
 
         Raises:
-            ValueError: a kind of model that visits no levels.
+            ValueError: a kind of model without noise levels.
         """
         return self.sampler.tune(steps, self.conditions(range(rows)), guidance=guidance, rows=rows, seed=seed)
 
     def reconstruct(self, values: Shaped[np.ndarray, "n *value"]) -> Shaped[np.ndarray, "n *value"]:
-        """Values through the model's latents and back.
+        """Encodes and decodes values.
 
         Raises:
-            ValueError: a kind of model that has none.
+            ValueError: a kind of model without latents.
         """
         return self.sampler.reconstruct(values)
 

@@ -1,4 +1,4 @@
-"""One step of an embedded Runge-Kutta pair, for every ordinary differential equation of the library."""
+"""One step of an embedded Runge-Kutta pair, for all ordinary differential equations of the library."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,17 +22,17 @@ _DIFFERENCE = tuple(b - c for b, c in zip((*_STAGES[-1], 0.0), _FOURTH_ORDER, st
 
 
 def dormand_prince(slope: Slope, t: Tensor, state: State, first: State, step: Tensor) -> tuple[State, State, State]:
-    """The pair of orders 5 and 4 of Dormand & Prince (1980), table 2: six new slopes a step.
+    """The pair of orders 5 and 4 of Dormand & Prince (1980), table 2: six new slopes for each step.
 
     Args:
         slope: d state / dt at (t, state).
-        t: where the step starts; one for all, or one a row of every tensor of the state.
-        state: there; any number of tensors.
-        first: its slope there, which is the last of the step before.
-        step: how far to go, shaped like t.
+        t: the start of the step; one for all rows, or one a row of every tensor of the state.
+        state: the state at t; any number of tensors.
+        first: its slope at t, which is the last slope of the previous step.
+        step: the length of the step, shaped like t.
 
     Returns:
-        The state of order 5 at t + step, its difference from that of order 4, and the slope there.
+        The state of order 5 at t + step, its difference from that of order 4, and the slope at t + step.
     """
     slopes, here = [first], state
     for node, weights in zip(_NODES, _STAGES, strict=True):

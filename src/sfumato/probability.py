@@ -1,7 +1,7 @@
-"""The vocabulary of the derivations: tables of probabilities, joint Gaussians, and the evidence lower bound.
+"""Basics of the derivations: tables of probabilities, joint Gaussians, and the evidence lower bound.
 
-A table is a tensor of probabilities whose axes are the variables: table[i, j] = p(x = i, y = j). `Joint` is its Gaussian twin, a mean
-vector and a covariance matrix over variables known by their numbers. What is derived for one holds for the other, and both are exact.
+A table is a tensor of probabilities whose axes are the variables: table[i, j] = p(x = i, y = j). `Joint` is the Gaussian counterpart: a
+mean vector and a covariance matrix, with variables known by their index. Both support the same operations, exactly.
 """
 
 import math
@@ -27,7 +27,7 @@ def conditional(table: Float[Tensor, "*axes"], given: Sequence[int]) -> Float[Te
     others = [axis for axis in range(table.ndim) if axis not in set(given)]
     evidence = table.sum(others, keepdim=True)
     if bool((evidence == 0).any()):
-        raise ValueError("a condition of probability zero has no conditional; leave out the values that never occur.")
+        raise ValueError("a condition of probability zero has no conditional; remove the values that never occur.")
     return table / evidence
 
 
@@ -43,17 +43,17 @@ def entropy(p: Float[Tensor, "*axes"]) -> Float[Tensor, ""]:
 
 
 def cross_entropy(p: Float[Tensor, "*axes"], q: Float[Tensor, "*axes"]) -> Float[Tensor, ""]:
-    """H_p(q) = -Σ p log q, in nats: the length of a code made for q, read on p."""
+    """H_p(q) = -Σ p log q, in nats: the mean code length of samples of p under a code for q."""
     return -torch.special.xlogy(p, q).sum()
 
 
 def kl(p: Float[Tensor, "*axes"], q: Float[Tensor, "*axes"]) -> Float[Tensor, ""]:
-    """KL(p ‖ q) = Σ p log(p/q), in nats; +inf where q lacks what p has."""
+    """KL(p ‖ q) = Σ p log(p/q), in nats; +inf if q is 0 where p is not."""
     return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum()
 
 
 def elbo(log_joint: Float[Tensor, "k *b"], log_q: Float[Tensor, "k *b"]) -> Float[Tensor, "*b"]:
-    """The Monte-Carlo evidence lower bound E_q[log p(x, z) - log q(z | x)] from k draws of z ~ q(z | x), in nats.
+    """The Monte Carlo evidence lower bound E_q[log p(x, z) - log q(z | x)] from k draws of z ~ q(z | x), in nats.
 
     Reference: Kingma & Welling (2014), eq. 5, arXiv:1312.6114.
     """
@@ -61,7 +61,7 @@ def elbo(log_joint: Float[Tensor, "k *b"], log_q: Float[Tensor, "k *b"]) -> Floa
 
 
 def importance_bound(log_joint: Float[Tensor, "k *b"], log_q: Float[Tensor, "k *b"]) -> Float[Tensor, "*b"]:
-    """log of the mean of p(x, z)/q(z | x) over k draws: above `elbo`, in expectation below log p(x), and rising with k, in nats.
+    """log of the mean of p(x, z)/q(z | x) over k draws: above `elbo`, in expectation below log p(x), and increasing with k, in nats.
 
     Reference: Burda et al. (2016), eq. 8, arXiv:1509.00519.
     """
@@ -81,14 +81,14 @@ class Joint:
         return Joint(self.mean[rows], self.covariance[rows][:, rows])
 
     def given(self, which: Sequence[int], value: Float[Tensor, "k"]) -> "Joint":
-        """p(rest | x_which = value): the regression of the rest on what is known. Bishop (2006), eqs. 2.81 and 2.82."""
+        """p(rest | x_which = value): the regression of the rest on the given variables. Bishop (2006), eqs. 2.81 and 2.82."""
         known, rest = list(which), [i for i in range(len(self.mean)) if i not in set(which)]
         gain = torch.linalg.solve(self.covariance[known][:, known], self.covariance[known][:, rest]).T
         mean = self.mean[rest] + gain @ (value - self.mean[known])
         return Joint(mean, self.covariance[rest][:, rest] - gain @ self.covariance[known][:, rest])
 
     def then(self, matrix: Float[Tensor, "e d"], offset: Float[Tensor, "e"], noise: Float[Tensor, "e e"]) -> "Joint":
-        """The joint of x and y = matrix x + offset + N(0, noise), y's variables last."""
+        """The joint law of x and y = matrix x + offset + N(0, noise), with y's variables last."""
         cross = self.covariance @ matrix.T
         rows = [torch.cat([self.covariance, cross], 1), torch.cat([cross.T, matrix @ cross + noise], 1)]
         return Joint(torch.cat([self.mean, matrix @ self.mean + offset]), torch.cat(rows))

@@ -6,7 +6,7 @@ With x_t = alpha_t x0 + sigma_t eps at every level and s the cleaner of two leve
     q(x_s | x_t, x0) = N(alpha_ts sigma_s²/sigma_t² x_t + alpha_s sigma_ts²/sigma_t² x0,  sigma_s² sigma_ts²/sigma_t²)
 
 and sigma_ts²/sigma_t² = 1 - SNR_t/SNR_s = -expm1(log_snr_t - log_snr_s), which does not cancel for close levels. The betas of a respaced
-chain follow from its levels, so nobody recomputes them.
+chain follow from its levels.
 """
 
 import math
@@ -26,7 +26,7 @@ _LOG_2_PI = math.log(2 * math.pi)
 
 @dataclass(frozen=True, slots=True)
 class Normal:
-    """A Gaussian with a diagonal covariance; `log_variance` broadcasts against `mean` and is -inf where it is a point."""
+    """A Gaussian with a diagonal covariance; `log_variance` broadcasts against `mean` and is -inf for a point mass."""
 
     mean: Float[Tensor, "*x"]
     log_variance: Float[Tensor, "*v"]
@@ -63,7 +63,7 @@ class Normal:
         upper, lower = (x - self.mean + bin_width / 2) * scale, (x - self.mean - bin_width / 2) * scale
         top, bottom = x > 1 - bin_width / 2, x < -1 + bin_width / 2
         below, above = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
-        # log(Φ(b) - Φ(a)) in the tail where both are small, so that nothing cancels.
+        # log(Φ(b) - Φ(a)) in the tail where both are small, without cancellation.
         flip = lower > 0
         far, near = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
         log_near, log_far = torch.special.log_ndtr(near), torch.special.log_ndtr(far)
@@ -75,7 +75,7 @@ def marginal(x0: Float[Tensor, "*x"], level: Level) -> Normal:
     """q(x_t | x0) = N(alpha x0, sigma²). Ho et al. (2020), eq. 4, arXiv:2006.11239.
 
     Raises:
-        ValueError: a level that does not broadcast against x0; so do `transition` and `posterior`.
+        ValueError: a level that does not broadcast against x0; the same for `transition` and `posterior`.
     """
     _refuse_misfit(x0, level)
     return Normal(level.alpha * x0, 2 * level.sigma.log())
@@ -84,7 +84,7 @@ def marginal(x0: Float[Tensor, "*x"], level: Level) -> Normal:
 def sde(schedule: Schedule, t: Float[Tensor, "*t"]) -> tuple[Float[Tensor, "*t"], Float[Tensor, "*t"]]:
     """(f, g²) of the process dx = f x dt + g dw whose marginals are the schedule's.
 
-    f = d log alpha/dt and g² = dsigma²/dt - 2 f sigma²; the derivatives are automatic ones of the schedule's curve.
+    f = d log alpha/dt and g² = dsigma²/dt - 2 f sigma²; the derivatives of the schedule's curve are automatic.
 
     Reference: Kingma et al. (2021), eq. 2 and appendix A; Song et al. (2021), eq. 5, arXiv:2011.13456.
     """
@@ -132,7 +132,7 @@ def posterior(x0: Float[Tensor, "*x"], x_t: Float[Tensor, "*x"], t: Level, s: Le
 
 
 def posterior_log_variance(t: Level, s: Level) -> Tensor:
-    """log(sigma_s² sigma_ts²/sigma_t²): log β̃ of the step from t back to s; -inf where s is the data."""
+    """log(sigma_s² sigma_ts²/sigma_t²): log β̃ of the step from t back to s; -inf if s is the data."""
     return 2 * s.sigma.log() + _noise_share(t, s).log()
 
 
@@ -145,7 +145,7 @@ def reverse(
     variance: str | Tensor = "small",
     last_log_variance: Tensor | None = None,
 ) -> Normal:
-    """p(x_s | x_t) of a model: the posterior at its x0, with a variance that the model does not choose, or learns.
+    """p(x_s | x_t) of a model: the posterior at the predicted x0, with a fixed or learned variance.
 
     Args:
         prediction: at x_t.
@@ -154,8 +154,8 @@ def reverse(
         s: the cleaner level.
         variance: "small" (β̃), "large" (β), or "learned" (between the two in their logarithms); or the log variance itself. Ho et al.
             (2020), section 3.2; Nichol & Dhariwal (2021), eq. 15, arXiv:2102.09672.
-        last_log_variance: stands for log β̃, and for the large log β, where s is the data and log β̃ is -inf; the papers take the log β̃ of
-            the step before.
+        last_log_variance: replaces log β̃, and log β for "large", if s is the data, where log β̃ is -inf; the papers use the log β̃ of the
+        step before.
 
     Raises:
         ValueError: an unknown variance, or a learned one that the prediction does not have.
@@ -174,7 +174,7 @@ def reverse(
     if variance != "learned":
         raise ValueError(f'variance must be "small", "large" or "learned", got "{variance}".')
     if prediction.variance_fraction is None:
-        raise ValueError('this model has not learned a variance; take "small" or "large", or train with variance="learned".')
+        raise ValueError('this model has not learned a variance; use "small" or "large", or train with variance="learned".')
     return Normal(mean, torch.lerp(small.to(x_t), large.to(x_t), prediction.variance_fraction))
 
 
@@ -184,7 +184,7 @@ def _refuse_misfit(x: Tensor, *levels: Level) -> None:
         shape = level.alpha.shape
         if len(shape) > x.ndim or any(n not in (1, m) for n, m in zip(reversed(shape), reversed(x.shape), strict=False)):
             raise ValueError(
-                f"a level of shape {tuple(shape)} does not fit x of shape {tuple(x.shape)}; take schedule.level(t, like=x), one t a row."
+                f"a level of shape {tuple(shape)} does not fit x of shape {tuple(x.shape)}; use schedule.level(t, like=x), one t a row."
             )
 
 

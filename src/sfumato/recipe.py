@@ -1,6 +1,7 @@
-"""Recipes: reading, merging, explaining what is wrong. What the options are is said where they are used, in tasks, networks and data.
+"""Recipes: reading, merging, explaining errors. Options are defined where they are used: in tasks, networks and data.
 
-A recipe is YAML. `base: NAME` starts from another recipe; `--set path=value` changes one option. What a run keeps is resolved and complete.
+A recipe is YAML. `base: NAME` starts from another recipe; `--set path=value` changes one option. A run stores the resolved, complete
+recipe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from sfumato.tasks.options import CurveSchedule
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with sfumato: one file each, and one for each toy."""
+    """The recipes that ship with sfumato: one for each file, and one for each toy."""
     named = [file.name.removesuffix(".yaml") for file in files("sfumato.recipes").iterdir() if file.name.endswith(".yaml")]
     return sorted(set(named) - {"toy"} | set(data.TOYS))
 
@@ -31,19 +32,20 @@ def load_recipe(source: str | Path, changes: Sequence[str] = (), *, steps: int |
     Args:
         source: a name (`sfumato recipes`) or a YAML file.
         changes: in any order.
-        steps: of training, of all stages together, in the place of the recipe's.
+        steps: of training, over all stages, instead of the recipe's.
 
     Raises:
-        ValueError: an unknown name (the nearest is named), a file that is no recipe, an unknown kind, a change that does not fit.
+        ValueError: an unknown name (the message suggests the nearest), a file that is not a recipe, an unknown kind, a change that does not
+            fit.
     """
     return resolve(read_tree(source), changes, steps=steps, source=str(source))
 
 
 def resolve(tree: dict[str, Any], changes: Sequence[str] = (), *, steps: int | None = None, source: str, kind: str | None = None) -> Any:
-    """A tree of options with `path=value` changes laid on it, checked against the options of its kind.
+    """A tree of options with `path=value` changes applied, validated against the options of its kind.
 
     Raises:
-        ValueError: a change or an option that does not fit, as one sentence that begins with `source`.
+        ValueError: a change or an option that does not fit; the message starts with `source`.
     """
     over: dict[str, Any] = {}
     for change in changes:
@@ -58,7 +60,7 @@ def resolve(tree: dict[str, Any], changes: Sequence[str] = (), *, steps: int | N
 
 
 def recipe_of(task: Task | Recipe, **parts: Any) -> Any:
-    """The recipe of a task, with data, training and runtime; a recipe, as it is.
+    """The recipe of a task, with data, training and runtime; a recipe is returned as it is.
 
     Raises:
         ValueError: options that do not go together.
@@ -75,28 +77,28 @@ def recipe_of(task: Task | Recipe, **parts: Any) -> Any:
 def _kind_of(name: str, source: str) -> type[Task]:
     if name not in KINDS:
         for entry in entry_points(group="sfumato.tasks"):
-            entry.load()  # registers kinds of another installed package
+            entry.load()  # registers the kinds of another installed package
     if name not in KINDS:
         near = get_close_matches(name, KINDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the kinds are {', '.join(KINDS)}; one of your own comes with --import FILE.py."
+        hint = f"did you mean {near[0]}?" if near else f"the kinds are {', '.join(KINDS)}; for your own use --import FILE.py."
         raise ValueError(f'{source}: there is no model.kind "{name}"; {hint}')
     return KINDS[name]
 
 
 def model_kind(tree: Mapping[str, Any]) -> str:
-    """What a recipe's tree asks for: its model.kind, or model where that is a name; "denoiser" where it says neither."""
+    """The kind that a recipe's tree asks for: its model.kind, or model if that is a name; "denoiser" by default."""
     model = tree.get("model")
     return "denoiser" if model is None else str(model.get("kind") if isinstance(model, dict) else model)
 
 
 def read_tree(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The tree of a recipe, its bases merged in; a base that is a file is looked for beside the file that names it."""
+    """The tree of a recipe, merged with its bases; a base file is looked up beside the file that names it."""
     name, path = str(source), Path(source)
     if name in seen:
-        raise ValueError(f"the bases of {seen[0]} go round in a circle: {' → '.join([*seen, name])}.")
+        raise ValueError(f"the bases of {seen[0]} form a cycle: {' → '.join([*seen, name])}.")
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise ValueError(f"there is no recipe file {path}; `sfumato recipes` lists those that ship with sfumato.")
+            raise ValueError(f"there is no recipe file {path}; `sfumato recipes` lists the built-in ones.")
         raw = path.read_bytes()
     else:
         file = files("sfumato.recipes") / f"{name}.yaml"
@@ -105,16 +107,16 @@ def read_tree(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         if not file.is_file() and (len(path.parts) > 1 or path.is_dir()):
             there = f"{name} holds no recipe.yaml, so it is no run folder" if path.is_dir() else f"there is no file or folder {name}"
             there = f"{name} is a run folder; its recipe is {path / 'recipe.yaml'}" if (path / "recipe.yaml").is_file() else there
-            raise ValueError(f"{there}. A recipe is a name (`sfumato recipes` lists them) or a file that ends in .yaml.")
+            raise ValueError(f"{there}. A recipe is a name (`sfumato recipes` lists them) or a .yaml file.")
         if not file.is_file():
-            raise ValueError(unknown(name, recipe_names(), "recipe") + " `sfumato recipes` lists them; a file ends in .yaml.")
+            raise ValueError(unknown(name, recipe_names(), "recipe") + " `sfumato recipes` lists them; a recipe file ends in .yaml.")
         raw = file.read_bytes()
     try:
         tree = yaml.safe_load(raw)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"{source} holds no recipe: a mapping with data, net, … was expected, got {type(tree).__name__}.")
+        raise ValueError(f"{source} is not a recipe: expected a mapping with data, net, …, got {type(tree).__name__}.")
     base = tree.pop("base", None)
     if base is None:
         return _with_kind(tree)
@@ -125,13 +127,13 @@ def read_tree(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _with_kind(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the kind of its schedule, which may be left out, so that another kind is seen to be one."""
+    """The tree with the kind of its schedule filled in, so that a change to another kind is recognised."""
     schedule = tree.get("schedule")
     return {**tree, "schedule": {"kind": "cosine", **schedule}} if isinstance(schedule, dict) else tree
 
 
 def _lay(tree: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` merged into the tree of a recipe; the sampling ends of a curve go where the schedule becomes something else."""
+    """Merges `over` into the tree of a recipe; drops the sampling ends of a continuous schedule if the schedule becomes another kind."""
     merged = _merge(tree, over)
     groups = [each if isinstance(each, dict) else {} for each in (over.get("schedule"), merged.get("schedule"), over.get("sampling"))]
     if "kind" in groups[0] and groups[1]["kind"] not in get_args(CurveSchedule.model_fields["kind"].annotation):
@@ -142,7 +144,7 @@ def _lay(tree: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`; a group whose kind changes starts anew."""
+    """Merges `over` into `base`; a group whose kind changes is replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -154,10 +156,10 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(change: str) -> dict[str, Any]:
-    """What a `path=value` says, as a tree."""
+    """A `path=value` change as a tree."""
     path, equals, text = change.partition("=")
     if not equals or not path:
-        raise ValueError(f'a change is written path=value, as in training.batch=64; got "{change}".')
+        raise ValueError(f'a change must be path=value, as in training.batch=64; got "{change}".')
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -170,12 +172,12 @@ def _changed(change: str) -> dict[str, Any]:
 
 
 def _sentence(error: ValidationError, source: str, model: type[Options]) -> str:
-    """The first thing wrong: where, what was got, what to do."""
+    """One sentence on the first validation error: where, what was got, what to do."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    unions = {*_kinds(model), "int", "float", "constrained-int"}  # pydantic names the member of a union that it tried
+    unions = {*_kinds(model), "int", "float", "constrained-int"}  # pydantic's paths contain the member of a union that it tried
     where = ".".join(part for part in path if part not in unions and "[" not in part) or "it"
-    more = f" ({error.error_count() - 1} more like it.)" if error.error_count() > 1 else ""
+    more = f" ({error.error_count() - 1} more errors.)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         names = _fields_at(path[:-1], model)
         near = get_close_matches(path[-1], names, 1)
@@ -187,17 +189,17 @@ def _sentence(error: ValidationError, source: str, model: type[Options]) -> str:
         got = first["input"].get("kind") if isinstance(first["input"], dict) else first["input"]
         return f"{source}: {where}.kind must be one of {first.get('ctx', {}).get('expected_tags', 'the known kinds')}, got {got!r}.{more}"
     inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, ValidationError):  # of a recipe that this one is turned into
+    if isinstance(inner, ValidationError):  # from the recipe class that this one is converted to
         return _sentence(inner, source, model)
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    if isinstance(first["input"], dict):  # about a group as a whole: its options need no repeating
+    if isinstance(first["input"], dict):  # about a whole group: do not repeat its options
         return f"{source}: {f'{where}: ' if path else ''}{message}.{more}"
     message = message[:1].lower() + message[1:]
     return f"{source}: {where} got {first['input']!r}, but {message}.{more}"
 
 
-def _fields_at(path: Sequence[str], model: Any) -> list[str]:  # pydantic's unions are no types
-    """The option names of the group at a pydantic location."""
+def _fields_at(path: Sequence[str], model: Any) -> list[str]:  # pydantic's unions are not types
+    """The names of the options of the group at a pydantic location."""
     for part in path:
         if part in getattr(model, "model_fields", {}):
             model = model.model_fields[part].annotation
@@ -209,7 +211,7 @@ def _fields_at(path: Sequence[str], model: Any) -> list[str]:  # pydantic's unio
 
 
 def _kinds(model: Any) -> set[str]:
-    """Every value that a field `kind` may have, anywhere below a model or a union of models."""
+    """All values that a field `kind` can have, anywhere below a model or a union of models."""
     found: set[str] = set()
     for name, field in getattr(model, "model_fields", {}).items():
         found |= set(get_args(field.annotation)) if name == "kind" else _kinds(field.annotation)

@@ -1,4 +1,4 @@
-"""What the machine can do, and what it is asked for before heavy work."""
+"""Properties of the machine, and settings made before heavy work."""
 
 import ctypes
 import os
@@ -13,24 +13,24 @@ import torch
 
 @cache
 def processor(fact: str) -> str:
-    """What Linux tells of the processor, as "model name" or "flags"; elsewhere the name that Python has for it."""
+    """A fact on the processor from Linux, as "model name" or "flags"; elsewhere Python's name for it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(fact)), platform.processor())
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 natively; where it does not, float32 is far faster."""
+    """Whether the processor multiplies bfloat16 natively; otherwise float32 is far faster."""
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(processor("flags").split())
 
 
 def compute_device() -> torch.device:
-    """Where the heavy work goes: the first GPU, or the processor."""
+    """The device for heavy work: the first GPU, or the processor."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def precision(choice: str, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16: "auto" takes bfloat16 where the device multiplies it natively."""
+    """float32 or bfloat16: "auto" is bfloat16 if the device multiplies it natively."""
     if choice == "auto":
         is_fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else multiplies_bfloat16()
         return torch.bfloat16 if is_fast else torch.float32
@@ -38,7 +38,7 @@ def precision(choice: str, device: torch.device) -> torch.dtype:
 
 
 def keep_memory() -> None:
-    """Asks glibc to keep freed memory instead of returning it, so that large temporaries cost no page faults; elsewhere does nothing.
+    """Asks glibc to keep freed memory instead of returning it, so that large temporaries cost no page faults; no effect elsewhere.
 
     A freshly mapped 32 MB tensor takes longer to fault in than to fill.
     """
@@ -53,12 +53,12 @@ def keep_memory() -> None:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
+    """The peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def cache_folder() -> Path | None:
-    """Where what may be made again is kept, by the environment; None where SFUMATO_CACHE is empty."""
+    """The cache folder, from the environment; None if SFUMATO_CACHE is empty."""
     where = os.environ.get("SFUMATO_CACHE")
     if where is not None:
         return Path(where).expanduser() if where else None

@@ -1,4 +1,4 @@
-"""Samples as values of the data's own type, and the files that they are written to."""
+"""Samples as values of the data's own type, and writing them to files."""
 
 import math
 import tempfile
@@ -25,8 +25,8 @@ class Samples:
 
     Args:
         values: one row a sample.
-        cond: the conditions that they were drawn under, by name; a class of -1, or a number of NaN, was not given.
-        spec: of the data, which names columns and classes.
+        cond: the conditions they were drawn with, by name; a class of -1, or a number of NaN, means not given.
+        spec: of the data, with the names of columns and classes.
     """
 
     values: Shaped[np.ndarray, "n *value"]
@@ -35,21 +35,21 @@ class Samples:
 
     @property
     def labels(self) -> Int64[np.ndarray, "n"] | None:
-        """The condition `labels`, where there is one."""
+        """The condition `labels`, if there is one."""
         return self.cond.get("labels")
 
     def save(self, path: str | Path, *, columns: int | None = None) -> None:
-        """Writes them in the form that the suffix names: .npz, .csv, .png, .jpg, or a new folder of PNGs where there is none.
+        """Writes them in the format given by the suffix: .npz, .csv, .png, .jpg, or a new folder of PNGs if there is none.
 
-        A file is written aside and renamed, so that what stood there before is lost only to a whole new one.
+        A file is written under a temporary name and renamed, so an existing file is only replaced by a complete one.
 
         Raises:
-            ValueError: another suffix, a picture of what has none, or a folder that holds something.
-            OSError: a place that cannot be written to.
+            ValueError: another suffix, a picture of data that have none, or a folder that is not empty.
+            OSError: a path that cannot be written to.
         """
         path, suffix = Path(path), Path(path).suffix.lower()
         if suffix == ".gif":
-            raise ValueError(f"a .gif shows how samples come about, which these no longer know; draw {path} with Model.reverse_gif.")
+            raise ValueError(f"a .gif shows how samples are made, which finished samples do not; write {path} with Model.reverse_gif.")
         is_image, is_table = self.values.ndim == 4 and np.issubdtype(self.values.dtype, np.integer), self.values.ndim == 2
         check_target(path, is_image=is_image, has_picture=is_image or self.values.shape[1:] == (2,), is_table=is_table)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class Samples:
                 write_png(path / name, value)
 
     def _cells(self) -> dict[str, list[str]]:
-        """The conditions that fit into a cell of a table, but the labels; an empty cell where not given."""
+        """The conditions that fit in a table cell, except the labels; empty if not given."""
         cells = {}
         for name, values in self.cond.items():
             spec = None if self.spec is None else self.spec.conditions.get(name)
@@ -86,43 +86,43 @@ class Samples:
         return cells
 
     def _arrays(self) -> dict[str, Any]:
-        """As in an npz of the public guided-diffusion evaluator, with the other conditions under `cond_NAME`."""
+        """The arrays of an npz of the public guided-diffusion evaluator, with the other conditions as `cond_NAME`."""
         arrays: dict[str, Any] = {"arr_0": self.values} | ({} if self.labels is None else {"arr_1": self.labels})
         arrays |= {f"{CONDITION}{name}": value for name, value in self.cond.items() if name != "labels"}
         return arrays | ({"columns": np.array(self.spec.columns)} if self.spec is not None and self.spec.columns else {})
 
 
 def check_target(path: Path, *, is_image: bool, has_picture: bool, is_table: bool = False) -> None:
-    """Refuses a path to which samples cannot be written; asked before the work of drawing them.
+    """Refuses a path that samples cannot be written to; called before they are drawn.
 
     Raises:
-        ValueError: an unknown suffix, a picture of what has none, a folder where a file is meant, or the other way round.
-        OSError: a place that cannot be written to.
+        ValueError: an unknown suffix, a picture of data that have none, a folder instead of a file, or the reverse.
+        OSError: a path that cannot be written to.
     """
     suffix = path.suffix.lower()
     if suffix not in ("", ".npz", ".csv", ".gif", *PICTURES):
         raise ValueError(f'samples are written as .npz, .csv, .png, .jpg, .gif or a folder, got "{path.suffix}" in {path}.')
     if suffix == ".csv" and not is_table:
-        raise ValueError(f"a CSV holds rows of numbers, which these samples are not; end {path} in .npz.")
+        raise ValueError(f"a CSV holds rows of numbers, but these samples are not; name a .npz instead of {path}.")
     if suffix in (".gif", *PICTURES) and not has_picture:
-        raise ValueError(f"these samples have no picture (images and points in the plane have), so {path} cannot be drawn; use .npz.")
+        raise ValueError(f"only images and points in the plane can be drawn, so {path} cannot be written; use .npz.")
     if path.suffix and path.is_dir():
         raise ValueError(f"{path} is a folder; name a file, or a folder without a suffix.")
     if not path.suffix:
         if not is_image:
-            raise ValueError(f"only images can be written as a folder of PNGs; end {path} in .npz.")
+            raise ValueError(f"only images can be written as a folder of PNGs; name a .npz instead of {path}.")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(f"{path} exists and is not empty; name a new folder.")
     home = next(each for each in (*([] if path.suffix else [path]), *path.absolute().parents) if each.exists())
     try:
-        tempfile.TemporaryFile(dir=home).close()  # only trying tells: permissions do not bind everybody, and a disk may be read-only
+        tempfile.TemporaryFile(dir=home).close()  # only trying is reliable: root ignores permissions, and a disk may be read-only
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} (below {home})", str(path)) from None
 
 
 def sheet_columns(cycle: int, count: int) -> int | None:
-    """How many columns make each column of `count` samples one condition, and the sheet about square.
+    """The number of columns for which each column of `count` samples has one condition and the sheet is about square.
 
-    A multiple of the length of the cycle of conditions; None without conditions, or where a cycle is too wide.
+    A multiple of the length of the cycle of conditions; None without conditions, or if the cycle is too long.
     """
     return cycle * max(1, round(math.sqrt(count) / cycle)) if 0 < cycle <= 40 else None

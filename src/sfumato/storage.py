@@ -1,9 +1,9 @@
-"""Checkpoints: safetensors and JSON, written aside, fsynced and renamed, so that a reader sees a whole one or none.
+"""Checkpoints: safetensors and JSON, written to a temporary folder, fsynced and renamed, so that a reader sees a whole one or none.
 
 RUN/checkpoints/00001000/   model.safetensors, ema-*.safetensors, optimizer.safetensors, state.json, checksums.b2
 
-Every file is read against its checksum, which sees the flipped bit that safetensors does not (`b2sum -c checksums.b2` tells the same). A
-checkpoint without checksums.b2, as sfumato 0.1 wrote them, is read as it is. What is damaged is said, passed over and kept.
+Every file is verified with its checksum, which detects flipped bits (`b2sum -c checksums.b2` does the same). A checkpoint without
+checksums.b2, as sfumato 0.1 wrote them, is read without. Damaged checkpoints are reported, skipped and kept.
 """
 
 import hashlib
@@ -37,22 +37,22 @@ class CheckpointError(RuntimeError):
 
 
 def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int | None) -> Path:
-    """Writes a checkpoint for `step` and removes all but the last `keep`; returns its folder.
+    """Writes the checkpoint of `step`, deletes all but the last `keep`, and returns its folder.
 
     Args:
         folder: RUN/checkpoints; one process writes to it.
         step: steps done.
         tensors: file stem to named tensors.
         state: JSON for state.json.
-        keep: how many to leave, this one included; None leaves all.
+        keep: how many checkpoints to keep, including this one; None keeps all.
 
     Raises:
-        CheckpointError: the files cannot be written; those of earlier steps are as they were.
+        CheckpointError: the files cannot be written; earlier checkpoints are unchanged.
     """
     final, partial = folder / f"{step:08d}", folder / f".{step:08d}.partial"
     with writing(final):
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*"):  # of a process that was killed
+        for left in folder.glob(".*"):  # left by a killed process
             _delete(left)
         try:
             partial.mkdir()
@@ -60,7 +60,7 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
                 save_file({name: value.detach().contiguous() for name, value in named.items()}, partial / f"{stem}.safetensors")
             (partial / "state.json").write_text(json.dumps(state))
             for path in partial.glob("*.safetensors"):
-                shutil.copymode(partial / "state.json", path)  # safetensors makes them for their owner alone
+                shutil.copymode(partial / "state.json", path)  # safetensors writes files that only their owner can read
             (partial / CHECKSUMS).write_text("".join(f"{_digest(path)}  {path.name}\n" for path in sorted(partial.iterdir())))
             for path in [*partial.iterdir(), partial]:
                 fsync(path)
@@ -76,7 +76,7 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
 
 
 def add(checkpoint: Path, stem: str, tensors: Mapping[str, Tensor]) -> Path:
-    """Puts one more file of tensors into a checkpoint, or another in its place; returns its path."""
+    """Adds a file of tensors to a checkpoint, or replaces one; returns its path."""
     path = checkpoint / f"{stem}.safetensors"
     with writing(path):
         with aside(path) as partial:
@@ -90,14 +90,14 @@ def add(checkpoint: Path, stem: str, tensors: Mapping[str, Tensor]) -> Path:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, ascending."""
+    """The steps that have a checkpoint, in ascending order."""
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir())
 
 
 def latest(run: Path) -> Path:
-    """The newest checkpoint of a run, whole or not.
+    """The newest checkpoint of a run, damaged or not.
 
     Raises:
         CheckpointError: there is none.
@@ -109,15 +109,15 @@ def latest(run: Path) -> Path:
 
 
 def load_newest_valid(run: Path, read: Callable[[Path], T], *, set_aside: bool = False) -> T:
-    """What `read` makes of the newest checkpoint of a run that it can read; a damaged one is passed over and a warning logged.
+    """Reads the newest valid checkpoint of a run with `read`; damaged ones are skipped, with a warning in the log.
 
     Args:
         run: the run folder; a process may be training into it.
         read: raises `CheckpointError` for a checkpoint that it cannot read.
-        set_aside: rename what is damaged to NUMBER.damaged; for the one process that writes to the run.
+        set_aside: rename damaged checkpoints to NUMBER.damaged; only for the process that writes to the run.
 
     Raises:
-        CheckpointError: there is no checkpoint, or none can be read; nothing is renamed then.
+        CheckpointError: there is no checkpoint, or none can be read (then nothing is renamed).
     """
     latest(run)
     folder, damaged_ones = run / "checkpoints", dict[int, str]()
@@ -126,7 +126,7 @@ def load_newest_valid(run: Path, read: Callable[[Path], T], *, set_aside: bool =
         try:
             taken = read(path)
         except CheckpointError as error:
-            if path.exists():  # else training has removed it since, and written a newer one
+            if path.exists():  # otherwise training has deleted it and written a newer one
                 damaged_ones[left[-1]] = str(error).rstrip(".")
             continue
         for step, sentence in damaged_ones.items():
@@ -135,24 +135,22 @@ def load_newest_valid(run: Path, read: Callable[[Path], T], *, set_aside: bool =
                 kept = f", and keeping the damaged one as {_set_aside(folder / f'{step:08d}').name}"
             log.warning(f"{sentence}; going back to {path.name}{kept}.")
         return taken
-    why = next(iter(damaged_ones.values()), f"{folder} changes while it is read")
-    raise CheckpointError(
-        f"{why}, and no other checkpoint of {run} is whole; restore one from a backup, or train again into another --out."
-    )
+    why = next(iter(damaged_ones.values()), f"{folder} changed while it was read")
+    raise CheckpointError(f"{why}, and {run} has no other valid checkpoint; restore one from a backup, or train again into another --out.")
 
 
 def load_average(net: nn.Module, run: Path, widths: Sequence[float], asked: float | None) -> None:
     """Loads EMA weights from the newest valid checkpoint of a run.
 
     Args:
-        net: what was trained.
+        net: the trained network.
         run: the run folder.
-        widths: of the averages that the recipe tracks, the first of which is the default.
-        asked: the width of the one wanted.
+        widths: the averages of the recipe; the first is the default.
+        asked: the width of the wanted average.
 
     Raises:
         ValueError: there is no such average.
-        CheckpointError: no checkpoint yet, or none that is whole.
+        CheckpointError: there is no checkpoint, or no valid one.
     """
     file = f"{name_of(widths[0] if asked is None else asked)}.safetensors"
 
@@ -161,11 +159,11 @@ def load_average(net: nn.Module, run: Path, widths: Sequence[float], asked: floa
         if asked is not None and file not in {*there, *(f"{name_of(width)}.safetensors" for width in widths)}:
             raise ValueError(
                 f"{run} has no average of width {asked:g}; it has {', '.join(f'{float(name[4:-12]):g}' for name in there)} "
-                f"(sfumato ema {run} --width {asked:g} makes one of snapshots)."
+                f"(sfumato ema {run} --width {asked:g} computes one from snapshots)."
             )
         tensors = read_tensors(checkpoint / file)
         try:
-            net.load_state_dict(tensors)  # copies: half precision becomes what the network is in
+            net.load_state_dict(tensors)  # copies values and converts them to the network's dtype
         except RuntimeError as error:
             raise damaged(checkpoint / file, error) from None
 
@@ -182,7 +180,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         _verify(path)
         return load_file(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing, so the checkpoint is not whole.") from None
+        raise CheckpointError(f"{path} is missing, so the checkpoint is incomplete.") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise damaged(path, error) from None
 
@@ -205,28 +203,28 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
-    """What is said of a file of a checkpoint that cannot be used."""
+    """The error for a damaged file of a checkpoint."""
     return CheckpointError(f"{path} is damaged ({' '.join(str(error).split()).rstrip('.')}).")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes a failure to write into a run folder one sentence.
+    """Turns a failure to write into a run folder into one sentence.
 
     Raises:
-        CheckpointError: in place of an OSError or SafetensorError.
+        CheckpointError: instead of an OSError or SafetensorError.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
         number = error.errno if isinstance(error, OSError) else int((re.findall(r"os error (\d+)", str(error)) or [0])[0])
         why = os.strerror(number).lower() if number else error
-        raise CheckpointError(f"cannot write {path} ({why}); make room or mend the permissions, then go on with --resume.") from None
+        raise CheckpointError(f"cannot write {path} ({why}); free space or fix the permissions, then continue with --resume.") from None
 
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A place to write what becomes `path` when the block has gone well; until then, and after a failure, `path` is as it was.
+    """Yields a temporary path that is renamed to `path` when the block succeeds; until then, and after a failure, `path` is unchanged.
 
     Raises:
         OSError: it cannot be written; names `path`.
@@ -245,13 +243,13 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes aside and renames."""
+    """Writes to a temporary file and renames it."""
     with aside(path) as partial:
         partial.write_text(text)
 
 
 def fsync(path: Path) -> None:
-    """Has the system put a file or folder on the disk."""
+    """Writes a file or folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -260,27 +258,27 @@ def fsync(path: Path) -> None:
 
 
 def _verify(path: Path) -> None:
-    """Holds a file of a checkpoint against its checksum.
+    """Compares a file of a checkpoint with its checksum.
 
     Raises:
-        ValueError: it is another, has none among the others', or lies out of the run folder.
+        ValueError: it differs, has no checksum although others have, or is outside the run folder.
     """
     home = path.parent.parent.resolve()
     if not path.resolve().is_relative_to(home):
-        raise ValueError(f"it is a link that leads out of {path.parent.parent}")
+        raise ValueError(f"it is a link to a place outside {path.parent.parent}")
     known = _checksums(path.parent)
     if known is not None and known.get(path.name) != _digest(path):
-        raise ValueError("its checksum is not the one it was written with" if path.name in known else f"{CHECKSUMS} does not know it")
+        raise ValueError("its checksum does not match" if path.name in known else f"{CHECKSUMS} does not list it")
 
 
 def _checksums(checkpoint: Path) -> dict[str, str] | None:
-    """File name to checksum; None where they were not written."""
+    """File name to checksum; None if there is no checksum file."""
     path = checkpoint / CHECKSUMS
     if not path.is_file():
         return None
     lines = [line.split("  ", 1) for line in path.read_text().splitlines()]
     if not all(len(line) == 2 for line in lines):
-        raise ValueError(f"{CHECKSUMS} is cut short")
+        raise ValueError(f"{CHECKSUMS} is truncated")
     return {name: digest for digest, name in lines}
 
 
@@ -290,20 +288,20 @@ def _digest(path: Path) -> str:
 
 
 def _set_aside(checkpoint: Path) -> Path:
-    """Renames a damaged checkpoint, out of the way of a good one for the same step."""
+    """Renames a damaged checkpoint, to make room for a good one of the same step."""
     count = len(list(checkpoint.parent.glob(f"{checkpoint.name}.damaged*")))
     name = f"{checkpoint.name}.damaged{f'-{count + 1}' if count else ''}"
     return checkpoint.rename(checkpoint.with_name(name))
 
 
 def _remove(checkpoint: Path) -> None:
-    """Takes a checkpoint away under a name that no reader looks for, then deletes it."""
+    """Renames a checkpoint so that no reader finds it, then deletes it."""
     if checkpoint.exists():
         _delete(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.gone")))
 
 
 def _delete(path: Path) -> None:
-    """Deletes a folder, or a file or link by itself."""
+    """Deletes a folder, a file or a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -311,7 +309,7 @@ def _delete(path: Path) -> None:
 
 
 def name_of(width: float) -> str:
-    """What the average of this width is called in a checkpoint."""
+    """The name of the average of this width in a checkpoint."""
     return f"ema-{width:.3f}"
 
 
@@ -338,7 +336,7 @@ def folder_of(model: str | Path) -> Path:
             raise ValueError(f"there is no {model}; the zoo holds {', '.join('zoo:' + name for name in zoo_names()) or 'no model'}.")
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(
-            f"{model} is no run folder (it has no recipe.yaml) and no zoo:NAME; train one with sfumato train RECIPE --out {model}."
+            f"{model} is neither a run folder (it has no recipe.yaml) nor zoo:NAME; train one with sfumato train RECIPE --out {model}."
         )
     return folder
 
@@ -365,7 +363,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_spec(folder: Path) -> DataSpec:
-    """What the data of a run are, from its manifest.
+    """The spec of a run's data, from its manifest.
 
     Raises:
         CheckpointError: the manifest is missing or damaged.

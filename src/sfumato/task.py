@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What a loss says of a batch.
+    """The loss of a batch.
 
     Args:
         per_example: the loss of each example.
-        log_snr: at which log-SNR each was seen, nats; metrics.jsonl then tells the loss by noise level.
-        weight: of each example in the sum that is differentiated, where examples are drawn with other chances than they count.
-        parts: other numbers an example, by name, for metrics.jsonl: by noise level where there is one, else their mean.
+        log_snr: the log-SNR of each example, nats; metrics.jsonl then has the loss by noise level.
+        weight: weight of each example in the loss, if examples are not drawn with the probabilities they should count with.
+        parts: other numbers for each example, by name, for metrics.jsonl: by noise level if there is log_snr, else their mean.
     """
 
     per_example: Float[Tensor, "b"]
@@ -48,7 +48,7 @@ class LossTerms:
 
     @staticmethod
     def merge(join: Callable[[list[Tensor]], Tensor], terms: "Sequence[LossTerms]") -> "LossTerms":
-        """Terms whose tensors are `join` of those of several terms."""
+        """Merges several terms: every tensor is `join` of theirs."""
         of = lambda name: None if getattr(terms[0], name) is None else join([getattr(each, name) for each in terms])  # noqa: E731
         parts = {name: join([each.parts[name] for each in terms]) for name in terms[0].parts}
         return LossTerms(join([each.per_example for each in terms]), of("log_snr"), of("weight"), parts)
@@ -56,29 +56,29 @@ class LossTerms:
 
 @runtime_checkable
 class State(Protocol):
-    """What learns beside the weights: adaptive times, codebooks. It lies in every checkpoint and is the same in all processes."""
+    """State that is updated outside the optimiser: adaptive times, codebooks. Saved in every checkpoint; equal in all processes."""
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """All of it, by name."""
+        """All of the state, by name."""
         ...
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes what `tensors` gave."""
+        """Restores what `tensors` returned."""
         ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """Samples that are asked for: rows `rows` of seed `seed`, of which row i depends on (model, seed, i) alone.
+    """A request for samples: rows `rows` of seed `seed`; row i depends only on (model, seed, i).
 
     Args:
         rows: numbers of the samples.
         seed: of their noise.
         device: to draw on.
-        cond: conditions, one row a sample; those that are missing are not given.
-        options: what was asked for beside, by name; only names in the sampler's `takes`.
-        noise: standard normal noise to begin with, one row a sample, in the place of the seed's.
-        on_step: called after each step with its number, x there, and the x0 that it foretells; may raise to end the work.
+        cond: conditions, one row a sample; missing ones are not given.
+        options: other options by name; only names in the sampler's `takes`.
+        noise: standard normal noise to start from, one row a sample, instead of the seed's.
+        on_step: called after each step with its number, x, and the predicted x0; may raise to stop.
     """
 
     rows: range
@@ -91,60 +91,60 @@ class Request:
 
 
 class Sampler:
-    """Draws samples of a trained model. What a kind cannot do, it refuses in a sentence.
+    """Draws samples from a trained model. A kind refuses what it cannot do with an error message.
 
     Attributes:
-        kind: of the model, in words, as "a VAE".
-        takes: names of the options of a request that have a meaning here.
+        kind: the kind of model, in words, as "a VAE".
+        takes: names of the options of a request that this kind supports.
     """
 
     kind: ClassVar[str] = "this kind of model"
     takes: ClassVar[frozenset[str]] = frozenset()
 
-    use: str = ""  # what to do with a model that cannot be sampled, in a sentence; empty for one that can
+    use: str = ""  # for a model that cannot be sampled: a sentence on its use
 
     def reconstruct(self, values: np.ndarray) -> np.ndarray:
-        """Values through the model's latents and back.
+        """Encodes and decodes values.
 
         Raises:
-            ValueError: it has no latents.
+            ValueError: the model has no latents.
         """
         raise ValueError(f"{self.kind} has no latents to reconstruct data from.")
 
     def film(self, request: Request) -> list[Tensor]:
-        """The reverse process, from noise to samples, each moment as x at unit scale.
+        """The reverse process, from noise to samples: x at unit scale after each step.
 
         Raises:
             ValueError: samples are made in one pass.
         """
-        raise ValueError(f"{self.kind} is drawn in one pass, so there is no reverse process to film; write samples as .png or .npz.")
+        raise ValueError(f"{self.kind} is sampled in one pass, so there is no reverse process to show; write samples as .png or .npz.")
 
     def forward_film(self, x: Tensor, frames: int, seed: int) -> list[Tensor]:
         """The forward process on x.
 
         Raises:
-            ValueError: there is none, or it is not one on x.
+            ValueError: there is no such process, or it does not act on x.
         """
-        raise ValueError(f"{self.kind} noises nothing, so there is no forward process to film.")
+        raise ValueError(f"{self.kind} has no forward process to show.")
 
     def tune(self, steps: int, cond: Cond, *, guidance: float | None = None, rows: int = 96, seed: int = 0) -> "TuningResult":
-        """Levels and method for so many evaluations, fitted to this model.
+        """Fits levels and method for a number of evaluations to this model.
 
         Raises:
-            ValueError: it visits no levels.
+            ValueError: it has no noise levels.
         """
-        raise ValueError(f"{self.kind} visits no noise levels, so there are none to tune.")
+        raise ValueError(f"{self.kind} has no noise levels to tune.")
 
     def save_tuned(self, folder: Path, steps: int, guidance: float | None, tuned: "TuningResult") -> Path:
-        """Keeps tuned levels with a run."""
+        """Saves tuned levels in a run folder."""
         raise NotImplementedError
 
     def evaluations(self, options: Mapping[str, Any]) -> int:
-        """How often the network is asked for a sample, about."""
+        """Approximate number of network evaluations for a sample."""
         return 1
 
     def default(self, name: str, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
-        """What a condition is where nothing is asked for: every class in turn; None for not given."""
+        """The value of a condition that was not asked for: by default every class in turn; None for not given."""
         return range(len(spec.names)) if isinstance(spec, Classes) else None
 
     def needs(self, name: str) -> bool:
@@ -155,18 +155,18 @@ class Sampler:
         """x of the samples, one row each.
 
         Raises:
-            ValueError: the model makes no samples.
+            ValueError: the model cannot be sampled.
         """
-        raise ValueError(f"{self.kind} makes no samples. {self.use}".strip())
+        raise ValueError(f"{self.kind} cannot be sampled. {self.use}".strip())
 
     def check(self, options: Mapping[str, Any], cond: Cond) -> None:
-        """Refuses what cannot be drawn, before anything is; `cond` has one row a sample.
+        """Refuses what cannot be drawn, before the work starts; `cond` has one row a sample.
 
         Raises:
-            ValueError: an option without a meaning for this kind, or a value that cannot be.
+            ValueError: an option that this kind does not support, or an invalid value.
         """
         if wrong := sorted(set(options) - self.takes):
-            raise ValueError(f"{self.kind} is sampled without {', '.join(wrong)}; leave {'it' if len(wrong) == 1 else 'them'} out.")
+            raise ValueError(f"{self.kind} does not support {', '.join(wrong)}; remove {'it' if len(wrong) == 1 else 'them'}.")
 
     @property
     def predictor(self) -> "Predictor":
@@ -190,8 +190,8 @@ class Sampler:
 class Task(Options):
     """A kind of model: options, and functions of them.
 
-    `is_exact` marks a kind whose loss must be computed in float32, as a likelihood bound; `has_levels` one that is trained at the noise
-    levels of a fixed schedule, with options `schedule`, `objective` and `sampling`.
+    `is_exact` marks a kind whose loss needs float32, such as a likelihood bound; `has_levels` one that is trained at the noise levels of a
+    fixed schedule, with options `schedule`, `objective` and `sampling`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -206,25 +206,25 @@ class Task(Options):
 
     @property
     def has_metrics(self) -> bool:
-        """Whether this kind has `metrics` of its own, for which an averaged model is made."""
+        """Whether this kind has its own `metrics`, which need a copy of the averaged model."""
         return type(self).metrics is not Task.metrics
 
     def precision(self, asked: str) -> str:
-        """The number format of training: "float32", "bfloat16", or "auto" for what the machine multiplies fast."""
+        """The number format of training: "float32", "bfloat16", or "auto" for what the machine computes fast."""
         return "float32" if self.is_exact else asked
 
     def check_training(self, training: Training) -> None:
-        """Refuses ways of training that cannot work for this kind.
+        """Refuses training options that cannot work for this kind.
 
         Raises:
-            ValueError: says what, without a full stop.
+            ValueError: the reason, without a full stop.
         """
 
     def build(self, spec: DataSpec, earlier: "Sequence[Model]" = ()) -> nn.Module:
-        """The untrained model of such data; of earlier stages' models, where there are any.
+        """The untrained model for such data; uses the models of earlier stages, if there are any.
 
         Raises:
-            ValueError: data that this kind is not for.
+            ValueError: data that this kind does not support.
         """
         raise NotImplementedError
 
@@ -237,11 +237,11 @@ class Task(Options):
         raise NotImplementedError
 
     def begin(self, model: Any) -> State | None:
-        """What else learns."""
+        """The initial state, if this kind has one."""
         return None
 
     def update(self, state: State, terms: LossTerms, draw: Draw) -> None:
-        """Teaches the state what a step that was applied has seen; terms and draw are of the whole batch, in every process."""
+        """Updates the state after a step that was applied; terms and draw are of the whole batch, in every process."""
 
     def examine(self, model: Any, spec: DataSpec, source: Source) -> None:
         """Refuses data and options that do not fit, before anything is written.
@@ -252,22 +252,22 @@ class Task(Options):
         self.sampler(model, spec).check({}, {})
 
     def metrics(self, model: Any, held_out: Source) -> dict[str, float]:
-        """Numbers for each line of metrics.jsonl: of the averaged model on held-out examples (on training ones, where there are none)."""
+        """Numbers for each line of metrics.jsonl, from the averaged model on held-out examples (training ones if none are held out)."""
         return {}
 
     def finish(self, model: Any, examples: Source, held_out: Source, say: Callable[[str], None]) -> dict[str, str]:
-        """After the last step, with the averaged model: files to write into the run folder, name to text."""
+        """Called after the last step with the averaged model: returns files for the run folder, name to text."""
         return {}
 
     def restore(self, model: Any, folder: Path) -> None:
-        """Takes up what `finish` wrote into a run folder.
+        """Loads what `finish` wrote into a run folder.
 
         Raises:
             CheckpointError: it is missing or damaged.
         """
 
     def sampler(self, model: Any, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> Sampler:
-        """How it is sampled; of what lies in the run folder beside the weights, where there is one. The name is for messages."""
+        """Its sampler, with what the run folder holds besides weights, if there is one. The name is for messages."""
         return Sampler()
 
     def sheet(self, model: "Model", source: Source) -> "Image | None":
@@ -275,7 +275,7 @@ class Task(Options):
         return model.sheet(source=source)
 
     def stages(self, out: Path) -> "Sequence[Stage]":
-        """Trainings that make this model one after another, each in a folder of `out`; none where it is trained in one."""
+        """The trainings that make this model one after another, each in a folder of `out`; empty if there is only one."""
         return ()
 
     def trainings(self) -> dict[str, Training]:
@@ -284,12 +284,12 @@ class Task(Options):
         return {"training": self.training}
 
     def needs(self) -> Sequence[Path]:
-        """Folders of ready models, which come before those of the stages."""
+        """Folders of trained models, which come before those of the stages."""
         return ()
 
 
 class Recipe(Options):
-    """A task with its data and how it is trained and computed: everything that makes a run. `recipe_class` makes one of a kind."""
+    """A task with its data, training and runtime options: everything that makes a run. `recipe_class` makes one for a kind."""
 
     about: str = ""
     data: Any
@@ -305,7 +305,7 @@ class Recipe(Options):
         return self
 
     def divided(self, source: Source) -> tuple[Source, Source | None]:
-        """What to train on, and what is held out, if anything is.
+        """The training examples, and the held-out ones if there are any.
 
         Raises:
             ValueError: data that cannot be divided so.
@@ -314,38 +314,38 @@ class Recipe(Options):
 
     @property
     def how_divided(self) -> Split | None:
-        """How rows are held out; None where none are."""
+        """How rows are held out; None if none are."""
         share, by, seed = self.training.held_out, self.training.held_out_by, self.training.seed
         if not share:
             return None
         return Random(share, seed) if by == "random" else Block(share) if by == "block" else Group(by, share, seed)
 
     def with_steps(self, steps: int) -> "Recipe":
-        """The same recipe with so many steps, of all its trainings together.
+        """The same recipe with this many steps, over all its trainings.
 
         Raises:
             ValueError: too few.
         """
         if steps < 1:
-            raise ValueError(f"training.steps got {steps}, but it must be at least 1.")
+            raise ValueError(f"training.steps must be at least 1, got {steps}.")
         return self.model_copy(update={"training": self.training.model_copy(update={"steps": steps})})
 
 
-KINDS: dict[str, type[Task]] = {}  # what `model.kind` (or `model`) of a recipe names, to the kind's options
+KINDS: dict[str, type[Task]] = {}  # names for `model.kind` (or `model`) in a recipe, to the kinds
 T = TypeVar("T", bound=type[Task])
 
 
 def register(*names: str) -> Callable[[T], T]:
-    """Enters a kind of model under these names, so that recipes can ask for it: `model: NAME`, or `model: {kind: NAME, …}`.
+    """Registers a kind of model under these names, so that recipes can use it: `model: NAME`, or `model: {kind: NAME, …}`.
 
     Raises:
-        ValueError: a name that is taken by another kind.
+        ValueError: another kind has one of the names.
     """
 
     def enter(task: T) -> T:
         for name in names:
             if (there := KINDS.get(name)) is not None and there.__qualname__ != task.__qualname__:
-                raise ValueError(f'there is a kind of model "{name}" already, {there.__name__}; choose another name.')
+                raise ValueError(f'there already is a kind of model "{name}", {there.__name__}; choose another name.')
             KINDS[name] = task
         return task
 
@@ -353,7 +353,7 @@ def register(*names: str) -> Callable[[T], T]:
 
 
 def recipe_class(task: type[Task]) -> type[Any]:
-    """Recipes of a kind of model: its options, with those of data, training and runtime."""
+    """The recipe class of a kind of model: its options, with those of data, training and runtime."""
     return _recipe_class(task, len(DATA_KINDS))
 
 
@@ -369,7 +369,7 @@ class Stage:
     Args:
         name: of its folder in the run.
         recipe: of its kind.
-        source: what it is trained on, of the data, the earlier stages' models, and the run folder.
+        source: returns its training data, from the data, the earlier stages' models, and the run folder.
     """
 
     name: str
@@ -378,6 +378,6 @@ class Stage:
 
 
 def examples_of(source: Source, count: int, model: nn.Module) -> Batch:
-    """Up to `count` examples, the same ones every time, on the model's device: what figures in metrics.jsonl are of."""
+    """Up to `count` examples, the same ones every time, on the model's device: for the figures in metrics.jsonl."""
     rows = np.random.default_rng(0).permutation(len(source))[:count]
     return source.batch(rows).to(next(model.parameters()).device)

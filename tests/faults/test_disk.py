@@ -76,7 +76,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(disk
     last = said.read_text().splitlines()[-1]
     assert last.startswith(f"sfumato: cannot write {run}"), said.read_text()
     assert "no space left on device" in last
-    assert last.endswith("make room or mend the permissions, then go on with --resume.")
+    assert last.endswith("free space or fix the permissions, then continue with --resume.")
     assert "Traceback" not in said.read_text()
     for step in checkpoint.steps_in(run / "checkpoints"):  # what was there is whole
         checkpoint.read_state(run / "checkpoints" / f"{step:08d}")
