@@ -1,10 +1,10 @@
-"""What is known of each example, under one name each: its class, numbers, a map, a sequence, tokens.
+"""Conditions of examples, each under a name: a class, numbers, a map, a sequence, tokens.
 
-Inside the library every condition is a `Condition`: values, and which rows have one. Public calls also take plain tensors and arrays, which
-`as_cond` reads: a class of -1 is not given. A condition that is not given, or dropped, keeps its value, which nothing may read: where
-`given` is False it can be anything, NaN too.
+Inside the library every condition is a `Condition`: values, and which rows have one. Public calls also take plain tensors and arrays,
+which `as_cond` converts: a class of -1 means not given. A condition that is not given, or dropped, keeps its value, but nothing reads
+it: it can be anything, even NaN.
 
-A `ConditionSpec` says what a condition can be. Networks are built for a mapping from name to spec.
+A `ConditionSpec` describes the possible values. Networks are built for a mapping from name to spec.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ class Condition:
 
     Args:
         value: int64 [b] classes, [b, d] numbers, [b, c, *space] a map, [b, n, d] a sequence, int64 [b, n] tokens.
-        given: which rows have a value; False for those that were dropped, too.
-        mask: which places of a sequence hold something; None for all.
+        given: which rows have a value; False also for dropped ones.
+        mask: which positions of a sequence are used; None for all.
     """
 
     value: Shaped[Tensor, "b *rest"]
@@ -39,14 +39,14 @@ class Condition:
     mask: Bool[Tensor, "rows n"] | None = None
 
     def __len__(self) -> int:
-        """How many examples."""
+        """The number of examples."""
         return len(self.value)
 
     def __getitem__(self, rows: SupportsIndex | slice | Tensor) -> "Condition":
-        """These rows: a number (one row stays one row), a slice, a mask, or a tensor of numbers.
+        """These rows: an index (one row stays a row), a slice, a mask, or a tensor of indices.
 
         Raises:
-            IndexError: a number beyond the last row.
+            IndexError: an index beyond the last row.
         """
         if isinstance(rows, SupportsIndex) and not isinstance(rows, Tensor):
             row = range(len(self))[rows]
@@ -54,7 +54,7 @@ class Condition:
         return Condition(self.value[rows], self.given[rows], None if self.mask is None else self.mask[rows])
 
     def to(self, device: torch.device | str) -> "Condition":
-        """On this device."""
+        """Moves it to this device."""
         return Condition(self.value.to(device), self.given.to(device), None if self.mask is None else self.mask.to(device))
 
 
@@ -65,23 +65,23 @@ CondLike = Mapping[str, Condition | Tensor | np.ndarray]  # what public calls ta
 
 
 def as_cond(given: CondLike | None) -> dict[str, Condition] | None:
-    """Conditions of plain tensors and arrays; a `Condition` stays what it is. Waits for no device.
+    """Converts plain tensors and arrays to conditions; a `Condition` is returned as it is. Does not wait for a device.
 
-    Integers [b] are classes, given where they are not negative. Anything else is given in every row.
+    Integers [b] are classes, not given if negative. Anything else is given in every row.
 
     Raises:
-        ValueError: a single number in place of one row an example, or (on a CPU) a class below -1.
+        ValueError: a single number instead of one row an example, or (on a CPU) a class below -1.
     """
     return None if given is None else {name: _as_condition(name, value) for name, value in given.items()}
 
 
 def drop(cond: CondLike | None, rows: Bool[Tensor, "b"] | bool = True, names: Collection[str] | None = None) -> dict[str, Condition] | None:
-    """The conditions with the chosen rows (or all) marked as not given; their values stay.
+    """The conditions with the chosen rows (or all) marked as not given; their values are kept.
 
     Args:
         cond: the conditions.
         rows: which rows.
-        names: which conditions; all where not given.
+        names: which conditions; all by default.
 
     Raises:
         ValueError: a name that is not among the conditions.
@@ -94,12 +94,12 @@ def drop(cond: CondLike | None, rows: Bool[Tensor, "b"] | bool = True, names: Co
 
 
 def take(cond: CondLike | None, rows: slice | Tensor) -> dict[str, Condition] | None:
-    """The conditions of some rows: a slice, a mask, or a tensor of numbers."""
+    """The conditions of some rows: a slice, a mask, or a tensor of indices."""
     return None if (cond := as_cond(cond)) is None else {name: one[rows] for name, one in cond.items()}
 
 
 def cat(*parts: CondLike) -> dict[str, Condition]:
-    """The rows of several sets of conditions, one after the other.
+    """Concatenates the rows of several sets of conditions.
 
     Raises:
         ValueError: sets with different names.
@@ -107,20 +107,20 @@ def cat(*parts: CondLike) -> dict[str, Condition]:
     first, *others = every = [as_cond(part) or {} for part in parts]
     for other in others:
         if other.keys() != first.keys():
-            raise ValueError(f"only conditions of the same names can be joined, got {sorted(first)} and {sorted(other)}.")
+            raise ValueError(f"only conditions with the same names can be joined, got {sorted(first)} and {sorted(other)}.")
     return {name: _joined([one[name] for one in every]) for name in first}
 
 
 def spread(cond: CondLike, count: int) -> dict[str, Condition]:
-    """The conditions of so many examples, of one row for all of them or one for each."""
+    """The conditions of `count` examples, from one row for all of them or one for each."""
     return {name: one if len(one) == count else one[torch.zeros(count, dtype=torch.long)] for name, one in (as_cond(cond) or {}).items()}
 
 
 def class_of(cond: CondLike | None, what: str) -> Int[Tensor, "b"] | None:
-    """The classes under "labels", -1 where not given; None without conditions.
+    """The classes under "labels", -1 if not given; None without conditions.
 
     Raises:
-        ValueError: conditions of other names.
+        ValueError: conditions with other names.
     """
     if (cond := as_cond(cond)) is None:
         return None
@@ -134,10 +134,10 @@ def to(cond: CondLike | None, device: torch.device | str) -> dict[str, Condition
 
 
 def refuse_unknown(names: Collection[str], known: Collection[str], what: str) -> None:
-    """Refuses names of conditions that are not known.
+    """Refuses unknown names of conditions.
 
     Raises:
-        ValueError: the first of them, and what is known.
+        ValueError: names the first unknown one, and the known ones.
     """
     for name in names:
         if name not in known:
@@ -145,9 +145,9 @@ def refuse_unknown(names: Collection[str], known: Collection[str], what: str) ->
 
 
 def refuse_cond(cond: CondLike | None, rows: int) -> None:
-    """Refuses conditions that are not tensors or arrays with one row an example, by name, and labels that are not one integer an example.
+    """Refuses conditions that are not tensors or arrays with one row an example, and labels that are not one integer an example.
 
-    Types and shapes alone: no value is read, so no device is waited for.
+    Checks types and shapes only: it reads no values, so it does not wait for a device.
 
     Raises:
         ValueError: another type, shape or dtype.
@@ -169,12 +169,12 @@ def refuse_cond(cond: CondLike | None, rows: int) -> None:
 def _as_condition(name: str, value: Condition | Tensor | np.ndarray) -> Condition:
     if isinstance(value, Condition):
         if value.given.shape != value.value.shape[:1]:
-            raise ValueError(f'"{name}" has {len(value)} rows, and says of {list(value.given.shape)} whether they are given.')
+            raise ValueError(f'"{name}" has {len(value)} rows, but its `given` has shape {list(value.given.shape)}.')
         return value
     if isinstance(value, np.ndarray):
         value = torch.as_tensor(value.astype(np.int64) if value.dtype.kind in "iu" else np.array(value))
     if value.ndim == 0:
-        raise ValueError(f'"{name}" must have one row an example, got a single number; for one example, take a tensor of one row.')
+        raise ValueError(f'"{name}" must have one row an example, got a single number; for one example, pass a tensor with one row.')
     if value.ndim > 1 or not _is_integer(value):
         return Condition(value, torch.ones(len(value), dtype=torch.bool, device=value.device))
     if value.device.type == "cpu" and not torch.compiler.is_compiling() and bool((value < -1).any()):
@@ -201,31 +201,31 @@ def _is_integer(value: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class ConditionSpec(ABC):
-    """What a condition can be: its kind, its size, and how it is read from a text."""
+    """The possible values of a condition: its kind, its size, and how to read one from text."""
 
     kind: ClassVar[str]
 
     @abstractmethod
     def read(self, text: str) -> Tensor:
-        """One row or several of it from what stands after `--cond name=`.
+        """One or more rows from the text after `--cond name=`.
 
         Raises:
-            ValueError: a text that is not one, in one sentence.
+            ValueError: the text cannot be read; one sentence.
         """
 
     @abstractmethod
     def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
-        """Holds values, where they are given, to what they can be. Waits for the device.
+        """Checks given values. Waits for the device.
 
         Raises:
             ValueError: another dtype or shape, values out of range, NaN or infinity.
         """
 
     def tensor(self, value: Any, what: str) -> Tensor:
-        """One row or several, of what is given in Python.
+        """One or more rows from a Python value.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: the value does not fit.
         """
         tensor = torch.as_tensor(value)
         tensor = tensor.float() if tensor.is_floating_point() else tensor
@@ -235,12 +235,12 @@ class ConditionSpec(ABC):
 
     @property
     def dims(self) -> int:
-        """Axes of the value, that of the rows among them."""
+        """The number of axes of the value, including the rows."""
         return 2
 
     @abstractmethod
     def nothing(self, count: int) -> Condition:
-        """So many rows that are not given."""
+        """`count` rows that are not given."""
 
     def words(self, one: Condition) -> list[str]:
         """A short text a row for a sheet of samples; empty for a row that is not given, and for kinds without a text."""
@@ -252,10 +252,10 @@ class ConditionSpec(ABC):
 
     @final
     def rows(self, value: Any, numbers: Collection[int], what: str) -> Condition:
-        """The condition of samples with these numbers: a value for all, or several taken in turn; None for not given.
+        """The condition of samples with these numbers: one value for all, or several used in turn; None for not given.
 
         Raises:
-            ValueError: it is not one, in one sentence that begins with `what`.
+            ValueError: the value does not fit; the message starts with `what`.
         """
         if value is None:
             return self.nothing(len(numbers))
@@ -265,7 +265,7 @@ class ConditionSpec(ABC):
         else:
             every = self.tensor(value, what)
         if not len(every):
-            raise ValueError(f"{what} must have a value at least; leave it out, or give None.")
+            raise ValueError(f"{what} must have at least one value; omit it, or pass None.")
         return _as_condition(what, every[torch.tensor([number % len(every) for number in numbers], dtype=torch.long)])
 
     @final
@@ -276,25 +276,25 @@ class ConditionSpec(ABC):
     @final
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> "ConditionSpec":
-        """From `to_json`, of any kind.
+        """Reads what `to_json` wrote, of any kind.
 
         Raises:
-            ValueError: an unknown kind, or other options than it has.
+            ValueError: an unknown kind, or other options than the kind has.
         """
         kind, options = KINDS.get(record.get("kind", "")), {name: value for name, value in record.items() if name != "kind"}
         if kind is None:
-            raise ValueError(f"{record.get('kind')!r} is no kind of condition; there are {', '.join(KINDS)}.")
+            raise ValueError(f"unknown kind of condition {record.get('kind')!r}; there are {', '.join(KINDS)}.")
         if unknown := sorted(options.keys() - {one.name for one in fields(kind)}):
-            raise ValueError(f"a condition of kind {kind.kind} has no {unknown[0]}.")
+            raise ValueError(f"a condition of kind {kind.kind} has no option {unknown[0]}.")
         try:
             return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
         except TypeError:
             needed = ", ".join(one.name for one in fields(kind))
-            raise ValueError(f"a condition of kind {kind.kind} is made of {needed}, got {options}.") from None
+            raise ValueError(f"a condition of kind {kind.kind} needs {needed}, got {options}.") from None
 
     @final
     def fingerprint(self) -> str:
-        """The same for equal specs, different for others."""
+        """Equal for equal specs, different for different ones."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
@@ -305,7 +305,7 @@ class Classes(ConditionSpec):
 
     Args:
         names: of the classes.
-        counts: how many examples there are of each, where that is known.
+        counts: number of examples of each, if known.
 
     Raises:
         ValueError: no names, or a name twice.
@@ -316,21 +316,21 @@ class Classes(ConditionSpec):
     kind: ClassVar[str] = "classes"
 
     def __post_init__(self) -> None:
-        """Refuses what names nothing."""
+        """Checks the names."""
         if not self.names or len(set(self.names)) < len(self.names):
-            raise ValueError(f"classes need names that differ, one at least, got {list(self.names)}.")
+            raise ValueError(f"classes need at least one name, and names must differ; got {list(self.names)}.")
 
     @property
     def dims(self) -> int:
-        """One: a class a row."""
+        """One: a class for each row."""
         return 1
 
     def nothing(self, count: int) -> Condition:
-        """So many rows without a class."""
+        """`count` rows without a class."""
         return Condition(torch.full((count,), -1), torch.zeros(count, dtype=torch.bool))
 
     def __len__(self) -> int:
-        """How many classes."""
+        """The number of classes."""
         return len(self.names)
 
     def read(self, text: str) -> Tensor:
@@ -381,26 +381,26 @@ class Classes(ConditionSpec):
         return number
 
     def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
-        """Holds them to integers [b] in 0 … len(names) - 1, -1 for none."""
+        """Checks that they are integers [b] in 0 … len(names) - 1, -1 for none."""
         one = _as_condition(name, value)
         if not _is_integer(one.value) or one.value.ndim != 1:
-            raise ValueError(f'"{name}" must be integers [b], a class for each example, got {shape_of(one.value)}.')
+            raise ValueError(f'"{name}" must be integers [b], one class for each example, got {shape_of(one.value)}.')
         _in_range(one.value[one.given], len(self), name, " (or be -1 for none)")
 
 
 @final
 @dataclass(frozen=True)
 class Numbers(ConditionSpec):
-    """Real numbers: [b, size]. Networks see (number - shift) / scale, which should be about as large as a standard normal number.
+    """Real numbers: [b, size]. Networks see (number - shift) / scale, which should have about the size of a standard normal number.
 
     Args:
-        size: how many.
-        names: of each; none where they have no names.
-        shift: of each number; 0 where not given.
-        scale: of each number, positive; 1 where not given.
+        size: how many numbers.
+        names: of each number; empty if they have none.
+        shift: of each number; 0 by default.
+        scale: of each number, positive; 1 by default.
 
     Raises:
-        ValueError: a size below 1, names, shifts or scales that are not one a number, scales that are not positive.
+        ValueError: a size below 1; names, shifts or scales of another length; scales that are not positive.
     """
 
     size: int
@@ -410,7 +410,7 @@ class Numbers(ConditionSpec):
     kind: ClassVar[str] = "numbers"
 
     def __post_init__(self) -> None:
-        """Refuses what does not fit together."""
+        """Checks the options."""
         _positive(self.size, "the size of numbers")
         for what in ("names", "shift", "scale"):
             if len(getattr(self, what)) not in (0, self.size):
@@ -420,20 +420,20 @@ class Numbers(ConditionSpec):
 
     @classmethod
     def measured(cls, numbers: np.ndarray, names: tuple[str, ...] = ()) -> "Numbers":
-        """Such numbers [n, size], with their means and standard deviations where they are given (1 where all are alike).
+        """The spec for such numbers [n, size], with their means and standard deviations over given rows (1 for a constant column).
 
         Raises:
-            ValueError: a column that is given in no row, or infinity.
+            ValueError: a column that no row has, or infinity.
         """
         given = np.where(np.isnan(numbers).any(axis=1, keepdims=True), np.nan, numbers).astype(np.float64)
         if np.isnan(given).all() or np.isinf(given).any():
-            raise ValueError("numbers must be finite, and given in a row at least.")
+            raise ValueError("numbers must be finite, and given in at least one row.")
         deviation = np.nanstd(given, axis=0)
         scale = np.where(deviation > 0, deviation, 1.0)
         return cls(numbers.shape[1], names, tuple(np.nanmean(given, axis=0).tolist()), tuple(scale.tolist()))
 
     def nothing(self, count: int) -> Condition:
-        """So many rows without numbers."""
+        """`count` rows without numbers."""
         return Condition(torch.zeros(count, self.size), torch.zeros(count, dtype=torch.bool))
 
     def read(self, text: str) -> Tensor:
@@ -456,7 +456,7 @@ class Numbers(ConditionSpec):
         return count + (f" ({', '.join(self.names)})" if self.names else "")
 
     def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
-        """Holds them to finite floats [b, size]."""
+        """Checks that they are finite floats [b, size]."""
         one = _as_condition(name, value)
         if not one.value.is_floating_point() or one.value.shape[1:] != (self.size,):
             raise ValueError(f'"{name}" must be floats [b, {self.size}], got {shape_of(one.value)}.')
@@ -466,12 +466,12 @@ class Numbers(ConditionSpec):
 @final
 @dataclass(frozen=True)
 class Map(ConditionSpec):
-    """A picture or signal beside x, of its size or another: [b, channels, *space], about in [-1, 1].
+    """An image or signal beside x, of its size or another: [b, channels, *space], about in [-1, 1].
 
     Args:
         channels: how many.
-        shift: of the bytes of a picture file, whose values are (byte - shift) / scale.
-        scale: of the bytes of a picture file.
+        shift: for the bytes of an image file, whose values are (byte - shift) / scale.
+        scale: for the bytes of an image file.
 
     Raises:
         ValueError: fewer than one channel, a scale that is not positive.
@@ -483,18 +483,18 @@ class Map(ConditionSpec):
     kind: ClassVar[str] = "map"
 
     def __post_init__(self) -> None:
-        """Refuses what is no map."""
+        """Checks the options."""
         _positive(self.channels, "the channels of a map")
         if not isfinite(self.shift) or not (isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"the shift of a map must be finite and its scale positive, got {self.shift} and {self.scale}.")
 
     @property
     def dims(self) -> int:
-        """Of a picture."""
+        """Those of an image."""
         return 4
 
     def nothing(self, count: int) -> Condition:
-        """So many rows without a map."""
+        """`count` rows without a map."""
         return Condition(torch.zeros(count, self.channels, 1, 1), torch.zeros(count, dtype=torch.bool))
 
     def shown(self, one: Condition) -> UInt8[np.ndarray, "b h w c"] | None:
@@ -506,7 +506,7 @@ class Map(ConditionSpec):
         return value.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
     def tensor(self, value: Any, what: str) -> Tensor:
-        """Maps of files of pictures, bytes [h, w, c] or [n, h, w, c], or floats [c, h, w] or [n, c, h, w]."""
+        """Maps from image bytes [h, w, c] or [n, h, w, c], or from floats [c, h, w] or [n, c, h, w]."""
         if isinstance(value, str | Path):
             return self.read(str(value))
         if isinstance(value, list | tuple):
@@ -517,32 +517,32 @@ class Map(ConditionSpec):
         return super().tensor(value, what)
 
     def read(self, text: str) -> Tensor:
-        """A picture file: float32 [1, channels, height, width]."""
+        """Reads an image file: float32 [1, channels, height, width]."""
         from PIL import Image, UnidentifiedImageError
 
         mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(self.channels)
         if mode is None:
-            raise ValueError(f"a map of {self.channels} channels cannot be read from a picture, which has 1, 3 or 4; pass it from Python.")
+            raise ValueError(f"a map with {self.channels} channels cannot be read from an image, which has 1, 3 or 4; pass it from Python.")
         try:
             with Image.open(Path(text)) as picture:
                 pixels = np.array(picture.convert(mode), dtype=np.float32)
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            why = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read as a picture"
-            raise ValueError(f'a map is a picture file, got "{text}": {why}.') from None
+            why = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read as an image"
+            raise ValueError(f'a map must be an image file, got "{text}": {why}.') from None
         return (torch.from_numpy(pixels).reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1)[None] - self.shift) / self.scale
 
     def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
-        """Holds it to finite floats [b, channels, *space]."""
+        """Checks that it is finite floats [b, channels, *space]."""
         one = _as_condition(name, value)
         if not one.value.is_floating_point() or one.value.ndim < 3 or one.value.shape[1] != self.channels or not all(one.value.shape[2:]):
-            raise ValueError(f'"{name}" must be floats [b, {self.channels}, …] with at least one axis of space, got {shape_of(one.value)}.')
+            raise ValueError(f'"{name}" must be floats [b, {self.channels}, …] with at least one spatial axis, got {shape_of(one.value)}.')
         _finite(one, name)
 
 
 @final
 @dataclass(frozen=True)
 class Sequence(ConditionSpec):
-    """Vectors in order: [b, n, size] with n up to `length`, and a mask of the places that hold one.
+    """Vectors in order: [b, n, size] with n up to `length`, and a mask of the positions in use.
 
     Raises:
         ValueError: a length or size below 1.
@@ -553,7 +553,7 @@ class Sequence(ConditionSpec):
     kind: ClassVar[str] = "sequence"
 
     def __post_init__(self) -> None:
-        """Refuses what is empty."""
+        """Checks the options."""
         _positive(self.length, "the length of a sequence")
         _positive(self.size, "the size of a sequence")
 
@@ -563,15 +563,15 @@ class Sequence(ConditionSpec):
         return 3
 
     def nothing(self, count: int) -> Condition:
-        """So many empty sequences."""
+        """`count` empty sequences."""
         return Condition(torch.zeros(count, self.length, self.size), *_no_rows(count, self.length))
 
     def read(self, text: str) -> Tensor:
-        """Not yet."""
-        raise ValueError("sequences cannot be given as text yet; they come with models of text. Pass them from Python.")
+        """Not supported."""
+        raise ValueError("sequences cannot be given as text yet; pass them from Python.")
 
     def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
-        """Holds them to finite floats [b, n, size]; places outside the mask can be anything."""
+        """Checks that they are finite floats [b, n, size]; positions outside the mask can be anything."""
         one = _as_condition(name, value)
         if not one.value.is_floating_point() or one.value.ndim != 3 or one.value.shape[2] != self.size or one.value.shape[1] > self.length:
             raise ValueError(f'"{name}" must be floats [b, n, {self.size}] with n up to {self.length}, got {shape_of(one.value)}.')
@@ -582,7 +582,7 @@ class Sequence(ConditionSpec):
 @final
 @dataclass(frozen=True)
 class Tokens(ConditionSpec):
-    """Entries of a vocabulary in order: int64 [b, n] with n up to `length`, and a mask of the places that hold one.
+    """Entries of a vocabulary in order: int64 [b, n] with n up to `length`, and a mask of the positions in use.
 
     Raises:
         ValueError: a length or vocabulary below 1.
@@ -593,20 +593,20 @@ class Tokens(ConditionSpec):
     kind: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
-        """Refuses what is empty."""
+        """Checks the options."""
         _positive(self.length, "the length of tokens")
         _positive(self.vocabulary, "the vocabulary of tokens")
 
     def nothing(self, count: int) -> Condition:
-        """So many empty sequences."""
+        """`count` empty sequences."""
         return Condition(torch.zeros(count, self.length, dtype=torch.long), *_no_rows(count, self.length))
 
     def read(self, text: str) -> Tensor:
-        """Not yet."""
-        raise ValueError("tokens cannot be given as text yet; they come with models of text. Pass their numbers from Python.")
+        """Not supported."""
+        raise ValueError("tokens cannot be given as text yet; pass their numbers from Python.")
 
     def check(self, value: Condition | Tensor | np.ndarray, name: str) -> None:
-        """Holds them to integers [b, n] in 0 … vocabulary - 1; places outside the mask can be anything."""
+        """Checks that they are integers [b, n] in 0 … vocabulary - 1; positions outside the mask can be anything."""
         one = _as_condition(name, value)
         if not _is_integer(one.value) or one.value.ndim != 2 or one.value.shape[1] > self.length:
             raise ValueError(f'"{name}" must be integers [b, n] with n up to {self.length}, got {shape_of(one.value)}.')
@@ -622,29 +622,29 @@ KINDS: dict[str, type[ConditionSpec]] = {spec.kind: spec for spec in (Classes, N
 
 
 def class_labels(count: int) -> dict[str, ConditionSpec]:
-    """The one condition "labels" of a number of classes without names; none of 0."""
+    """The single condition "labels" with this many unnamed classes; no condition for 0."""
     return {"labels": Classes(tuple(map(str, range(count))))} if count else {}
 
 
 def _seen(one: Condition) -> Tensor:
-    """The values that are given, without the places outside the mask."""
+    """The given values, without positions outside the mask."""
     return one.value[one.given] if one.mask is None else one.value[one.given][one.mask[one.given]]
 
 
 def _in_range(values: Tensor, count: int, name: str, unless: str = "") -> None:
     if values.numel() and bool(((values < 0) | (values >= count)).any()):
-        raise ValueError(f"{name} must lie in 0 … {count - 1}{unless}, got {values.min()} to {values.max()}.")
+        raise ValueError(f"{name} must be in 0 … {count - 1}{unless}, got {values.min()} to {values.max()}.")
 
 
 def _finite(one: Condition, name: str) -> None:
     bad = int((~_seen(one).isfinite()).sum())
     if bad:
-        raise ValueError(f'"{name}" must be finite where it is given, got {bad} entries with NaN or infinity.')
+        raise ValueError(f'"{name}" must be finite where it is given, but {bad} entries are NaN or infinity.')
 
 
 def _mask_fits(one: Condition, name: str) -> None:
     if one.mask is not None and one.mask.shape != one.value.shape[:2]:
-        raise ValueError(f'the mask of "{name}" must be {list(one.value.shape[:2])} like its places, got {list(one.mask.shape)}.')
+        raise ValueError(f'the mask of "{name}" must be {list(one.value.shape[:2])} like its positions, got {list(one.mask.shape)}.')
 
 
 def _positive(number: int, what: str) -> None:
@@ -653,7 +653,7 @@ def _positive(number: int, what: str) -> None:
 
 
 def shape_of(value: Tensor) -> str:
-    """Dtype and shape, for sentences."""
+    """Dtype and shape, for messages."""
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 

@@ -1,6 +1,6 @@
-"""How trainings went, in one picture: the curves of metrics.jsonl, and the latest sheet of samples.
+"""Draws trainings: the curves of metrics.jsonl, and the latest sheet of samples.
 
-A quantity that is kept by noise level is named NAME@LOG_SNR there, in nats: loss@-4 is the mean loss of the examples near a log-SNR of -4.
+Metrics by noise level are named NAME@LOG_SNR there, in nats: loss@-4 is the mean loss of the examples near a log-SNR of -4.
 """
 
 import io
@@ -22,7 +22,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps and values, [records] each
 
 INK, FAINT, ALARM = "#2b2b33", "#d9d9de", "#c8452f"
 RUNS = ("#30507a", "#c8742f", "#4c8c6b", "#8b5a9e", "#b23a5a", "#7a7a2e", "#3a9aa8", "#6b6b76")
-PLAIN = {  # panels of one curve a run: name in metrics.jsonl to title and what to divide by
+PLAIN = {  # panels with one curve for each run: name in metrics.jsonl to title and divisor
     "gradient_norm": ("gradient norm", 1.0),
     "learning_rate": ("learning rate", 1.0),
     "images_per_second": ("images a second", 1.0),
@@ -35,7 +35,7 @@ LOGARITHMIC = ("loss", "bits", "gradient_norm")
 
 @dataclass(frozen=True)
 class History:
-    """What metrics.jsonl tells of a run, and its latest sheet of samples."""
+    """The records in a run's metrics.jsonl, and its latest sheet of samples."""
 
     name: str
     curves: Mapping[str, Curve]
@@ -43,10 +43,10 @@ class History:
 
     @classmethod
     def read(cls, run: str | Path) -> "History":
-        """From a run folder; one that is being trained may end in half a line.
+        """Reads a run folder; the last line may be incomplete while the run is training.
 
         Raises:
-            ValueError: no run folder, or nothing in its metrics.jsonl yet.
+            ValueError: not a run folder, or no record in metrics.jsonl yet.
         """
         path = Path(run) / "metrics.jsonl"
         if not path.is_file():
@@ -60,7 +60,7 @@ class History:
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append({k: v for k, v in record.items() if isinstance(v, int | float)})
         if not records:
-            raise ValueError(f"{path} holds no record yet; train on, or log more often (training.log_every).")
+            raise ValueError(f"{path} has no record yet; train longer, or log more often (training.log_every).")
         curves = {}
         for name in dict.fromkeys(name for record in records for name in record):
             having = [record for record in records if name in record]
@@ -80,11 +80,11 @@ class History:
 
 
 def draw(runs: Sequence[str | Path]) -> Image.Image:
-    """One picture of one run, or of several over one another.
+    """One picture of one run, or of several for comparison.
 
-    Panels are there for what the records hold: the loss (its running mean, over the values themselves in a lighter colour, with a red mark
-    where steps were left out), the same by noise level (over the steps for one run; at the end, over log-SNR, for several), gradient norm,
-    learning rate, speed, memory, the latest samples.
+    Panels, as far as there are records: the loss (running mean, with the values in a lighter colour and a red mark at rejected steps), the
+    loss by noise level (over steps for one run; at the end, over log-SNR, for several), gradient norm, learning rate, speed, memory, the
+    latest samples.
 
     Raises:
         ValueError: no runs, or a folder without records.
@@ -162,12 +162,12 @@ def _levels_over_steps(axes: "Axes", histories: Sequence[History], name: str) ->
 
 
 def _levels_at_the_end(axes: "Axes", histories: Sequence[History], name: str) -> None:
-    axes.set_title(f"{LEVELLED[name]}, at the end")
+    axes.set_title(f"{LEVELLED[name]} at the end")
     for i, history in enumerate(histories):
         levels = history.levels(name)
         axes.plot(list(levels), [_running_mean(values)[-1] for _, values in levels.values()], "o-", color=_colour(i), markersize=4)
     _scale(axes, name)
-    axes.set_xlabel("log-SNR, nats (noise left, data right)")
+    axes.set_xlabel("log-SNR in nats (noise left, data right)")
 
 
 def _plain(axes: "Axes", histories: Sequence[History], name: str) -> None:
@@ -193,7 +193,7 @@ def _samples(axes: "Axes", history: History, *, alone: bool) -> None:
 
 
 def _curve(axes: "Axes", curve: Curve, colour: str, *, is_smoothed: bool = True, is_faint: bool = True) -> None:
-    """A curve; many noisy values as their running mean, over themselves in a lighter colour."""
+    """A curve; many noisy values are drawn as their running mean, with the values in a lighter colour."""
     steps, values = curve
     smooth = _running_mean(values) if is_smoothed else values
     if is_smoothed and is_faint and len(values) > 20:
@@ -202,7 +202,7 @@ def _curve(axes: "Axes", curve: Curve, colour: str, *, is_smoothed: bool = True,
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Over a thirtieth of the values to either side; as it is, where they are few; of those that are finite."""
+    """Running mean over a thirtieth of the values on either side, of finite values only; few values are returned as they are."""
     half, ends, is_known = len(values) // 30, np.arange(len(values)), np.isfinite(values)
     low, high = np.maximum(0, ends - half), np.minimum(len(values), ends + half + 1)
     sums, counts = (np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(is_known, values, 0.0), is_known))
@@ -211,7 +211,7 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def _scale(axes: "Axes", name: str) -> None:
-    """Logarithmic where it says more: positive values that differ by a factor of three."""
+    """Logarithmic for positive values that span a factor of three."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines if line.get_transform() == axes.transData]
@@ -238,7 +238,7 @@ def _colour(run: int) -> str:
 
 
 def _shade(place: int, count: int) -> str:
-    """From the noisiest level, dark, to the cleanest, light."""
+    """From dark for the noisiest level to light for the cleanest."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 

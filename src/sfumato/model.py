@@ -230,7 +230,7 @@ class Model:
         return int(np.prod(counts)) if counts else 0
 
     def columns(self, labels: Labels | None = None, count: int = 64) -> int | None:
-        """The number of columns for which each column has one class and the sheet of `count` samples is about square; None if impossible."""
+        """The number of columns for which each column has one class and the sheet is about square; None if impossible."""
         cycle = self.cycle(labels)
         return sheet_columns(cycle, count) if cycle else None
 

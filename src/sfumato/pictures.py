@@ -1,4 +1,4 @@
-"""Pictures of samples: sheets of images, clouds of points, moving pictures of either. All return Pillow images."""
+"""Pictures of samples: sheets of images, scatter plots of points, GIFs of either. All return Pillow images."""
 
 import io
 import math
@@ -15,11 +15,11 @@ LETTER = (6, 11)  # pixels of width and height of a letter of Pillow's default b
 def sheet(
     values: Shaped[np.ndarray, "n h w c"], *, columns: int | None = None, scale: int | None = None, captions: Sequence[str] = ()
 ) -> Image.Image:
-    """Images in rows of `columns`, enlarged so that small ones can be seen; a thin light line between them.
+    """Images in rows of `columns`, enlarged if they are small, separated by a thin light line.
 
-    Captions, one an image where there are any, stand below each, cut at its width.
+    Captions, one for each image if given, are below the images, truncated to their width.
 
-    Images of 16 bits are shown in 8, from the darkest to the brightest of their levels but for a thousandth at each end.
+    Images of 16 bits are shown in 8, from the darkest to the brightest of their values, ignoring 0.1% at each end.
     """
     values = _in_bytes(values)
     n, h, w, c = values.shape
@@ -35,7 +35,7 @@ def sheet(
 
 
 def _captioned(image: Image.Image, captions: Sequence[str], columns: int, rows: int) -> Image.Image:
-    """A sheet with room below each row of images, and a caption there for each image."""
+    """A sheet with a caption below each image."""
     width, height = image.width // columns, image.height // rows
     page = Image.new(image.mode, (image.width, rows * (height + LETTER[1] + 2)), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default_imagefont()
@@ -49,7 +49,7 @@ def _captioned(image: Image.Image, captions: Sequence[str], columns: int, rows: 
 
 
 def beside(several: Sequence[UInt8[np.ndarray, "n _ _ _"]]) -> UInt8[np.ndarray, "n _ _ _"]:
-    """Pictures of one example side by side, brought to the size of the last by repeating pixels; grey ones become colour where one is."""
+    """Pictures of one example side by side, scaled to the size of the last by repeating pixels; if one has colour, all become colour."""
     h, w, _ = several[-1].shape[1:]
     channels = max(values.shape[-1] for values in several)
     sized = []
@@ -68,7 +68,7 @@ def _in_bytes(values: Shaped[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w
 
 
 def cloud(points: Shaped[np.ndarray, "n d"], *, limits: tuple[float, float, float, float] | None = None, title: str = "") -> Image.Image:
-    """A scatter of points in the plane."""
+    """A scatter plot of points in the plane."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
@@ -86,27 +86,27 @@ def cloud(points: Shaped[np.ndarray, "n d"], *, limits: tuple[float, float, floa
 
 
 def picture(values: Shaped[np.ndarray, "n *value"], *, columns: int | None = None, title: str = "") -> Image.Image:
-    """A sheet of images [n, h, w, c], or a cloud of points [n, 2].
+    """A sheet of images [n, h, w, c], or a scatter plot of points [n, 2].
 
     Raises:
-        ValueError: data of another shape, which has no picture.
+        ValueError: data of another shape, which cannot be drawn.
     """
     if values.ndim == 4 and np.issubdtype(values.dtype, np.integer):
         return sheet(values, columns=columns)
     if values.ndim == 2 and values.shape[1] == 2:
         return cloud(values, limits=limits_of(values), title=title)
-    raise ValueError(f"there is no picture of {values.dtype} samples of shape {values.shape[1:]}; save them as .npz.")
+    raise ValueError(f"{values.dtype} samples of shape {values.shape[1:]} cannot be drawn; save them as .npz.")
 
 
 def limits_of(points: Shaped[np.ndarray, "n 2"]) -> tuple[float, float, float, float]:
-    """The ends of both axes round all but the farthest points, with a margin."""
+    """The limits of both axes, around all but the farthest points, with a margin."""
     low, high = np.quantile(points, [0.001, 0.999], axis=0)
     margin = 0.08 * float((high - low).max()) + 1e-6
     return low[0] - margin, high[0] + margin, low[1] - margin, high[1] + margin
 
 
 def gif(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0) -> None:
-    """Writes the frames as a GIF that dwells on its last one."""
+    """Writes the frames as a GIF that holds its last frame longer."""
     each = max(20, round(1000 * seconds / len(frames)))
     palette = [frame.quantize(256) if frame.mode == "RGB" else frame for frame in frames]
     palette[0].save(path, save_all=True, append_images=palette[1:], duration=[each] * (len(frames) - 1) + [1500], loop=0, format="GIF")
