@@ -50,7 +50,7 @@ def test_nothing_stays_nothing():
     [
         (torch.tensor(3), "one row an example"),
         (torch.tensor([0, -2]), "counted from 0"),
-        (Condition(torch.zeros(3), torch.ones(2, dtype=torch.bool)), "has 3 rows, and says of"),
+        (Condition(torch.zeros(3), torch.ones(2, dtype=torch.bool)), "has 3 rows, but its `given` has shape"),
     ],
     ids=["a number", "below -1", "rows"],
 )
@@ -175,8 +175,8 @@ def test_a_record_of_no_spec_is_refused(record, sentence):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Classes(()), "names that differ"),
-        (lambda: Classes(("a", "a")), "names that differ"),
+        (lambda: Classes(()), "names must differ"),
+        (lambda: Classes(("a", "a")), "names must differ"),
         (lambda: Numbers(0), "size of numbers must be at least 1"),
         (lambda: Numbers(2, ("x",)), "names must have one entry for each of 2"),
         (lambda: Numbers(1, scale=(0.0,)), "scales positive"),
@@ -231,10 +231,10 @@ def test_a_picture_is_read_as_a_map(tmp_path, channels, mode, pixel):
         (SPECS[2], "red", '"red" is not a number'),
         (SPECS[2], "nan", '"nan" is not a number'),
         (SPECS[3], "no.png", "there is no such file"),
-        (SPECS[3], __file__, "cannot be read as a picture"),
-        (Map(2), "no.png", "a picture, which has 1, 3 or 4"),
-        (SPECS[5], "1,2", "come with models of text"),
-        (SPECS[6], "a cat", "come with models of text"),
+        (SPECS[3], __file__, "cannot be read as an image"),
+        (Map(2), "no.png", "an image, which has 1, 3 or 4"),
+        (SPECS[5], "1,2", "cannot be given as text yet"),
+        (SPECS[6], "a cat", "cannot be given as text yet"),
     ],
 )
 def test_a_text_that_cannot_be_read_is_refused(spec, text, sentence):
@@ -249,10 +249,10 @@ def test_a_text_that_cannot_be_read_is_refused(spec, text, sentence):
         (SPECS[0], torch.tensor([0.0, 1.0]), r"integers \[b\], a class for each example, got float32 \[2\]"),
         (SPECS[0], torch.zeros(2, 1, dtype=torch.long), r"got int64 \[2, 1\]"),
         (SPECS[1], torch.zeros(2, 3), r"floats \[b, 2\], got float32 \[2, 3\]"),
-        (SPECS[1], torch.tensor([[0.0, NAN]]), "got 1 entries with NaN"),
+        (SPECS[1], torch.tensor([[0.0, NAN]]), "but 1 entries are NaN"),
         (SPECS[2], torch.tensor([3]), r"floats \[b, 1\], got int64"),
         (SPECS[3], torch.zeros(2, 1, 4, 4), r"floats \[b, 3, …\]"),
-        (SPECS[3], torch.zeros(2, 3), "one axis of space"),
+        (SPECS[3], torch.zeros(2, 3), "one spatial axis"),
         (SPECS[3], torch.full((1, 3, 2, 2), torch.inf), "got 12 entries"),
         (SPECS[5], torch.zeros(1, 5, 2), "with n up to 4"),
         (SPECS[6], torch.tensor([[0, 100]]), "it must lie in 0 … 99"),

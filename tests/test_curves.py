@@ -107,7 +107,7 @@ def test_the_command_writes_into_the_run(tmp_path, capsys):
     [
         (["plot", "nowhere"], "nowhere has no metrics.jsonl"),
         (["plot", "RUN", "--out", "curves.pdf"], "must end in .png"),
-        (["plot", "EMPTY"], "holds no record yet"),
+        (["plot", "EMPTY"], "has no record yet"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(tmp_path, capsys, arguments, message):
