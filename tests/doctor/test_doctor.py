@@ -49,7 +49,7 @@ PLACES = {"--set": "", "--guidance": "sampling.guidance=", "--steps": "sampling.
 def ways(change):
     """The ways that a finding's advice names, as changes of the options; the options that each begins with."""
     for part in re.split(r"; (?:or )?|, or ", change):
-        found = re.match(rf"(?:[Bb]egin anew with |with |take )?((?:{OPTION} ?)+)", part)
+        found = re.match(rf"(?:[Ss]tart again with |with |use )?((?:{OPTION} ?)+)", part)
         if found:
             words = [word.split(" ", 1) for word in re.findall(OPTION, found[1])]
             yield [PLACES[flag] + value.replace("='", "=").rstrip("'") for flag, value in words]

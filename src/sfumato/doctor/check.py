@@ -1,8 +1,8 @@
-"""What a check is: one number read from a recipe or a run, one limit it is held to, one finding where it passes the limit.
+"""Checks: each reads one number from a recipe or a run, compares it with one limit, and returns a finding if it is beyond the limit.
 
-A check is a function of a subject, `Plan` (a recipe, its data, a short trial) or `Outcome` (a run), that returns a `Reading`, or None where
-it does not apply. `check` enters it into the registry with its limit, so that the whole list can be read as a table (`docs/doctor.md`) and
-every limit can be held against what healthy and faulty subjects give.
+A check is a function of a subject, `Plan` (a recipe, its data, a short trial) or `Outcome` (a run), that returns a `Reading`, or None if it
+does not apply. `check` registers it with its limit, so that the whole list can be shown as a table (`docs/doctor.md`) and every limit can
+be compared with readings of healthy and faulty subjects.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Severity(StrEnum):
-    """How bad a finding is: an error spoils the run, a warning may, a note is good to know."""
+    """How bad a finding is: an error ruins the run, a warning may, a note is for information."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -25,7 +25,7 @@ ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong or will be: what was measured, what it means, what to change."""
+    """One present or future problem: what was measured, what it means, what to change."""
 
     id: str
     severity: Severity
@@ -40,14 +40,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Limit:
-    """Where a reading becomes a finding: above `value`, or below it; `why` it is there, and not elsewhere."""
+    """The value beyond which a reading becomes a finding (above or below it), and `why` this value."""
 
     value: float
     is_ceiling: bool
     why: str
 
     def is_passed_by(self, reading: float) -> bool:
-        """Whether the reading lies beyond; one that is not a number does."""
+        """Whether the reading is beyond the limit; NaN is."""
         return math.isnan(reading) or bool(reading > self.value if self.is_ceiling else reading < self.value)
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ def below(value: float | int, why: str) -> Limit:
 
 @dataclass(frozen=True)
 class Reading:
-    """The number that a check reads, with the words of a finding, should it pass the limit."""
+    """The number that a check reads, with the texts of the finding if it is beyond the limit."""
 
     value: float
     measured: str
@@ -77,7 +77,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Check:
-    """One idea: what is read, of which kind of subject, its limit, and how bad it is beyond; `of_levels` where it reads noise levels."""
+    """One check: what is read, of which kind of subject, its limit and severity; `of_levels` if it reads noise levels."""
 
     id: str
     severity: Severity
@@ -88,11 +88,11 @@ class Check:
 
     @property
     def what(self) -> str:
-        """What is read, in one line: the first of the function's docstring."""
+        """What is read: the first line of the function's docstring."""
         return (self.read.__doc__ or "").strip().splitlines()[0]
 
     def __call__(self, subject: object) -> Finding | None:
-        """The finding, where there is one."""
+        """The finding, if there is one."""
         reading = self.read(subject)
         if reading is None or not self.limit.is_passed_by(reading.value):
             return None
@@ -105,11 +105,11 @@ _CHECKS: dict[str, Check] = {}
 def check(
     id: str, severity: Severity, limit: Limit, *, of_levels: bool = False
 ) -> Callable[[Callable[[Any], Reading | None]], Callable[[Any], Reading | None]]:
-    """Enters a function of one annotated argument, its subject, into the registry."""
+    """Registers a function of one annotated argument, its subject, as a check."""
 
     def enter(read: Callable[[Any], Reading | None]) -> Callable[[Any], Reading | None]:
         if id in _CHECKS:
-            raise ValueError(f'there is a check "{id}" already; give this one a name of its own.')
+            raise ValueError(f'there already is a check "{id}"; give this one another name.')
         (subject,) = (kind for name, kind in read.__annotations__.items() if name != "return")
         _CHECKS[id] = Check(id, severity, limit, subject, of_levels, read)
         return read
@@ -119,14 +119,14 @@ def check(
 
 def checks() -> list[Check]:
     """All checks, in the order of the table."""
-    from sfumato.doctor import table  # the checks enter themselves as their modules are read
+    from sfumato.doctor import table  # importing the modules registers their checks
 
     del table
     return list(_CHECKS.values())
 
 
 def examine(subject: Any) -> Iterator[Finding]:
-    """The findings of every check that is for this kind of subject, and of model."""
+    """The findings of every check for this kind of subject and of model."""
     for each in checks():
         if each.subject is not type(subject) or (each.of_levels and not subject.has_levels):
             continue
@@ -135,5 +135,5 @@ def examine(subject: Any) -> Iterator[Finding]:
 
 
 def share(part: float) -> str:
-    """A share as a percentage in words: "12%", "0.3%"."""
+    """A share as a percentage: "12%", "0.3%"."""
     return f"{100 * part:.2g}%" if part < 0.1 else f"{100 * part:.0f}%"

@@ -1,4 +1,4 @@
-"""Image files as they lie on the disk, before a loader has made them alike: their sizes, their transparency."""
+"""Image files on the disk, before a loader converts them: their sizes, their transparency."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from sfumato.data.files import MOST_BYTES, read_whole
 from sfumato.data.images import SUFFIXES
 
-MOST = 500  # files opened: shares are known to a few percent
+MOST = 500  # files opened: enough to know shares to a few percent
 T = TypeVar("T")
 
 
@@ -22,7 +22,7 @@ class Picture:
     """One image file.
 
     Args:
-        is_transparent: whether some of its pixels are.
+        is_transparent: whether some of its pixels are transparent.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Picture:
 
 
 def pictures(path: Path) -> Sequence[Picture]:
-    """Up to `MOST` of the images in a folder or a .zip, evenly over their names; broken ones are left to the loader."""
+    """Up to `MOST` images of a folder or a .zip, evenly spaced over their names; broken ones are left to the loader."""
     return [found for name, content in _contents(path) if (found := _look(name, content)) is not None]
 
 

@@ -1,15 +1,15 @@
-"""How far examples lie from each other: on images, of small copies."""
+"""Distances between examples; for images, between downscaled copies."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-SIDE = 16  # images are averaged down to this side at most: what stays is what a glance would compare
-WIDTH = 512  # other data of more numbers are projected to so many
+SIDE = 16  # images are averaged down to at most this side, which keeps what is visible at a glance
+WIDTH = 512  # other data with more numbers are projected to this many
 
 
 def features(x0: Float[Tensor, "n *x"]) -> Float[Tensor, "n d"]:
-    """A short description of each example in which distances mean likeness."""
+    """A short vector for each example; distances between vectors measure similarity."""
     if x0.ndim == 4 and max(x0.shape[2:]) > SIDE:
         x0 = nn.functional.adaptive_avg_pool2d(x0, (min(SIDE, x0.shape[2]), min(SIDE, x0.shape[3])))
     flat = x0.flatten(1)
@@ -19,7 +19,7 @@ def features(x0: Float[Tensor, "n *x"]) -> Float[Tensor, "n d"]:
 
 
 def nearest(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"] | None = None) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
-    """Distance to, and row of, the nearest of b for each of a; of the others of a where there is no b."""
+    """Distance to, and row of, the nearest b for each a; of the other a's if there is no b."""
     distances = torch.cdist(a, a if b is None else b)
     if b is None:
         distances.fill_diagonal_(torch.inf)

@@ -1,4 +1,4 @@
-"""What the options of a recipe say against each other, and against the data."""
+"""Checks on the options of a recipe, with respect to each other and to the data."""
 
 import math
 
@@ -14,18 +14,20 @@ from sfumato.tasks.options import ChainSchedule, CurveSchedule, VESchedule
 
 @check("options-refused", ERROR, above(0, "what `train` refuses"))
 def options_refused(plan: Plan) -> Reading | None:
-    """Whether no network or no sampler can be built of the options."""
-    return Reading(float(bool(plan.build_refusal)), plan.build_refusal, "Training will refuse this recipe.", "As the sentence says.")
+    """Whether a network and a sampler can be built from the options."""
+    return Reading(
+        float(bool(plan.build_refusal)), plan.build_refusal, "Training will refuse this recipe.", "Fix the option that it names."
+    )
 
 
 @check(
     "signal-in-noise",
     WARNING,
-    above(1, "at 1 the strongest direction of the data stands one deviation above the noise, which a network sees"),
+    above(1, "at 1 the strongest direction of the data is one standard deviation above the noise, which a network can see"),
     of_levels=True,
 )
 def signal_in_noise(plan: Plan) -> Reading | None:
-    """SNR of the strongest direction of the data (mostly the mean brightness) in x_t where sampling begins."""
+    """SNR of the strongest direction of the data (usually the mean brightness) in x_t where sampling starts."""
     if not plan.levels or not math.isfinite(float(plan.levels[0].sigma)) or float(plan.levels[0].sigma) == 0:
         return None
     flat = plan.x0[:400].flatten(1).double()
@@ -42,9 +44,9 @@ def signal_in_noise(plan: Plan) -> Reading | None:
         change += f" --set sampling.log_snr_min={least}" if plan.recipe.sampling.log_snr_min is not None else ""
     return Reading(
         kept,
-        f"Sampling begins at log-SNR {log_snr(plan.levels[0]):.1f} nats, where the data's strongest direction has an SNR of {kept:.2g}.",
-        "Training shows the network x_T with the brightness of the data still in it, sampling begins from noise without: samples come out "
-        "of medium brightness, washed out. The larger the images, the more noise is needed.",
+        f"Sampling starts at log-SNR {log_snr(plan.levels[0]):.1f} nats, where the data's strongest direction has an SNR of {kept:.2g}.",
+        "In training x_T still contains the brightness of the data, but sampling starts from noise without it: samples have "
+        "medium brightness and look washed out. The larger the images, the more noise is needed.",
         change,
     )
 
@@ -52,7 +54,7 @@ def signal_in_noise(plan: Plan) -> Reading | None:
 @check(
     "noise-at-the-end",
     WARNING,
-    above(0.08, "a deviation of 0.08 of the data's is 7 grey levels; the schedules of the papers end at 0.003 to 0.02"),
+    above(0.08, "0.08 standard deviations of the data are 7 grey levels; the papers' schedules end at 0.003 to 0.02"),
     of_levels=True,
 )
 def noise_at_the_end(plan: Plan) -> Reading | None:
@@ -64,7 +66,7 @@ def noise_at_the_end(plan: Plan) -> Reading | None:
     is_sampling = plan.recipe.sampling.log_snr_max is not None
     options, aim = plan.recipe.schedule, 0.05 * plan.spec.std
     needed = max(10, math.ceil(-2 * math.log(aim)))
-    if isinstance(options, ChainSchedule):  # whose first beta is 0.1 over its steps
+    if isinstance(options, ChainSchedule):  # its first beta is 0.1 divided by its steps
         change = f"--set schedule.betas=linear --set schedule.steps={max(1000, 1000 * math.ceil(0.1 / aim**2 / 1000))}"
     elif isinstance(options, VESchedule):
         change = f"--set schedule.sigma_min={min(0.002, float(f'{aim:.1g}')):g}"
@@ -75,7 +77,7 @@ def noise_at_the_end(plan: Plan) -> Reading | None:
         left,
         f"The cleanest level has log-SNR {end:.1f} nats: noise of {left:.2g} standard deviations of the data"
         + (f", {127.5 * math.exp(-end / 2):.0f} grey levels." if plan.spec.is_bytes else "."),
-        "What is finer than this noise is never learnt: the last step guesses it at once, and samples are blurred or grainy.",
+        "Details finer than this noise are never learned: the last step guesses them at once, and samples are blurred or grainy.",
         change,
     )
 
@@ -83,11 +85,11 @@ def noise_at_the_end(plan: Plan) -> Reading | None:
 @check(
     "untrained-levels",
     WARNING,
-    above(4.5, "at the noisy end networks continue for some nats beyond what they saw; the recipes that ship leave under 1"),
+    above(4.5, "networks extrapolate some nats at the noisy end; the built-in recipes need less than 1"),
     of_levels=True,
 )
 def untrained_levels(plan: Plan) -> Reading | None:
-    """Nats of log-SNR that sampling visits beyond the outermost level that the whole training draws."""
+    """Nats of log-SNR that sampling visits beyond the outermost level drawn in training."""
     if len(plan.levels) < 2:
         return None
     first, last = log_snr(plan.levels[0]), log_snr(plan.levels[-2])
@@ -104,8 +106,8 @@ def untrained_levels(plan: Plan) -> Reading | None:
             closer = f", or --set sampling.log_snr_min={math.ceil(low)} --set sampling.log_snr_max={math.floor(high)}"
     return Reading(
         beyond,
-        f"Sampling goes from {first:.1f} to {last:.1f} nats of log-SNR, training draws levels from {low:.1f} to {high:.1f}.",
-        "At the levels beyond, the network was never taught: what it says there is chance, and shows as casts (noisy end) or grain "
+        f"Sampling goes from {first:.1f} to {last:.1f} nats of log-SNR, but training draws levels from {low:.1f} to {high:.1f}.",
+        "The network was never trained at the levels beyond: its output there is arbitrary, which causes colour casts (noisy end) or grain "
         "(clean end).",
         widest + closer,
     )
@@ -114,7 +116,7 @@ def untrained_levels(plan: Plan) -> Reading | None:
 @check(
     "few-steps",
     WARNING,
-    below(5, "second-order methods need about 8 steps for a picture, 5 for a likeness; fewer is for distilled models"),
+    below(5, "second-order methods need about 8 steps for a good image, 5 for a rough one; fewer is for distilled models"),
 )
 def few_steps(plan: Plan) -> Reading | None:
     """Sampling steps."""
@@ -123,16 +125,16 @@ def few_steps(plan: Plan) -> Reading | None:
     return Reading(
         float(plan.sampling.steps),
         f"sampling.steps is {plan.sampling.steps}.",
-        "In so few steps the sampler averages over what the image could be: samples are blurred and grey.",
+        "With so few steps the sampler averages over possible images: samples are blurred and grey.",
         "--set sampling.steps=20",
     )
 
 
-SPANNED, WIDEST = 5, 0.24  # steps that an average spans at least, and its width at most
+SPANNED, WIDEST = 5, 0.24  # smallest span of an average in steps, and its largest width
 
 
 def _averages(training: Training) -> str:
-    """The averages that are neither too short nor too wide, or the one nearest to the usual that is not; more steps, where none can be."""
+    """The averages within both limits, or the nearest to the default that is; more steps if there is none."""
     usual = max(0.1, math.ceil(1000 * SPANNED / training.steps) / 1000)
     if usual > WIDEST:
         return f"--set training.steps={10 * SPANNED} --set training.ema='[0.1]'"
@@ -140,41 +142,41 @@ def _averages(training: Training) -> str:
     return f"--set training.ema='[{', '.join(f'{width:g}' for width in kept)}]'"
 
 
-@check("average-too-short", WARNING, below(SPANNED, "an average over fewer than five steps is the raw weights with a delay"))
+@check("average-too-short", WARNING, below(SPANNED, "an average over fewer than five steps equals the raw weights with a delay"))
 def average_too_short(plan: Plan) -> Reading | None:
-    """Steps that the narrowest average of the weights spans: its width times the run's length."""
+    """Number of steps that the narrowest average of the weights spans: its width times the run's length."""
     training = plan.recipe.training
     spanned = min(training.ema) * training.steps
     return Reading(
         spanned,
         f"The average of width {min(training.ema):g} spans {spanned:.1f} of {training.steps} steps.",
-        "It smooths nothing: samples are those of the raw weights, with their noise.",
+        "It smooths nothing: samples are those of the raw weights, including their noise.",
         _averages(training),
     )
 
 
-@check("average-too-wide", WARNING, above(WIDEST, "from 0.24 on, a tenth of the average's weight lies in the first quarter of the run"))
+@check("average-too-wide", WARNING, above(WIDEST, "from 0.24 on, 10% of the average's weight is on the first quarter of the run"))
 def average_too_wide(plan: Plan) -> Reading | None:
     """Width of the widest average of the weights, relative to the run's length."""
     width = max(plan.recipe.training.ema)
     return Reading(
         width,
         f"The widest average of the weights has width {width:g}.",
-        "It still holds weights of the run's beginning: samples lag behind what the network has learnt.",
+        "It still contains weights from the start of the run: samples are worse than the network could make them.",
         _averages(plan.recipe.training),
     )
 
 
-@check("warm-up-too-long", WARNING, above(0.5, "the recipes that ship warm up for 2% to 5%; past a half the full rate is hardly used"))
+@check("warm-up-too-long", WARNING, above(0.5, "the built-in recipes warm up for 2% to 5%; above 50% the full rate is hardly used"))
 def warm_up_too_long(plan: Plan) -> Reading | None:
     """Share of the run that is warm-up."""
     training = plan.recipe.training
     return Reading(
         training.warmup / training.steps,
         f"training.warmup is {training.warmup} of {training.steps} steps.",
-        "The rate is still rising when the run is over."
+        "The learning rate is still rising at the end of the run."
         if training.warmup >= training.steps
-        else "Little of the run is left at the full rate.",
+        else "Only a small part of the run has the full learning rate.",
         f"--set training.warmup={training.steps // 20}",
     )
 
@@ -182,15 +184,15 @@ def warm_up_too_long(plan: Plan) -> Reading | None:
 @check(
     "no-checkpoint-on-the-way",
     WARNING,
-    above(1, "the last step always writes one, so up to the run's length is a choice; beyond it a slip"),
+    above(1, "the last step always writes one, so up to the run's length it is a choice, beyond it a mistake"),
 )
 def no_checkpoint_on_the_way(plan: Plan) -> Reading | None:
-    """training.checkpoint_every over the run's length."""
+    """training.checkpoint_every relative to the run's length."""
     training = plan.recipe.training
     return Reading(
         training.checkpoint_every / training.steps,
         f"training.checkpoint_every is {training.checkpoint_every}, the run has {training.steps} steps.",
-        "Nothing is written, and no sample sheet drawn, before the run is over.",
+        "Nothing is written, and no samples are drawn, before the end of the run.",
         f"--set training.checkpoint_every={max(1, training.steps // 4)}",
     )
 
@@ -198,10 +200,10 @@ def no_checkpoint_on_the_way(plan: Plan) -> Reading | None:
 @check(
     "guidance-untaught",
     WARNING,
-    below(0.02, "Ho & Salimans drop 10% to 20% of the labels; below 2% the unconditional model is an afterthought"),
+    below(0.02, "Ho & Salimans drop 10% to 20% of the labels; below 2% the unconditional model is hardly trained"),
 )
 def guidance_untaught(plan: Plan) -> Reading | None:
-    """Share of the labels that training drops, or keeps if that is less, where sampling is guided by them."""
+    """Share of the labels that training drops (or keeps, if that is less), if sampling is guided by them."""
     training, sampling = plan.recipe.training, plan.sampling
     if sampling is None or sampling.guidance == 1 or (plan.dataset is not None and plan.dataset.labels is None):
         return None
@@ -209,7 +211,7 @@ def guidance_untaught(plan: Plan) -> Reading | None:
     return Reading(
         taught,
         f"training.label_drop is {training.label_drop:g} and sampling.guidance {sampling.guidance:g}.",
-        "Guidance compares the model with and without a label, and one of the two is hardly trained: the difference is noise, amplified.",
+        "Guidance compares the model with and without a label, but one of the two is hardly trained: the difference is amplified noise.",
         "--set training.label_drop=0.1",
     )
 
@@ -217,7 +219,7 @@ def guidance_untaught(plan: Plan) -> Reading | None:
 @check(
     "guidance-too-strong",
     WARNING,
-    above(8, "guidance of pixels is useful from 1 to 4; 7.5 is a habit of latent models; beyond 8 colours saturate"),
+    above(8, "guidance of pixel models is useful from 1 to 4; 7.5 is common for latent models; beyond 8 colours saturate"),
 )
 def guidance_too_strong(plan: Plan) -> Reading | None:
     """sampling.guidance."""
@@ -226,18 +228,18 @@ def guidance_too_strong(plan: Plan) -> Reading | None:
     return Reading(
         plan.sampling.guidance,
         f"sampling.guidance is {plan.sampling.guidance:g}.",
-        "x0 is pushed far out of the data's range: saturated colours, and all samples of a class alike.",
+        "x0 is pushed far out of the data's range: saturated colours, and little variety within a class.",
         "--set sampling.guidance=2",
     )
 
 
 @check("bfloat16-emulated", WARNING, above(0, "emulated products take 10 to 400 times as long"))
 def bfloat16_emulated(plan: Plan) -> Reading | None:
-    """Whether training is asked for in bfloat16, which the processor would emulate."""
+    """Whether training uses bfloat16 although the processor emulates it."""
     asked = plan.recipe.runtime.precision == "bfloat16"
     return Reading(
         float(asked and not torch.cuda.is_available() and not multiplies_bfloat16()),
-        "runtime.precision is bfloat16, and this processor has no bfloat16 products.",
+        "runtime.precision is bfloat16, but this processor has no bfloat16 products.",
         "Every product is emulated: a step takes many times as long as in float32, and is less exact.",
         "--set runtime.precision=auto",
     )
@@ -245,15 +247,15 @@ def bfloat16_emulated(plan: Plan) -> Reading | None:
 
 @check("bound-of-floats", WARNING, above(0, "the decoder of the bound is a probability of evenly spaced values"), of_levels=True)
 def bound_of_floats(plan: Plan) -> Reading | None:
-    """Share of float data that lie outside [-1, 1], where the loss is the bound of values evenly spaced in it."""
+    """Share of float data outside [-1, 1], if the loss is the bound for evenly spaced values in that range."""
     if plan.dataset is None or plan.recipe.objective.loss == "simple":
         return None
     outside = float((plan.x0.abs() > 1 + 1e-6).double().mean())
     return Reading(
         outside,
         f"{share(outside)} of the entries of x0 lie outside [-1, 1].",
-        f"objective.loss={plan.recipe.objective.loss} gives a likelihood to {plan.recipe.objective.values} values in [-1, 1]; for these "
-        "data it has none.",
+        f"objective.loss={plan.recipe.objective.loss} is the likelihood of {plan.recipe.objective.values} values in [-1, 1], which "
+        "these data are not.",
         "--set objective.loss=simple --set objective.variance=fixed"
         + (" --set sampling.sampler=ancestral" if plan.recipe.sampling.sampler == "ancestral-learned" else ""),
     )

@@ -1,4 +1,4 @@
-"""A run, during or after its training: its papers, its curve, its weights, its samples. All is read once, when a check first asks."""
+"""A run, during or after training: metadata, curve, weights, samples. Everything is read once, when a check first needs it."""
 
 import fcntl
 import json
@@ -26,17 +26,17 @@ from sfumato.recipe import load_recipe
 from sfumato.schedule import Level
 from sfumato.storage import CheckpointError, folder_of, name_of, read_manifest, read_spec, read_state, read_tensors, steps_in
 
-JUDGED = 96  # examples whose loss is compared level by level
+JUDGED = 96  # examples for the loss by level
 LEVELS = 6
-FITTED = 20_000  # examples that the Gaussian is fitted to, at most
-MOST_DIMENSIONS = 1024  # for which it has a full covariance
-TRAINING = 5000  # examples that samples are compared with, at most
+FITTED = 20_000  # most examples for fitting the Gaussian
+MOST_DIMENSIONS = 1024  # most dimensions with a full covariance
+TRAINING = 5000  # most examples that samples are compared with
 SAMPLING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class LevelErrors:
-    """Mean squared error of x0 at each level, on the same examples and noise for all who are compared."""
+    """Mean squared error of x0 at each level, on the same examples and noise for all predictors."""
 
     log_snr: tuple[float, ...]
     model: Float[np.ndarray, "k"]
@@ -48,16 +48,16 @@ class LevelErrors:
 
 
 class Outcome:
-    """What a run folder, or `zoo:NAME`, holds."""
+    """The contents of a run folder, or of `zoo:NAME`."""
 
     def __init__(self, model: str | Path, changes: Sequence[str] = (), *, samples: int = 256, part_of: Path | None = None) -> None:
-        """Reads nothing but the recipe.
+        """Reads only the recipe.
 
         Args:
             model: a run folder or `zoo:NAME`.
-            changes: `path=value`, of where the data are or of how it is sampled.
-            samples: how many are drawn, at most.
-            part_of: the run folder of a model of several stages, of which this is one.
+            changes: `path=value` changes of the place of the data or of the sampling.
+            samples: how many to draw, at most.
+            part_of: the run folder of the model of several stages that this run is a stage of.
 
         Raises:
             ValueError: there is no such model, or a change does not fit.
@@ -73,7 +73,7 @@ class Outcome:
 
     @cached_property
     def is_later_stage(self) -> bool:
-        """Whether its data are what an earlier stage made."""
+        """Whether its data were made by an earlier stage."""
         try:
             return bool(read_manifest(self.folder).get("made_from"))
         except CheckpointError:
@@ -81,7 +81,7 @@ class Outcome:
 
     @property
     def records(self) -> Sequence[Mapping[str, Any]]:
-        """The lines of metrics.jsonl that tell a loss."""
+        """The lines of metrics.jsonl that have a loss."""
         return [line for line in self.lines if isinstance(line.get("loss"), int | float)]
 
     @cached_property
@@ -93,25 +93,25 @@ class Outcome:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
-                continue  # a last line that is being written
+                continue  # the last line may be incomplete
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 found.append(record)
         return found
 
     def longer(self) -> str:
-        """The command that makes its training four times as long."""
+        """The command that trains it four times as long."""
         whole, steps = self.part_of or self.folder, 4 * self.recipe.training.steps
         longer = f"--steps {steps}" if self.part_of is None else f"--set training.steps={steps}"
         return f"sfumato train {whole}/recipe.yaml --out {whole} {longer} --resume"
 
     def weaker(self) -> str:
-        """Words of `sample` for less guidance and more steps than the recipe's."""
+        """Options of `sample` for less guidance and more steps than the recipe's."""
         sampling = self.recipe.sampling
         less = f"--guidance {1 if sampling.guidance <= 2 else 2} " if sampling.guidance > 1 else ""
         return f"{less}{self.finer()}"
 
     def finer(self) -> str:
-        """Words of `sample` for more steps than the recipe's."""
+        """Options of `sample` for more steps than the recipe's."""
         return f"--steps {max(40, 2 * self.recipe.sampling.steps)}"
 
     def curve(self, name: str) -> Float[np.ndarray, "n"]:
@@ -138,28 +138,28 @@ class Outcome:
 
     @cached_property
     def damage(self) -> Sequence[str]:
-        """What is wrong with the files of the checkpoints, one sentence each."""
+        """The problems of the checkpoints' files, one sentence each."""
         found = []
         for step in self.steps:
             checkpoint = self.folder / "checkpoints" / f"{step:08d}"
             averages = {checkpoint / f"{name_of(width)}.safetensors" for width in self.recipe.training.ema}
             for path in sorted({*checkpoint.glob("*.safetensors"), *averages}):
                 found += _refusal(lambda path=path: read_tensors(path))
-            if any(checkpoint.glob("[!e]*.safetensors")):  # the zoo keeps averages alone
+            if any(checkpoint.glob("[!e]*.safetensors")):  # the zoo has averages only
                 found += _refusal(lambda checkpoint=checkpoint: read_state(checkpoint))
         found += _refusal(lambda: read_spec(self.folder))
         return found
 
     @cached_property
     def data_changed(self) -> bool:
-        """Whether the data are others than those of the manifest."""
+        """Whether the data differ from those of the manifest."""
         assert self.plan.source is not None
         begun = json.loads((self.folder / "manifest.json").read_text()).get("data", {}).get("fingerprint")
         return begun is not None and begun != self.plan.source.fingerprint()
 
     @cached_property
     def run(self) -> Model | None:
-        """The model with its averaged weights; None where there is none that can be read."""
+        """The model with its averaged weights; None if none can be read."""
         try:
             loaded = load(self.folder) if self.steps else None
             return None if loaded is None else Model(loaded.name, self.recipe, loaded.spec, loaded.network, self.folder)
@@ -168,7 +168,7 @@ class Outcome:
 
     @cached_property
     def has_data(self) -> bool:
-        """Whether the data are there, of the model's shape, and numbers of one size, which can be compared with samples."""
+        """Whether the data are available, of the model's shape, and of fixed size, so that they can be compared with samples."""
         if self.plan.source is None or self.run is None:
             return False
         shape = self.plan.source.spec.shape
@@ -176,7 +176,7 @@ class Outcome:
 
     @cached_property
     def errors(self) -> LevelErrors | None:
-        """Errors by level on held-out examples, or on training examples where fewer than 32 are held out; None where not finite."""
+        """Errors by level on held-out examples, or on training examples if fewer than 32 are held out; None if they are not finite."""
         if self.run is None or not self.has_data:
             return None
         is_held_out = len(self.plan.rows[1]) >= 32
@@ -203,14 +203,14 @@ class Outcome:
         )
 
     def _gaussian(self) -> tuple[Predictor, bool]:
-        """The perfect predictor of Gaussian data with the mean and the covariance of these, entry by entry where there are too few."""
+        """The optimal predictor for Gaussian data with this mean and covariance; with a diagonal one if there are too few examples."""
         flat = self.plan.some(FITTED)[0].flatten(1).double()
         if flat.shape[1] <= MOST_DIMENSIONS and len(flat) >= 4 * flat.shape[1]:
             return oracle.Gaussian(flat.mean(0), torch.cov(flat.T)), True
         return oracle.Gaussian(flat.mean(0), flat.var(0)), False
 
     def _raw(self) -> Predictor | None:
-        """The model with the weights themselves instead of their average; None where they are not kept, or damaged."""
+        """The model with its raw weights instead of the average; None if they are missing or damaged."""
         assert self.run is not None
         path = self.folder / "checkpoints" / f"{self.steps[-1]:08d}" / "model.safetensors"
         if not path.is_file():
@@ -224,8 +224,8 @@ class Outcome:
 
     @cached_property
     def _drawn(self) -> tuple[Float[Tensor, "n *x"] | None, str]:
-        """x0 of samples with the labels' frequencies of the data, or why there are none."""
-        if self.run is None or self.run.sampler.use:  # a kind that makes no samples says what it is for
+        """x0 of samples with the label frequencies of the data, or why there are none."""
+        if self.run is None or self.run.sampler.use:  # a kind that cannot be sampled says so in `use`
             return None, ""
         labels = None
         if self.plan.labels is not None and self.run.spec.classes:
@@ -243,7 +243,7 @@ class Outcome:
 
     @property
     def samples(self) -> Float[Tensor, "n *x"] | None:
-        """x0 of samples; None where there are none, or none that are numbers."""
+        """x0 of samples; None if there are none, or none that are finite."""
         found = self._drawn[0]
         return found if found is not None and not bool(self._broken(found).any()) else None
 
@@ -255,7 +255,7 @@ class Outcome:
 
     @property
     def sample_refusal(self) -> str:
-        """Why no samples could be drawn; empty where they could."""
+        """Why no samples could be drawn; empty if they could."""
         found, refusal = self._drawn
         if found is not None and (broken := int(self._broken(found).sum())):
             return f"{broken} of {len(found)} samples are not finite."
@@ -263,7 +263,7 @@ class Outcome:
 
     @cached_property
     def real(self) -> Float[Tensor, "n *x"]:
-        """Training examples, which the samples are to be like."""
+        """Training examples, for comparison with samples."""
         return self.plan.some(TRAINING)[0]
 
     @property
@@ -294,7 +294,7 @@ def _errors(
 
 
 def _scaling(folder: Path) -> Scaling | None:
-    """With which the run was begun; None where its manifest cannot be read."""
+    """The scaling of the run; None if its manifest cannot be read."""
     try:
         codec = read_spec(folder).codec
         return codec if isinstance(codec, Scaling) else None

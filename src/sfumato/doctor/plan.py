@@ -1,4 +1,4 @@
-"""A recipe before its training: its options, its data, the levels it will visit. Everything is read once, when a check first asks."""
+"""A recipe before its training: its options, its data, the levels it will use. Everything is read once, when a check first needs it."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,21 +21,21 @@ from sfumato.noise import seeded
 from sfumato.schedule import Level, Schedule
 from sfumato.tasks.options import Sampling
 
-SUBSET = 1500  # examples looked at where a check compares each with each
-FARTHEST = 30.0  # nats: stands for an infinite log-SNR
-DRAWS = 1_000_000  # of training times at most
+SUBSET = 1500  # examples for checks that compare all pairs
+FARTHEST = 30.0  # nats: replaces an infinite log-SNR
+DRAWS = 1_000_000  # most training times
 
 
 class Plan:
-    """What a recipe is going to do. `trial` is None where none is wanted: for a run that is trained already."""
+    """What a recipe will do. `trial` is None if none is wanted: for a run that is already trained."""
 
     def __init__(self, recipe: Any, *, trial_seconds: float | None = 10.0, scaling: Scaling | None = None) -> None:
         """Reads nothing yet.
 
         Args:
             recipe: the recipe.
-            trial_seconds: how long the short trial of its training may take; None for no trial.
-            scaling: with which a run was begun; measured on the training rows where not given.
+            trial_seconds: the time for the short trial of its training; None for no trial.
+            scaling: of an existing run; measured on the training rows by default.
         """
         self.recipe = recipe
         self.trial_seconds = trial_seconds
@@ -43,7 +43,7 @@ class Plan:
 
     @cached_property
     def _loaded(self) -> tuple[Source | None, str]:
-        """The data, and why they cannot be had. A folder with too many broken images is read without them, so that all else is seen too."""
+        """The data, or why they cannot be read. A folder with too many broken images is read without them, so that other checks can run."""
         options = self.recipe.data
         try:
             source = options.load()
@@ -54,15 +54,15 @@ class Plan:
             try:
                 return options.model_copy(update={"limit_broken": 10**9}).load(), refusal
             except ValueError:
-                pass  # the first refusal says what is wrong
+                pass  # the first refusal is the one to report
         return None, refusal
 
     def _scaled(self, dataset: Source) -> Source:
-        """The data under the scaling that training gives them."""
+        """The data with the scaling that training gives them."""
         if not isinstance(dataset, Dataset):
             return dataset
         if self.scaling is not None:
-            with suppress(ValueError):  # data of another form than the run's, which other checks say
+            with suppress(ValueError):  # data of another form than the run's, which other checks report
                 return dataset.scaled(self.scaling)
         if dataset.measured is None:
             return dataset
@@ -76,23 +76,23 @@ class Plan:
 
     @property
     def sampling(self) -> Sampling | None:
-        """How it is sampled in steps; None for a kind that is drawn in another way, or not at all."""
+        """The options for sampling in steps; None for a kind that is sampled otherwise, or not at all."""
         options = getattr(self.recipe, "sampling", None)
         return options if isinstance(options, Sampling) else None
 
     @property
     def source(self) -> Source | None:
-        """The data; None where they cannot be read, or only as a stream."""
+        """The data; None if they cannot be read, or only as a stream."""
         return self._loaded[0]
 
     @property
     def dataset(self) -> Dataset | None:
-        """The data, where they are values of one size that checks can look into; None for other sources."""
+        """The data, if they have fixed size and checks can look into them; None for other sources."""
         return self.source if isinstance(self.source, Dataset) else None
 
     @property
     def refusal(self) -> str:
-        """What the loader says against the data; empty where it takes them."""
+        """The loader's error; empty if it accepts the data."""
         return self._loaded[1]
 
     @cached_property
@@ -104,7 +104,7 @@ class Plan:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """Of the training examples."""
+        """The labels of the training examples."""
         dataset = self.dataset
         return None if dataset is None or dataset.labels is None else dataset.labels[self.rows[0]]
 
@@ -130,12 +130,12 @@ class Plan:
 
     @cached_property
     def pictures(self) -> Sequence[Picture]:
-        """The image files as they lie on the disk; none where the data are no folder of them."""
+        """The image files on the disk; empty if the data are not a folder of images."""
         return pictures(self.recipe.data.path) if isinstance(self.recipe.data, FolderData) and self.dataset is not None else ()
 
     @cached_property
     def spec(self) -> DataSpec | None:
-        """What the data are; None where they cannot be read, or are one constant."""
+        """The spec of the data; None if they cannot be read, or are constant."""
         if self.source is None:
             return None
         if not self.x0.is_floating_point():  # symbols
@@ -145,7 +145,7 @@ class Plan:
 
     @cached_property
     def _built(self) -> tuple[list[Level], int, str]:
-        """The levels that sampling visits and the weights of the network, or why the options are refused."""
+        """The levels of sampling and the number of weights, or why the options are refused."""
         if self.spec is None:
             return [], 0, ""
         assert self.source is not None
@@ -165,29 +165,29 @@ class Plan:
 
     @property
     def levels(self) -> list[Level]:
-        """The levels that sampling visits, from noise to data; none where nothing can be built."""
+        """The levels of sampling, from noise to data; empty if nothing can be built."""
         return self._built[0]
 
     @property
     def parameters(self) -> int:
-        """Weights of the network; 0 where it cannot be built."""
+        """Number of weights of the network; 0 if it cannot be built."""
         return self._built[1]
 
     @property
     def build_refusal(self) -> str:
-        """Why no network or sampler can be built of the options; empty where they can."""
+        """Why no network or sampler can be built from the options; empty if they can."""
         return self._built[2]
 
     @cached_property
     def sampling_schedule(self) -> Schedule:
-        """The training schedule between the ends that the recipe samples from."""
+        """The training schedule, cut to the ends for sampling."""
         options, ends = self.recipe.schedule, self.recipe.sampling
         changes = {name: value for name in ("log_snr_max", "log_snr_min") if (value := getattr(ends, name)) is not None}
         return options.model_copy(update=changes).build()
 
     @cached_property
     def drawn(self) -> Float[Tensor, "n"]:
-        """Log-SNR of the levels that training draws, in nats: as many as the run will draw, a million at most."""
+        """Log-SNR of the levels drawn in training, in nats: as many as the run will draw, at most a million."""
         schedule, training = self.recipe.schedule.build(), self.recipe.training
         times = self.recipe.objective.times.build(schedule)(min(DRAWS, training.steps * training.batch), seeded(0))
         return schedule.log_snr(times.double()).clamp(-FARTHEST, FARTHEST)
@@ -200,12 +200,12 @@ class Plan:
 
     @cached_property
     def trial(self) -> Trial | None:
-        """A few steps on the real data; None where none is wanted or none can be made."""
+        """A few steps on the real data; None if not wanted or not possible."""
         if self.trial_seconds is None or self.source is None or self.spec is None or self.build_refusal or self.recipe.stages(Path()):
             return None
         return try_out(self.recipe, self.spec, self.source, self.rows[0], seconds=self.trial_seconds)
 
 
 def log_snr(level: Level) -> float:
-    """Of a single level, in nats, the infinite ones at `FARTHEST`."""
+    """Log-SNR of a single level, in nats, with infinities replaced by `FARTHEST`."""
     return max(-FARTHEST, min(FARTHEST, float(level.log_snr)))

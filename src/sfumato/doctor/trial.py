@@ -1,8 +1,8 @@
-"""A short trial of a training on the real data: does the loss fall, how long does a step take, how much memory will it need?
+"""A short trial of a training on the real data: whether the loss falls, the time of a step, the memory it needs.
 
-The trial goes at the full rate after a few steps of warm-up, in float32, with no guard: what it looks for is what a guard would hide. Time
-and memory are for the recipe's batch; where that would take too long a smaller one is tried and the time scaled. On a processor time is
-its own time over the threads, so the forecast is for a machine with nothing else to do, and does not change with what else it does.
+The trial uses the full learning rate after a few steps of warm-up, in float32, without a guard, which would hide what it looks for. Time
+and memory are for the recipe's batch; if that takes too long, a smaller batch is tried and the time scaled. On a processor, time is
+processor time over the threads, so the forecast is for an idle machine, and does not depend on its present load.
 """
 
 import copy
@@ -24,26 +24,26 @@ from sfumato.training.optim import Optimizer
 from sfumato.training.prepare import wants_kernels
 
 STEPS, WARMUP = 40, 10
-LEAST = 16  # examples in a batch of the trial, where the recipe's has as many
-PROBE = 128  # examples, with one noise each, on which the loss is compared before and after
+LEAST = 16  # smallest batch of the trial, unless the recipe's is smaller
+PROBE = 128  # examples, with one noise each, for the loss before and after
 FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the trial saw.
+    """The results of a trial.
 
     Args:
-        steps: made, at a batch of `batch`.
+        steps: number of steps, with batches of `batch`.
         seconds_per_step: for the recipe's batch.
-        before: the loss on fixed examples, levels and noise, before the first step; nan where it is none.
+        before: the loss on fixed examples, levels and noise, before the first step; nan if it is not finite.
         after: the same after the last step.
-        moved: mean absolute change of the losses of the single examples, relative to `before`.
+        moved: mean absolute change of the losses of single examples, relative to `before`.
         norms: of the gradients, before clipping.
-        peak_bytes: what training will need at its peak.
-        example_bytes: of it, what each example that goes through the network at once adds.
-        free_bytes: what this machine can give.
-        device: where.
+        peak_bytes: predicted peak memory of the training.
+        example_bytes: the part of it that each example in one forward pass adds.
+        free_bytes: free memory of this machine.
+        device: the device, in words.
     """
 
     steps: int
@@ -60,7 +60,7 @@ class Trial:
 
 
 def try_out(recipe: Any, spec: DataSpec, source: Source, rows: np.ndarray, *, seconds: float) -> Trial:
-    """Trains a copy of what the recipe describes for at most `STEPS` steps and about so many seconds."""
+    """Trains a copy of the recipe's model for at most `STEPS` steps and about `seconds` seconds."""
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
         return _Bench(recipe, spec, source, rows).run(seconds)
@@ -81,7 +81,7 @@ class _Bench:
         self.parameters = sum(p.numel() for p in self.net.parameters())
 
     def run(self, seconds: float) -> Trial:
-        """The trial itself."""
+        """Runs the trial."""
         free = available_memory(self.device)
         a_few = min(4, self.options.batch)
         self._timed(copy.deepcopy(self.model), a_few)  # the first call of a kernel is slow
@@ -115,18 +115,18 @@ class _Bench:
         )
 
     def _loss(self, model: nn.Module, step: int, count: int) -> Tensor:
-        """The loss of so many examples, with the draws of a step."""
+        """The loss of `count` examples, with the draws of a step."""
         options = self.options
         rows = self.rows[torch.randint(len(self.rows), (count,), generator=seeded(options.seed, step)).numpy()]
         draw = Draw(options.seed, step + 1, count, slice(0, count), drop=options.label_drop, drops=options.drop)
         return self.recipe.loss(model, self.source.batch(rows).to(self.device), draw, self.state).per_example
 
     def _now(self) -> float:
-        """Seconds: of a GPU by the clock, of processors by what they spent on this process, shared by its threads."""
+        """Seconds: wall-clock time for a GPU; for processors, this process's processor time divided by its threads."""
         return time.perf_counter() if self.device.type == "cuda" else time.process_time() / torch.get_num_threads()
 
     def _timed(self, model: nn.Module, count: int) -> float:
-        """Seconds for the gradient of so many examples."""
+        """Seconds for the gradient of `count` examples."""
         started = self._now()
         loss = self._loss(model, 0, count).mean()
         loss.backward()
@@ -154,7 +154,7 @@ class _Bench:
         return norm
 
     def _memory(self, count: int) -> tuple[int, int]:
-        """Bytes that do not grow with the batch, and bytes for each example in a slice of it: what autograd keeps for the way back."""
+        """Bytes that do not depend on the batch, and bytes for each example of a slice: what autograd keeps for the backward pass."""
         loss, kept = kept_for_gradient(lambda: self._loss(self.model, 0, count).mean(), self.net.parameters())
         loss.backward()
         copies = 2 + 2 + self.emas  # weights and gradients, AdamW's two moments, the averages
