@@ -104,11 +104,11 @@ def test_captions_that_do_not_fit_are_refused(pets, write, name, rows, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metadata.jsonl", b"{", "line 1 is no JSON"),
-        ("metadata.jsonl", b"[" * 100_000, "line 1 is no JSON"),
+        ("metadata.jsonl", b"{", "line 1 is not JSON"),
+        ("metadata.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("metadata.jsonl", b"[1]", "must be a JSON object with file_name, got list"),
         ("metadata.csv", b"file_name,text\n\xff,a\n", "cannot be read"),
-        ("metadata.csv", b"file_name,text\n" + b"a" * 200_000, "line 2 is no CSV"),
+        ("metadata.csv", b"file_name,text\n" + b"a" * 200_000, "line 2 is not CSV"),
     ],
     ids=["cut", "deep", "list", "bytes", "long"],
 )

@@ -158,8 +158,8 @@ def test_cifar100_has_two_kinds_of_labels(hundred):
         (cifar_files.batch(rows(3)[:, :300], {b"labels": [0, 1, 2]}), "must hold data, an array of bytes"),
         (cifar_files.batch(rows(3), {b"labels": [0, 1]}), "must hold labels, 3 integers"),
         (cifar_files.batch(rows(3), {b"labels": [0, 1, 10]}), "labels must be 0 to 9"),
-        (cifar_files.batch(rows(3), {b"labels": [0, 1, 2]})[:-700], "is no file of CIFAR"),
-        (b"", "is no file of CIFAR"),
+        (cifar_files.batch(rows(3), {b"labels": [0, 1, 2]})[:-700], "is not a CIFAR file"),
+        (b"", "is not a CIFAR file"),
     ],
     ids=["missing", "no data", "small", "few labels", "labels", "cut", "empty"],
 )

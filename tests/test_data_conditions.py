@@ -128,10 +128,10 @@ def test_a_missing_cell_of_a_condition_is_refused_or_its_row_dropped(tmp_path):
     ("options", "message"),
     [
         ({"conditions": ["agee"]}, "a.csv has no column 'agee'; did you mean 'age'"),
-        ({"conditions": ["age", "age"]}, "a column is a feature, the label, or one condition"),
-        ({"conditions": ["age"], "columns": ["age", "x"]}, "a column is a feature, the label, or one condition"),
-        ({"conditions": ["city"], "label": "city"}, "a column is a feature, the label, or one condition"),
-        ({"conditions": ["x", "y", "age"], "label": "city"}, "needs different columns as features"),
+        ({"conditions": ["age", "age"]}, "a column can be a feature, the label, or one condition"),
+        ({"conditions": ["age"], "columns": ["age", "x"]}, "a column can be a feature, the label, or one condition"),
+        ({"conditions": ["city"], "label": "city"}, "a column can be a feature, the label, or one condition"),
+        ({"conditions": ["x", "y", "age"], "label": "city"}, "must be different columns"),
     ],
 )
 def test_columns_that_cannot_be_conditions(tmp_path, options, message):

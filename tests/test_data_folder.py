@@ -159,7 +159,7 @@ def test_16_bit_grey_is_kept(tmp_path, suffix):
 def test_float_pixels_are_refused_by_name(tmp_path):
     save(tmp_path / "a.tif", np.ones((2, 2), np.float32))
     save(tmp_path / "b.tif", pixels(2, 2))
-    assert folder(tmp_path).skipped == ("a.tif: pixels of 32-bit floats have no agreed range",)
+    assert folder(tmp_path).skipped == ("a.tif: pixels of 32-bit floats have no standard range",)
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK"])
@@ -313,7 +313,7 @@ def test_options_refused(classes, options, message):
 def test_paths_refused(tmp_path):
     (tmp_path / "text.zip").write_text("no archive")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"must hold images .* got none; check the path"):
+    with pytest.raises(ValueError, match=r"must contain images .* got none; check the path"):
         folder(tmp_path / "empty")
     with pytest.raises(ValueError, match="got no such path; check the spelling"):
         folder(tmp_path / "none")

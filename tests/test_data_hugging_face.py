@@ -153,7 +153,7 @@ def test_broken_images_are_left_out_with_their_labels(pets):
     [
         ({"label": "class"}, {"label": [0, 1, None] * 3}, "every row needs a label of 0 to 1, got None"),
         ({"label": "class"}, {"label": [0, 1, -1] * 3}, "every row needs a label of 0 to 1, got -1"),
-        ({"label": "float32"}, {"label": [0.5] * 9}, "must hold texts, or integers from 0 on, got 0.5"),
+        ({"label": "float32"}, {"label": [0.5] * 9}, "must contain texts, or integers from 0, got 0.5"),
         ({"text": "string"}, {"text": ["a"] * 7 + [None, "b"]}, "every row needs a caption, got None in row 7"),
         ({"other": "image"}, {"other": CELLS}, "one column of images, got image, other; name it with image=, among image, other"),
     ],
@@ -170,16 +170,16 @@ def test_sources_refused(tmp_path, pets):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.csv").write_text("a\n1\n")
     for path, message in [
-        (tmp_path / "none.parquet", "is no such path, and no name on the hub either"),
+        (tmp_path / "none.parquet", "is neither an existing path nor a name on the hub"),
         (tmp_path / "*.parquet", "matches no file"),
-        (tmp_path / "empty", "must hold .parquet files or be a folder that save_to_disk wrote; folders of images are data.kind=folder"),
+        (tmp_path / "empty", "must contain .parquet files or be a save_to_disk folder; folders of images are data.kind=folder"),
         (tmp_path / "a.csv", "must be a .parquet file"),
     ]:
         with pytest.raises(ValueError, match=message):
             from_datasets(path)
     with pytest.raises(ValueError, match="has no rows"):
         from_datasets(pets.select([]))
-    with pytest.raises(ValueError, match="no files to tell whether it has changed"):
+    with pytest.raises(ValueError, match="no files that show whether it has changed"):
         from_datasets(pets, cache=tmp_path)
 
 

@@ -43,7 +43,7 @@ def test_arrays_with_labels(tmp_path):
     here = f"data={{kind: array, path: {tmp_path / 'a.npy'}, labels: {tmp_path / 'labels.npy'}}}"
     assert load("folder", here).classes == ("0", "1")
     np.savez(tmp_path / "a.npz", np.zeros((3, 4, 4, 1), np.uint8))
-    with pytest.raises(ValueError, match=r"goes with an .npy file, got .*a.npz, which holds its own"):
+    with pytest.raises(ValueError, match=r"is for an .npy file, but .*a.npz has its own"):
         load("folder", here.replace("a.npy", "a.npz"))
 
 

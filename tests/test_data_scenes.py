@@ -401,7 +401,7 @@ def test_combinations_held_out_by_name():
         ({"held_out": 1.0}, "below 1, got 1.0"),
         ({"held_out": 0.95}, "hold out fewer"),
         ({"held_out": [("pink", "circle")]}, r"the combination \('pink', 'circle'\), which these scenes do not have"),
-        ({"colours": ["red"], "shapes": ["circle"], "held_out": [("red", "circle")]}, "leave some to be seen"),
+        ({"colours": ["red"], "shapes": ["circle"], "held_out": [("red", "circle")]}, "some must be left"),
     ],
 )
 def test_wrong_options_are_told(options, sentence):
@@ -414,7 +414,7 @@ def test_wrong_use_is_told():
     for call, sentence in (
         (lambda: scenes.draw(0), "at least one scene"),
         (lambda: scenes.draw(1, -1), "start=-1"),
-        (lambda: scenes.draw(1, held_out=True), "hold no combinations out"),
+        (lambda: scenes.draw(1, held_out=True), "hold out no combinations"),
         (lambda: read(np.zeros((1, 16, 20, 3), np.uint8)), "16 pixels a side or more; got uint8"),
         (lambda: read(np.zeros((1, 16, 16, 3), np.int64)), "got int64"),
         (lambda: parse("a pink circle"), "cannot read the caption 'a pink circle'; write one like"),

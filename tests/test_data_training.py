@@ -46,7 +46,7 @@ def test_training_says_that_channels_seem_last_and_that_rows_were_dropped(tmp_pa
     here = [*arrays(tmp_path, values), "data.missing=drop", *SMALL]
     said = []
     train(load_recipe("toy", here), tmp_path / "first", on_message=said.append)
-    assert any("are read as 6 channels" in text and "data.channels=last" in text for text in said)
+    assert any("are read with 6 channels" in text and "data.channels=last" in text for text in said)
     assert any("left out 1 of 20 rows with NaN" in text for text in said)
     start, said = opened(load_recipe("toy", [*here, "data.channels=last"]), tmp_path / "mended")
     assert start.spec.shape == (3, 6, 5)

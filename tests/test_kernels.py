@@ -92,7 +92,7 @@ def test_what_a_run_asks_for():
     assert choice.is_wanted("auto", single, cpu, images=1, waits=False) == choice.is_faster()
     assert not choice.is_wanted("auto", single, cpu, images=0, waits=False)  # a network without a part for them
     assert not choice.is_wanted("auto", torch.bfloat16, cpu, images=10**9)
-    with pytest.raises(ValueError, match=r"float32 on CPUs.*take kernels=torch"):
+    with pytest.raises(ValueError, match=r"float32 on CPUs.*set kernels=torch"):
         choice.is_wanted("compiled", torch.bfloat16, cpu, images=1)
 
 
@@ -138,7 +138,7 @@ def test_a_run_that_cannot_go_on_so_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(Stopped):
         train(recipe(tmp_path, *changes), tmp_path / "run", should_stop=iter([False] * 4 + [True]).__next__)
     monkeypatch.setattr(choice, "compiled", lambda: False)
-    with pytest.raises(ValueError, match=r"take kernels=torch"):
+    with pytest.raises(ValueError, match=r"set kernels=torch"):
         train(recipe(tmp_path), tmp_path / "run", resume=True)
     done = train(recipe(tmp_path, "runtime.kernels=torch"), tmp_path / "run", resume=True)
     assert (done / "checkpoints/00000008").is_dir()

@@ -304,7 +304,7 @@ def test_constant_data_are_refused(tmp_path):
     np.save(tmp_path / "flat.npy", np.full((10, 4, 4), 7, dtype=np.uint8))
     path = tmp_path / "flat.yaml"
     path.write_text(yaml.safe_dump(TINY | {"data": {"kind": "array", "path": str(tmp_path / "flat.npy")}}))
-    with pytest.raises(ValueError, match="one constant"):
+    with pytest.raises(ValueError, match="the same constant value"):
         train(load_recipe(path), tmp_path / "run")
 
 

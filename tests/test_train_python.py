@@ -128,7 +128,7 @@ def test_an_iterable_that_cannot_replay_is_refused(tmp_path):
         sf.train(task, Batches(None), tmp_path / "run", training=FEW, callbacks=sf.Callbacks(should_stop=lambda: next(stops)))
     with pytest.raises(ValueError, match="was begun with another data|does not replay"):
         sf.train(task, Batches(None), tmp_path / "run", training=FEW, resume=True)
-    with pytest.raises(ValueError, match="an iterator can be gone through only once"):
+    with pytest.raises(ValueError, match="an iterator can be read only once"):
         sf.train(task, iter(Batches()), tmp_path / "other", training=FEW)
 
 

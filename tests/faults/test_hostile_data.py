@@ -293,7 +293,7 @@ def test_files_that_are_none(hear, home, kind):
         (home / "x.png").symlink_to("/dev/zero" if kind == "device" else home / "nothing")
     heard = hear("folder", home)
     assert heard["rows"] == 3
-    assert ("it is no ordinary file" if kind != "gone" else "No such file") in heard["skipped"][0]
+    assert ("it is not a regular file" if kind != "gone" else "No such file") in heard["skipped"][0]
 
 
 @pytest.mark.parametrize("keep", [0, 4, 0.3, 0.9, -1])
@@ -334,7 +334,7 @@ def test_parquet_that_points_outside(hear, home):
 TABLES = {
     "text": ("a,b\n1,2\n3,high\n", "column 'b' has 'high' in line 3; correct"),
     "nan": ("a,b\n1,NaN\n", "column 'b' has 'NaN' in line 2; fill"),
-    "empty": ("", "must begin with a line that names its columns"),
+    "empty": ("", "must start with a line of column names"),
     "no rows": ("a,b\n", "no rows below it"),
     "no end": ("a," * 10_000_000, "has a line of more than"),
     "nul": ("a,b\n1,\0\n", "in line 2; correct"),

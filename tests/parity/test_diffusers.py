@@ -187,7 +187,7 @@ def test_a_run_of_it_samples(tmp_path):
     assert run.predictor(torch.randn(1, 3, 8, 8), run.schedule.level(0.5), {"labels": torch.tensor([2])}).x0.shape == (1, 3, 8, 8)
     with pytest.raises(ValueError, match="never trained without a label"):
         run.predictor(torch.randn(1, 3, 8, 8), run.schedule.level(0.5))
-    with pytest.raises(ValueError, match="its data did not come with it"):
+    with pytest.raises(ValueError, match="its data are not included"):
         run.recipe.data.load()
 
 
@@ -281,11 +281,11 @@ def broken(folder, what):
     [
         ("cut", "diffusion_pytorch_model.safetensors cannot be read"),
         ("missing", "diffusion_pytorch_model.safetensors is missing"),
-        ("code", "holds more than tensors, and is not run"),
+        ("code", "contains more than tensors"),
         ("a list", "no mapping from names to tensors"),
         ("unknown", "holds conv_extra.weight, for which this architecture has no place"),
         ("lacking", "lacks mid_block.resnets.1.conv2.bias"),
-        ("shape", r"conv_in.weight has shape \[32, 3, 5, 5\], where the configuration asks for \[32, 3, 3, 3\]"),
+        ("shape", r"conv_in.weight has shape \[32, 3, 5, 5\], but the configuration needs \[32, 3, 3, 3\]"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(what, message, tmp_path):
@@ -309,11 +309,11 @@ UNET, SCHEDULER, INDEX = "unet/config.json", "scheduler/scheduler_config.json", 
         (UNET, {"attention_head_dim": 7}, "attention_head_dim=7"),
         (UNET, {"norm_num_groups": 24}, "norm_num_groups=24"),
         (UNET, {"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, "down_block_types with SkipDownBlock2D"),
-        (UNET, {"down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"]}, "must all resample alike"),
+        (UNET, {"down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"]}, "must all resample in the same way"),
         (UNET, {"down_block_types": ["DownBlock2D"]}, "down_block_types has 1 entries"),
         (UNET, {"out_channels": 4}, "out_channels must be in_channels"),
         (UNET, {"sample_size": None}, "sample_size is missing"),
-        (UNET, {"layers_per_block": "two"}, "layers_per_block='two' is not what is meant"),
+        (UNET, {"layers_per_block": "two"}, "layers_per_block='two' has the wrong type"),
         (UNET, {"fourier_scale": 16}, "fourier_scale cannot be represented"),
         (UNET, {"_class_name": "UNet2DConditionModel"}, "is of a UNet2DConditionModel"),
         (SCHEDULER, {"beta_schedule": "laplace"}, "beta_schedule=laplace"),
@@ -352,13 +352,13 @@ def ours_with(*, data_std=1.0, target=sf.eps_target, net=None, shape=(1, 8, 8), 
     ("options", "message"),
     [
         ({"data_std": 0.5}, "data of standard deviation 0.5, as no UNet2DModel does"),
-        ({"target": sf.flow_target}, "know the targets eps, x0 and v"),
+        ({"target": sf.flow_target}, "support the targets eps, x0 and v"),
         ({"resample": "pool"}, "pool"),
         ({"channels": (20, 64)}, r"normalisations with \[20, 28, 32\] groups"),
         ({"middle": (True,)}, r"middle=\(True,\) cannot"),
         ({"middle_groups": 0, "scales": False}, "middle_groups=0 with scales=False"),
         ({"attention": (True, True)}, r"heads of \[8, 16\] channels cannot"),
-        ({"shape": (1, 16)}, "no U-Net of images"),
+        ({"shape": (1, 16)}, "not a U-Net of images"),
     ],
 )
 def test_what_theirs_cannot_be_is_refused(options, message, tmp_path):

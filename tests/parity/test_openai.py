@@ -240,8 +240,8 @@ def test_a_learned_variance_is_sampled_with(tmp_path):
             CheckpointError,
             r"middle_block.0.in_layers.2.bias has",
         ),
-        (lambda w: [w.pop(name) for name in list(w) if name.startswith("output")], {}, ValueError, "no UNetModel.* lacks output_blocks"),
-        (lambda w: w.pop("time_embed.0.weight"), {}, ValueError, "no UNetModel.* lacks time_embed.0.weight"),
+        (lambda w: [w.pop(name) for name in list(w) if name.startswith("output")], {}, ValueError, "not a UNetModel.* lacks output_blocks"),
+        (lambda w: w.pop("time_embed.0.weight"), {}, ValueError, "not a UNetModel.* lacks time_embed.0.weight"),
         (lambda w: None, {"shape": (1, 8, 8)}, ValueError, "maps 3 channels to 3, which does not fit images of shape"),
         (lambda w: None, {"heads": 5}, ValueError, "5 heads do not divide"),
         (lambda w: None, {"target": sf.flow_target}, ValueError, "eps_target, x0_target or v_target"),
@@ -269,5 +269,5 @@ def test_what_theirs_cannot_be_is_refused(options, message):
 
 def test_conditions_that_theirs_do_not_know_are_refused():
     net = sf.nets.UNet((3, 8, 8), conditions={"size": sf.condition.Numbers(1)})
-    with pytest.raises(ValueError, match='"size" cannot be represented in another library'):
+    with pytest.raises(ValueError, match='"size" cannot be exported'):
         openai_weights(net)

@@ -1,4 +1,4 @@
-"""Data sets: one type, and a loader for each form in which data come."""
+"""Data sets: one type, and a loader for each format."""
 
 from sfumato.data.arrays import Missing, from_arrays, npy, npz
 from sfumato.data.bundled import digits, fashion_small

@@ -1,6 +1,6 @@
-"""Arrays in NumPy's own files. The dtype decides, nothing is guessed from the range: uint8 and uint16 are images, floats are tensors.
+"""Arrays in NumPy's files. The dtype decides and the range does not: uint8 and uint16 are images, floats are tensors.
 
-Floats in [0, 1] or [-1, 1] are tensors as any other: they are standardised and come back as floats, not as images.
+Floats in [0, 1] or [-1, 1] are tensors like any others: they are standardised, and samples are floats, not images.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from sfumato.data.rows import Values, chunks
 from sfumato.data.scaling import Channels, Scaling, Standard
 
 Missing = Literal["refuse", "drop"]
-CONDITION = "cond_"  # begins the names of conditions in an .npz
+CONDITION = "cond_"  # prefix of the names of conditions in an .npz
 _MOST_CLASSES = 1_000_000
 
 
@@ -34,7 +34,7 @@ def npy(
     missing: Missing = "refuse",
     cache: Path | None = None,
 ) -> Dataset:
-    """The data set of an .npy file, memory-mapped where its values can be used as they lie (uint8, uint16, float32 or float64).
+    """The data set of an .npy file, memory-mapped if its values need no conversion (uint8, uint16, float32 or float64).
 
     Args:
         labels: an .npy file of integers [n].
@@ -42,9 +42,9 @@ def npy(
         channels: as above.
         scaling: as above.
         dims: as above.
-        missing: as above; "drop" holds the rows that are left in memory, or in the cache.
-        cache: where its scale and fingerprint are kept, or the values where they have to be converted, so that the second opening reads
-            nothing; None measures them each time, and converts in memory.
+        missing: as above; "drop" keeps the remaining rows in memory, or in the cache.
+        cache: stores the scale and fingerprint, and converted values, so that opening the file again reads nothing; None measures them each
+        time, and converts in memory.
 
     Raises:
         ValueError: for a file that cannot be read, or an array that is neither images nor float tensors.
@@ -83,7 +83,7 @@ def npz(
 ) -> Dataset:
     """The data set of an .npz file: values and labels under arr_0 and arr_1, or values and labels, or the only array.
 
-    Arrays `cond_NAME` beside them are conditions, as `from_arrays` takes them; so a file of samples reads back.
+    Arrays `cond_NAME` are conditions, as `from_arrays` takes them, so a file of samples can be read as data.
 
     Args:
         classes: as `from_arrays` takes them, like channels, scaling, dims and missing.
@@ -122,9 +122,9 @@ def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
             refuse_beyond_memory(sum(info.file_size for info in loaded.zip.infolist()), path)
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
-        raise ValueError(f"{path} is no file; give the path of an .npy or .npz file.") from None
+        raise ValueError(f"{path} is not a file; give the path of an .npy or .npz file.") from None
     except NUMPY_DAMAGE as error:
-        reason = "it holds Python objects or is no NumPy file" if "allow_pickle" in str(error) else str(error).rstrip(".")
+        reason = "it holds Python objects or is not a NumPy file" if "allow_pickle" in str(error) else str(error).rstrip(".")
         raise ValueError(f"cannot read {path} as NumPy data: {reason}; save it again with np.save or np.savez.") from None
 
 
@@ -142,20 +142,20 @@ def from_arrays(
 ) -> Dataset:
     """The data set of NumPy arrays or torch tensors: uint8 or uint16 [n, h, w] or [n, h, w, 1|3|4] is images, floats [n, ...] are tensors.
 
-    Floats and 16-bit images are standardised, in float64 whatever their type; float16 becomes float32, which holds all of it.
+    Floats and 16-bit images are standardised, in float64 whatever their type; float16 becomes float32.
 
     Args:
         labels: integers [n] of any width.
         classes: names of the labels; "0", "1", ... if left out.
-        channels: the axis of floats that holds the channels: "first", behind the rows, where not given, or "last".
-        scaling: one mean and deviation for each channel (or column, of floats [n, features]), or for "all" entries together.
-        dims: of the space that floats lie in: 1 for signals, 3 for volumes; where they have no axis of channels they gain one.
+        channels: the channel axis of floats: "first" (axis 1, the default) or "last".
+        scaling: one mean and standard deviation for each channel (or column, of floats [n, features]), or for "all" entries together.
+        dims: spatial axes of floats: 1 for signals, 3 for volumes; a channel axis is added if there is none.
         missing: "refuse" rows with NaN, or "drop" them.
-        conditions: what else is known of each row, by name: integers [n] are classes (-1 for none), floats [n] or [n, k] numbers, uint8
-            [n, h, w, c] or floats [n, c, …] maps; a row with NaN has none. One that no row has is left out, and `notes` say so.
+        conditions: other information on each row, by name: integers [n] are classes (-1 for none), floats [n] or [n, k] numbers, uint8
+        [n, h, w, c] or floats [n, c, …] maps; a row with NaN has none. A condition that no row has is left out, and `notes` say so.
 
     Raises:
-        ValueError: for arrays of other kinds, and all that `Dataset` refuses.
+        ValueError: for arrays of other kinds, and the errors of `Dataset`.
     """
     values, labels = _array(values, "values", name), None if labels is None else _array(labels, "labels", name)
     shape = list(values.shape)
@@ -176,17 +176,17 @@ def from_arrays(
         raise ValueError(f"{name}: float values must be [n, ...] with at least one feature axis, got {shape}; try values[:, None].")
     if values.size == 0:
         raise ValueError(f"{name}: there must be data, got the empty shape {shape}.")
-    values = values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64, copy=False)  # in the machine's order of bytes
+    values = values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64, copy=False)  # in the machine's byte order
     values = _with_channels(values, dims, channels, name)
     notes += _notes(values, channels, name)
     if missing == "drop" and (numbers is None or len(numbers) == len(values)):
         is_missing = np.concatenate([np.isnan(chunk.reshape(len(chunk), -1)).any(axis=1) for chunk in chunks(values)])
         if is_missing.all():
-            raise ValueError(f"{name}: all {len(values)} rows hold NaN, so none is left; fill them, or leave out the columns at fault.")
+            raise ValueError(f"{name}: all {len(values)} rows hold NaN, so none is left; fill them, or remove the columns with NaN.")
         if is_missing.any():
             values, numbers = values[~is_missing], None if numbers is None else numbers[~is_missing]
             known = {key: (array[~is_missing], spec) for key, (array, spec) in known.items()}
-            notes += (f"{name}: left out {is_missing.sum()} of {len(is_missing)} rows with NaN, as data.missing=drop says.",)
+            notes += (f"{name}: left out {is_missing.sum()} of {len(is_missing)} rows with NaN (data.missing=drop).",)
     measured = Scaling.measure(values, by=scaling, channels=channels)
     return Dataset(
         values=values, labels=numbers, classes=classes, scaling=measured, name=name, measured=scaling, notes=notes, conditions=known
@@ -194,7 +194,7 @@ def from_arrays(
 
 
 def _conditions(given: Mapping[str, Any], count: int, name: str) -> tuple[dict[str, tuple[np.ndarray, ConditionSpec]], tuple[str, ...]]:
-    """Arrays with what they are, and a sentence on each that is left out."""
+    """Arrays with their specs, and a sentence on each that is left out."""
     known, notes = {}, ()
     for key, value in given.items():
         array, what = _array(value, f"the condition {key}", name), f"{name}: the condition {key}"
@@ -219,7 +219,7 @@ def _conditions(given: Mapping[str, Any], count: int, name: str) -> tuple[dict[s
                 f"got {array.dtype} {list(array.shape)}."
             )
         if not is_given.any():
-            notes += (f"{what} is left out, as no row has one.",)
+            notes += (f"{what} is left out, because no row has one.",)
             continue
         if is_float and not np.isfinite(array[is_given]).all():
             raise ValueError(f"{what} must be finite where it is given, got infinity.")
@@ -237,7 +237,7 @@ def _conditions(given: Mapping[str, Any], count: int, name: str) -> tuple[dict[s
 def _images(
     values: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...], name: str, scaling: Standard, *, fits: bool
 ) -> Dataset:
-    """Of integers; `fits` says whether they are wanted as images."""
+    """The data set of an integer array; `fits` says whether it has the shape of images."""
     shape, values = list(values.shape), values[..., None] if values.ndim == 3 else values
     if not fits or values.ndim != 4 or values.shape[3] not in (1, 3, 4):
         raise ValueError(
@@ -251,7 +251,7 @@ def _images(
 
 
 def seem_last(values: Values) -> bool:
-    """Whether an array has the shape of images or volumes with their channels on the last axis, and on no other."""
+    """Whether an array has the shape of images or volumes with channels on the last axis, and on no other."""
     return values.ndim >= 4 and values.shape[-1] in (1, 3, 4) and values.shape[1] not in (1, 3, 4)
 
 
@@ -259,13 +259,13 @@ def _notes(values: np.ndarray, channels: Channels | None, name: str) -> tuple[st
     if channels is not None or not seem_last(values):
         return ()
     return (
-        f"{name}: floats {list(values.shape)} are read as {values.shape[1]} channels, on axis 1; if these are images with their channels "
+        f"{name}: floats {list(values.shape)} are read with {values.shape[1]} channels, on axis 1; if these are images with channels "
         "last, set data.channels=last.",
     )
 
 
 def _with_channels(values: np.ndarray, dims: int | None, channels: Channels | None, name: str) -> np.ndarray:
-    """Floats with an axis of channels, where they have none."""
+    """Adds a channel axis to floats without one."""
     if dims is None or values.ndim == dims + 2:
         return values
     if values.ndim != dims + 1:
@@ -276,12 +276,12 @@ def _with_channels(values: np.ndarray, dims: int | None, channels: Channels | No
 
 
 def _array(values: Any, what: str, name: str) -> np.ndarray:
-    """A NumPy array of an array or a tensor."""
+    """Converts an array or a tensor to a NumPy array."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     if not isinstance(values, np.ndarray):
-        raise ValueError(f"{name}: {what} must be a NumPy array or a torch tensor, got {type(values).__name__}; take np.asarray of it.")
+        raise ValueError(f"{name}: {what} must be a NumPy array or a torch tensor, got {type(values).__name__}; use np.asarray.")
     return values
 
 

@@ -10,14 +10,14 @@ from sfumato.data.scaling import IMAGES
 
 
 def fashion_small() -> Dataset:
-    """The first 10,000 training images of Fashion-MNIST with their labels; FASHION-MNIST-LICENSE beside this file is theirs."""
+    """The first 10,000 training images of Fashion-MNIST with their labels; their licence is FASHION-MNIST-LICENSE in this folder."""
     with resources.files("sfumato.data").joinpath("fashion10k.npz").open("rb") as file, np.load(file) as arrays:
         values, labels = arrays["values"], arrays["labels"]
     return Dataset(values=values, labels=labels, classes=FASHION_CLASSES, scaling=IMAGES, name="fashion-small")
 
 
 def digits() -> Dataset:
-    """1,797 handwritten digits at 8×8, whose 17 grey levels 0 ... 16 are spread over 0 ... 255. Alpaydin & Kaynak (1998), UCI."""
+    """1,797 handwritten digits at 8×8, with 17 grey levels 0 ... 16 spread over 0 ... 255. Alpaydin & Kaynak (1998), UCI."""
     # scikit-learn takes half a second to load, which the other data should not pay.
     from sklearn.datasets import load_digits
 

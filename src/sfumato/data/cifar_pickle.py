@@ -1,8 +1,8 @@
-"""Reading the pickles of CIFAR-10 and CIFAR-100 without unpickling: no class is looked up and nothing is called.
+"""Reads the pickles of CIFAR-10 and CIFAR-100 without unpickling: no class is looked up and nothing is called.
 
-They were written by Python 2 as dictionaries of byte strings, integers, lists of these, and one NumPy array of bytes. The opcodes that
-make such things are carried out here on Python's own types; the three names that an array's pickle mentions are only compared. Any other
-opcode, name or argument ends the reading.
+Python 2 wrote them as dictionaries of byte strings, integers, lists of these, and one NumPy array of bytes. The opcodes for these are
+interpreted here with Python's own types; the three names that an array's pickle mentions are only compared. Any other opcode, name or
+argument is refused.
 """
 
 import math
@@ -28,23 +28,23 @@ class _Bytes:
 
 
 class _Empty:
-    """An array before its numbers have come; afterwards they are its `values`."""
+    """An array before its numbers are set; afterwards they are its `values`."""
 
     values: np.ndarray | None = None
 
 
 def read_pickle(data: bytes) -> dict[bytes, Any]:
-    """The dictionary in a pickle of CIFAR's form: byte strings, integers, lists, uint8 arrays.
+    """The dictionary in a CIFAR pickle: byte strings, integers, lists, uint8 arrays.
 
     Raises:
-        ValueError: for any other pickle, and for one that is damaged.
+        ValueError: for any other pickle, and for a damaged one.
     """
     try:
         content = _run(data)
     except (IndexError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its opcodes do not fit together ({type(error).__name__})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"it holds no dictionary but {type(content).__name__}")
+        raise ValueError(f"it contains a {type(content).__name__} instead of a dictionary")
     return {key: value.values if isinstance(value, _Empty) else value for key, value in content.items()}
 
 
@@ -114,7 +114,7 @@ def _run(data: bytes) -> Any:
                     raise IndexError
                 stack[len(stack) - length :] = [tuple(stack[len(stack) - length :])]
             case other:
-                raise ValueError(f"it uses the opcode {other}, which no CIFAR file does; nothing of it was run")
+                raise ValueError(f"it uses the opcode {other}, which no CIFAR file does; nothing was executed")
     raise ValueError("it ends before its last opcode")
 
 
@@ -132,28 +132,28 @@ def _dict(stack: list[Any]) -> dict[Any, Any]:
 
 def _name(name: str) -> _Name:
     if name not in _NAMES:
-        raise ValueError(f"it asks for {name.replace(' ', '.')}, which no CIFAR file does; nothing of it was run")
+        raise ValueError(f"it asks for {name.replace(' ', '.')}, which no CIFAR file does; nothing was executed")
     return _Name(name)
 
 
 def _made(name: object, arguments: object) -> _Empty | _Bytes:
-    """The empty array, or the type of bytes: the only two calls that are known, with the only arguments."""
+    """The empty array, or the type of bytes: the only two calls that are allowed, with the only arguments."""
     if type(name) is _Name and name == _NEW and arguments == (_Name(_ARRAY), (0,), b"b"):
         return _Empty()
     if type(name) is _Name and name == _TYPE and arguments == (b"u1", 0, 1):
         return _Bytes()
-    raise ValueError("it makes something other than an array of bytes, which no CIFAR file does; nothing of it was run")
+    raise ValueError("it makes something other than an array of bytes, which no CIFAR file does; nothing was executed")
 
 
 def _fill(made: object, state: object) -> None:
-    """Numbers into the empty array. The state of the type says nothing new: bytes have no order."""
+    """Sets the numbers of the empty array. The state of the type is ignored: bytes have no byte order."""
     if type(made) is _Bytes and isinstance(state, tuple):
         return
     if type(made) is not _Empty or not isinstance(state, tuple) or len(state) != 5:
-        raise ValueError("it fills something other than an array of bytes, which no CIFAR file does; nothing of it was run")
+        raise ValueError("it fills something other than an array of bytes, which no CIFAR file does; nothing was executed")
     _, shape, dtype, is_by_columns, content = state
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape) or not isinstance(dtype, _Bytes):
         raise TypeError
     if not isinstance(content, bytes) or len(content) != math.prod(shape):
-        raise ValueError(f"its array of shape {list(shape)} does not hold as many bytes")
+        raise ValueError(f"its array of shape {list(shape)} has another number of bytes")
     made.values = np.frombuffer(content, np.uint8).reshape(shape, order="F" if is_by_columns else "C")

@@ -47,22 +47,22 @@ class Dataset(Source):
     Args:
         values: uint8 or uint16 [n, h, w, c] images with 1, 3 or 4 channels, or float32 or float64 [n, ...]; an np.memmap stays on disk.
         labels: int64 [n].
-        classes: names of the labels 0, 1, ...; () where there are no labels.
+        classes: names of the labels 0, 1, ...; () if there are no labels.
         skipped: files that could not be read, each with the reason.
         captions: one text for each row.
         columns: names of the features of a table; () for other data.
         label: the name of a table's column of labels.
-        measured: how the Scaling was measured on these values, so that `split` can measure it on its training rows; None where it is fixed.
-        notes: sentences on how the data were read, for whoever trains on them.
-        conditions: what else is known of each row, by name: an array with one row each, and what it is. A map is an array of values
-            [n, h, w, c], or of x [n, c, …] where it is of floats.
+        measured: how the Scaling was measured on these values, so that `split` can measure it on its training rows; None if it is fixed.
+        notes: notes on how the data were read, for the user.
+        conditions: other information on each row, by name: an array with one row each, and its spec. A map is an array of image values
+        [n, h, w, c], or of floats [n, c, …].
         metadata: what the cache stores about the data; dropped if it describes other values, labels or captions than these.
 
     Raises:
         ValueError: for empty or non-finite data, other types or shapes, and labels or captions that do not fit values or classes.
     """
 
-    # No shapes here: they would be checked before __post_init__ can say in a sentence what is wrong with a user's arrays.
+    # No shapes here: they would be checked before __post_init__ can give a clear message on a user's arrays.
     values: Values
     labels: np.ndarray | None
     classes: tuple[str, ...]
@@ -78,7 +78,7 @@ class Dataset(Source):
     metadata: CachedMetadata | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what no model could be trained on."""
+        """Refuses data that cannot be used for training."""
         if self.metadata is not None and any(a is not b for a, b in zip(self.metadata.of, self._content, strict=True)):
             object.__setattr__(self, "metadata", None)
         self._check_values()
@@ -123,7 +123,7 @@ class Dataset(Source):
             raise ValueError(f"{self.name}: class names must differ, got {', '.join(self.classes)}.")
         if self.labels is None:
             if self.classes:
-                raise ValueError(f"{self.name}: got {len(self.classes)} class names but no labels; leave classes=() or give labels.")
+                raise ValueError(f"{self.name}: got {len(self.classes)} class names but no labels; set classes=() or pass labels.")
             return
         if self.labels.dtype != np.int64 or self.labels.ndim != 1:
             raise ValueError(f"{self.name}: labels must be int64 [n], got {self.labels.dtype} {list(self.labels.shape)}.")
@@ -162,7 +162,7 @@ class Dataset(Source):
 
     @property
     def spec(self) -> DataSpec:
-        """What the examples are; how many there are of each class, too."""
+        """The spec of the examples, with the number of examples of each class."""
         conditions: dict[str, ConditionSpec] = {}
         if self.labels is not None:
             conditions["labels"] = Classes(self.classes, tuple(np.bincount(self.labels, minlength=len(self.classes)).tolist()))
@@ -202,7 +202,7 @@ class Dataset(Source):
         return digest.hexdigest()
 
     def scaled_like(self, spec: DataSpec) -> "Dataset":
-        """The same values under the Scaling that a run was begun with."""
+        """The same values with the Scaling of an existing run."""
         return self.scaled(spec.codec) if isinstance(spec.codec, Scaling) and spec.codec != self.scaling else self
 
     def scaled(self, scaling: Scaling) -> "Dataset":

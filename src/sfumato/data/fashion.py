@@ -10,7 +10,7 @@ FASHION_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-_SHA256 = {  # of the unpacked files; a .gz differs with the program that packed it
+_SHA256 = {  # of the unpacked files; a .gz depends on the program that packed it
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
@@ -23,10 +23,10 @@ def fashion(folder: str | Path | None = None, *, train: bool = True) -> Dataset:
     """The 60,000 training or the 10,000 test images.
 
     Args:
-        folder: with the idx files, gzipped or not; by default where Debian's dataset-fashion-mnist puts them.
+        folder: with the idx files, gzipped or not; by default that of Debian's dataset-fashion-mnist.
 
     Raises:
-        ValueError: for missing files, saying where to get them, and for damaged ones.
+        ValueError: for missing files (says where to get them), and for damaged ones.
     """
     root = _DEBIAN_FOLDER if folder is None else Path(folder)
     part = "train" if train else "t10k"
@@ -35,7 +35,7 @@ def fashion(folder: str | Path | None = None, *, train: bool = True) -> Dataset:
 
 
 def _find(root: Path, stem: str) -> Path:
-    """The file of this stem, gzipped or not."""
+    """The file with this stem, gzipped or not."""
     for path in (root / f"{stem}.gz", root / stem):
         if path.is_file():
             return path

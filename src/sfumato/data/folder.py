@@ -1,6 +1,7 @@
-"""Images in a folder or a .zip of one: the class of an image is the name of the folder that it lies in.
+"""Images in a folder or a .zip of one: the class of an image is the name of its folder.
 
-So `root/cat/1.png` and `root/train/cat/1.png` are both of class "cat"; images that all lie in folders of one name have no labels.
+So `root/cat/1.png` and `root/train/cat/1.png` are both of class "cat"; if all images are in folders with the same name, there are no
+labels.
 """
 
 import os
@@ -23,7 +24,7 @@ from sfumato.data.files import NUMPY_DAMAGE, read_whole, refuse_large
 from sfumato.data.images import SUFFIXES, BrokenImageError, Canvas, Fit, Gathered, Picture, broken_limit, gather, size_of
 from sfumato.data.rows import Values
 
-# What else people point at, and the kind of data that a recipe calls it.
+# Other files that users may name, and the kind of data that a recipe needs for them.
 _OTHER_KINDS = {".parquet": "datasets", ".arrow": "datasets", ".csv": "table", ".tsv": "table", ".npz": "array", ".npy": "array"}
 
 
@@ -41,7 +42,7 @@ def folder(
 ) -> Dataset:
     """The PNG, JPEG, WebP, BMP, GIF and TIFF images under a folder, or in a .zip, which is read in place.
 
-    Files are taken in the order of their names; hidden ones and those of other types are left out. Captions are those of `metadata.csv`
+    Files are sorted by name; hidden ones and those of other types are ignored. Captions are those of `metadata.csv`
     and `metadata.jsonl` files (see `sfumato.data.captions`).
 
     Args:
@@ -50,15 +51,15 @@ def folder(
         fit: as above.
         labels: False to ignore the names of the subfolders.
         captions: False to ignore metadata files.
-        limit_broken: how many unreadable images are left out, and named in `Dataset.skipped`, before it is an error; by default
-            a hundredth of the files, at least 1.
-        maps: further folders or .zips, by name of a condition, with a picture for each image under the same relative path; its suffix may
-            differ. They are fitted as the images are: smaller by the same whole factor if they all are, else to the images' size.
-        cache: where the decoded images are kept for the next time, as `cache_folder()` says; None holds them in memory.
+        limit_broken: how many unreadable images are left out (and listed in `Dataset.skipped`) before it is an error; by default
+            1% of the files, at least 1.
+        maps: more folders or .zips, by name of a condition, with a picture for each image under the same relative path; the suffix may
+        differ. They are fitted like the images: smaller by the same whole factor if all of them are, else to the images' size.
+        cache: the folder of the cache for decoded images, as `cache_folder()` returns it; None holds them in memory.
 
     Raises:
-        ValueError: for a missing or empty folder, too many broken images, images of several sizes without `size`, images beside
-            class folders, captions that do not fit, an image without its map or with one of another aspect, and options out of range.
+        ValueError: for a missing or empty folder, too many broken images, images of several sizes without `size`, images next to
+        class folders, captions that do not fit, an image without its map or with one of another aspect ratio, and options out of range.
         OSError: the cache cannot be written.
     """
     canvas, root = Canvas(size=size, channels=channels, fit=fit), Path(path)
@@ -79,7 +80,7 @@ def folder(
 def _paired(
     name: str, at: Path, of: tuple[Path, "list[_File]", list[object]], images: Dataset, fit: Fit, cache: Path | None
 ) -> tuple[Values, Map]:
-    """The pictures under `at` that belong to the images of a folder, and what they are as a condition."""
+    """The pictures under `at` that belong to the images of a folder, and their spec as a condition."""
     root, files, key = of
     partners = _walk(at) if at.is_dir() else []
 
@@ -94,7 +95,7 @@ def _paired(
             pictures = [Picture(other, lambda other=other: others.read(other)) for _, other in pairs]
             values = _gather(pictures, canvas, 0, at, into).values
             if values.dtype != np.uint8:
-                raise ValueError(f"{at}: maps are pictures of 8 bits a channel, got {values.dtype}; convert them.")
+                raise ValueError(f"{at}: maps must be pictures with 8 bits a channel, got {values.dtype}; convert them.")
             return of_images(values, name=name)
 
     source = partners if partners or at.is_dir() else [_zip_file(at)]
@@ -109,7 +110,7 @@ def _kept(names: list[str], skipped: Sequence[str]) -> list[str]:
 
 
 def _pairs(images: list[str], others: list[str], where: str) -> list[tuple[str, str]]:
-    """Each image with the other of its path, whatever the suffixes."""
+    """Each image with the other file of the same path, ignoring suffixes."""
     exact, by_stem = set(others), dict[str, list[str]]()
     for other in others:
         by_stem.setdefault(other.rpartition(".")[0], []).append(other)
@@ -118,20 +119,20 @@ def _pairs(images: list[str], others: list[str], where: str) -> list[tuple[str, 
         found = [image] if image in exact else by_stem.get(image.rpartition(".")[0], [])
         if len(found) != 1:
             what = "it is missing" if not found else f"there are {', '.join(sorted(found))}"
-            raise ValueError(f"{where} must hold one picture for {image}, under the same path with any suffix, but {what}.")
+            raise ValueError(f"{where} must contain one picture for {image}, under the same path with any suffix, but {what}.")
         pairs.append((image, found[0]))
     return pairs
 
 
 def _factor(image: bytes, other: bytes, what: str, fit: Fit) -> int:
-    """By which whole factor the other picture is smaller than the image; 1 where it is no whole one."""
+    """The whole factor by which the other picture is smaller than the image; 1 if there is none."""
     try:
         (height, width), (low, narrow) = size_of(image), size_of(other)
     except BrokenImageError as error:
         raise ValueError(f"{what}, cannot be read: {error}; repair or replace it.") from None
-    if fit != "stretch" and abs(low * width - narrow * height) > max(height, width):  # more than a pixel of the map
+    if fit != "stretch" and abs(low * width - narrow * height) > max(height, width):  # by more than a pixel of the map
         raise ValueError(
-            f"{what}, must have the image's aspect, as both are fitted alike, got {low}×{narrow} (height × width) for {height}×{width}; "
+            f"{what}, must have the image's aspect ratio, got {low}×{narrow} (height × width) for {height}×{width}; "
             "correct it, or set data.fit=stretch."
         )
     return height // low if height % low == 0 and width % narrow == 0 and height // low == width // narrow else 1
@@ -142,7 +143,7 @@ def _ordered(names: list[str]) -> list[str]:
 
 
 class _File(NamedTuple):
-    """A file under a folder: its relative path, its stamp, and whether a link leads out of the folder to it."""
+    """A file under a folder: its relative path, its stamp, and whether it is a link to a file outside the folder."""
 
     name: str
     stamp: Stamp
@@ -151,7 +152,7 @@ class _File(NamedTuple):
 
 @dataclass(frozen=True)
 class _Source:
-    """Relative paths of images and metadata, how to read the bytes of one, and those that a link leads out of the folder."""
+    """Relative paths of images and metadata, how to read the bytes of one, and those outside the folder."""
 
     names: list[str]
     read: Callable[[str], bytes]
@@ -165,7 +166,7 @@ def _build(
     ordered = _ordered(source.names)
     names = [name for name in ordered if name.rpartition("/")[2] not in METADATA]
     if not names:
-        raise ValueError(f"{path} must hold images ({', '.join(sorted(SUFFIXES))}), got none; check the path{_hint(Path(path))}.")
+        raise ValueError(f"{path} must contain images ({', '.join(sorted(SUFFIXES))}), got none; check the path{_hint(Path(path))}.")
     has_labels = labels and _has_classes(names, path)
     texts = None
     if captions:
@@ -193,26 +194,26 @@ def _gather(pictures: list[Picture], canvas: Canvas, limit: int, path: str | Pat
 
 
 def _class_numbers(parents: list[str], classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:
-    """The place of each image's folder among the classes."""
+    """The class number of each image's folder."""
     numbers = {name: number for number, name in enumerate(classes)}
     return np.array([numbers[name] for name in parents], dtype=np.int64)
 
 
 def _has_classes(names: list[str], path: str | Path) -> bool:
-    """Whether the folders tell images apart."""
+    """Whether the images are in different class folders."""
     folders = {PurePosixPath(parent) for parent in {name.rpartition("/")[0] for name in names}}
     inner = {folder: ancestor for folder in folders for ancestor in folder.parents if ancestor in folders}
     if inner:
         below, above = min(inner.items())
         raise ValueError(
-            f"{path}: images must lie either in class folders or in one folder, got some in {above} and some in {below} below it; "
+            f"{path}: images must be either in class folders or in one folder, got some in {above} and some in {below} below it; "
             "move them, or set labels=False."
         )
     return len({folder.name for folder in folders}) > 1
 
 
 def _is_wanted(name: str) -> bool:
-    """Whether a file of this name, without its folder, is a visible image or metadata."""
+    """Whether a file with this name (without its folder) is a visible image or metadata file."""
     return not _is_hidden(name) and (name[name.rfind(".") :].lower() in SUFFIXES or name in METADATA)
 
 
@@ -222,7 +223,7 @@ def _is_hidden(name: str) -> bool:
 
 @contextmanager
 def _open(root: Path, files: list[_File]) -> Iterator[_Source]:
-    """The files of a folder, which has been walked already, or of a .zip."""
+    """The files of a folder, which has been listed already, or of a .zip."""
     if root.is_dir():
         outside = {file.name for file in files if file.is_outside}
         yield _Source([file.name for file in files], lambda name: read_whole(os.path.join(root, name)), outside)
@@ -230,7 +231,7 @@ def _open(root: Path, files: list[_File]) -> Iterator[_Source]:
     try:
         archive = zipfile.ZipFile(root)
     except NUMPY_DAMAGE as error:
-        raise ValueError(f"cannot read {root} as a .zip: {error}; get it again.") from None
+        raise ValueError(f"cannot read {root} as a .zip: {error}; download it again.") from None
     with archive:
         members = {str(PurePosixPath(info.filename)): info for info in archive.infolist() if not info.filename.endswith("/")}
         names = [name for name in members if _is_wanted(name.rpartition("/")[2]) and not any(map(_is_hidden, name.split("/")))]
@@ -246,12 +247,12 @@ def _zip_file(path: Path) -> Stamp:
     if not path.exists():
         raise ValueError(f"{path} must be a folder or a .zip of images, got no such path; check the spelling.")
     if not path.is_file() or not zipfile.is_zipfile(path) or path.suffix in _OTHER_KINDS:
-        raise ValueError(f"{path} must be a folder or a .zip of images, got another file{_hint(path)}.")
+        raise ValueError(f"{path} must be a folder or a .zip of images, got something else{_hint(path)}.")
     return stamp(path.stat())
 
 
 def _hint(path: Path) -> str:
-    """Which kind of data to take instead, where that can be told."""
+    """Which kind of data to use instead, if known."""
     found = path if path.is_file() else next((file for file in sorted(path.rglob("*")) if file.suffix in _OTHER_KINDS), path)
     kind = _OTHER_KINDS.get(found.suffix)
     return f"; {found.name} is read by data.kind={kind}" if kind else ""
@@ -288,12 +289,12 @@ def _walk(root: Path) -> list[_File]:
 def _stamp(entry: "os.DirEntry[str]") -> Stamp:
     try:
         return stamp(entry.stat())
-    except OSError:  # a link to nothing: reading it will say so
+    except OSError:  # a broken link: reading it will report that
         return 0, 0, 0
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """The bytes of a file in an archive; nothing is ever written to the disk."""
+    """The bytes of a file in an archive; nothing is written to the disk."""
     name = PurePosixPath(info.filename)
     if name.is_absolute() or ".." in name.parts:
         raise ValueError("its name points outside the archive")

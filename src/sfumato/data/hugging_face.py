@@ -1,8 +1,8 @@
-"""Images from Hugging Face's `datasets`: parquet files, what `save_to_disk` wrote, names on the hub. `pip install 'sfumato[data]'`.
+"""Images from Hugging Face's `datasets`: parquet files, folders of `save_to_disk`, names on the hub. `pip install 'sfumato[data]'`.
 
-Local files are read as they lie, in the order of their rows, and no code that comes with data is run. An image is the bytes in its row.
-Where a row holds only a path (`to_parquet` writes such rows for images that it found in files, `save_to_disk` does not), it is followed
-within the folder in which the data lie, or in which the library keeps what it fetches, and nowhere else.
+Local files are read in the order of their rows, and no code that comes with data is run. An image is the bytes in its row. If a row holds
+only a path (`to_parquet` writes such rows for images that it found in files, `save_to_disk` does not), it is read only if it is inside the
+folder of the data, or the library's cache folder.
 """
 
 import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import datasets
 
 _SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval"}
-_ROWS = 64  # read at once
+_ROWS = 64  # rows read at a time
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -48,12 +48,12 @@ def from_datasets(
     name on the hub, or of a `datasets.Dataset`.
 
     Args:
-        split: of a name on the hub, or of a folder that has several: parquet files say theirs in their names.
-        subset: of a name on the hub.
-        image: the column of the images; the only one of their type if left out.
-        label: the column of the labels; the only `ClassLabel`, or "label", if left out; "" for none. Classes are named and numbered as the
-            file does; texts are numbered in alphabetical order.
-        caption: the column of the captions; "text" or "caption" if left out; "" for none.
+        split: for a name on the hub, or a folder that has several: parquet files have theirs in their names.
+        subset: for a name on the hub.
+        image: the column of the images; by default the only one of their type.
+        label: the column of the labels; by default the only `ClassLabel`, or "label"; "" for none. Classes are named and numbered as in the
+        file; texts are numbered in alphabetical order.
+        caption: the column of the captions; by default "text" or "caption"; "" for none.
         size: as `Canvas` takes it, like channels and fit.
         channels: as above.
         fit: as above.
@@ -61,14 +61,14 @@ def from_datasets(
         cache: as `folder` takes it; not for a `datasets.Dataset`.
 
     Raises:
-        ValueError: for a source that cannot be read, columns that are not there, rows without label or caption, and as `folder`.
+        ValueError: for a source that cannot be read, missing columns, rows without label or caption, and the errors of `folder`.
         OSError: the cache cannot be written.
     """  # fmt: skip
     canvas = Canvas(size=size, channels=channels, fit=fit)
     broken_limit(limit_broken, 0)
     if not isinstance(source, str | Path):
         if cache is not None:
-            raise ValueError("a datasets.Dataset has no files to tell whether it has changed; leave cache out, or give its path.")
+            raise ValueError("a datasets.Dataset has no files that show whether it has changed; remove cache, or pass its path.")
         opened = _Rows.of(source, "the data set", ["/"])
         return _build(opened, canvas, image, label, caption, limit_broken, None)
     files, open_rows = _local(Path(source), split) or _hub(str(source), subset, split)
@@ -78,17 +78,17 @@ def from_datasets(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a table: how many, their columns with their types, and some columns in batches."""
+    """Rows of a table: their number, their columns with types, and an iterator of some columns in batches."""
 
     name: str
     count: int
     features: Mapping[str, Any]
     batches: Callable[[list[str]], Iterator[Mapping[str, Sequence[Any]]]]
-    roots: Sequence[str] = ()  # the folders in which files that a row names may lie
+    roots: Sequence[str] = ()  # the folders that files named in a row must be in
 
     @classmethod
     def of(cls, dataset: "datasets.Dataset", name: str, roots: Sequence[str] = ()) -> "_Rows":
-        """The rows of a `datasets.Dataset`, images as the bytes that they are."""
+        """The rows of a `datasets.Dataset`, with images as undecoded bytes."""
         library = _library()
 
         def batches(columns: list[str]) -> Iterator[Mapping[str, Sequence[Any]]]:
@@ -96,7 +96,7 @@ class _Rows:
             for column in columns:
                 if isinstance(dataset.features[column], library.Image):
                     rows = rows.cast_column(column, library.Image(decode=False))
-            found: Any = rows.iter(_ROWS)  # which the library types as anything at all
+            found: Any = rows.iter(_ROWS)  # untyped in the library
             return found
 
         return cls(name, len(dataset), dataset.features, batches, roots)
@@ -138,7 +138,7 @@ def _build(
 
 
 def _reading(batches: Iterator[Mapping[str, Sequence[Any]]], name: str) -> Iterator[Mapping[str, Sequence[Any]]]:
-    """The batches; what pyarrow says of a damaged file becomes a sentence."""
+    """The batches; turns pyarrow's errors on a damaged file into a clear message."""
     while True:
         try:
             batch = next(batches)
@@ -155,12 +155,12 @@ def _bytes_of(cell: object, roots: Sequence[str]) -> bytes:
     if isinstance(content, bytes):
         return content
     if not isinstance(path, str):
-        raise ValueError("it holds no bytes")
+        raise ValueError("it contains no bytes")
     for root in map(os.path.realpath, roots):
         real = os.path.realpath(os.path.join(root, path))
         if os.path.commonpath([root, real]) == root:
             return read_whole(real)
-    raise ValueError(f"it is only a path, {path}, which leads out of the data's folder; write them with save_to_disk, which keeps images")
+    raise ValueError(f"it is only a path, {path}, which is outside the data's folder; write them with save_to_disk, which keeps images")
 
 
 def _image_column(rows: _Rows, wanted: str | None) -> str:
@@ -202,7 +202,7 @@ def _present(rows: _Rows, column: str, what: str) -> str:
 
 
 def _classes(rows: _Rows, label: str | None, labels: list[Any]) -> tuple[str, ...]:
-    """Names of the classes: the file's own, or what its labels say."""
+    """Names of the classes: the file's own, or from its labels."""
     if label is None:
         return ()
     names = getattr(rows.features[label], "names", None)
@@ -214,7 +214,7 @@ def _classes(rows: _Rows, label: str | None, labels: list[Any]) -> tuple[str, ..
     if all(type(value) is int and 0 <= value < 1_000_000 for value in given):
         return tuple(map(str, range(max(given, default=-1) + 1)))
     odd = next(value for value in labels if type(value) is not int or not 0 <= value < 1_000_000)
-    raise ValueError(f"{rows.name}: column {label!r} must hold texts, or integers from 0 on, got {odd!r}; choose another with label=.")
+    raise ValueError(f"{rows.name}: column {label!r} must contain texts, or integers from 0, got {odd!r}; choose another with label=.")
 
 
 def _class_numbers(labels: list[Any], classes: tuple[str, ...], name: str) -> np.ndarray:
@@ -234,7 +234,7 @@ def _texts(captions: list[Any], rows: list[int], name: str) -> tuple[str, ...]:
 
 
 def _local(path: Path, split: str) -> tuple[object, Callable[[], _Rows]] | None:
-    """The stamps of the files that a path stands for, and how to read them; None where nothing is there."""
+    """The stamps of the files that a path stands for, and a function that reads them; None if there is nothing."""
     if path.is_dir():
         saved = _saved(path, split)
         if saved is not None:
@@ -262,20 +262,18 @@ def _stamps(files: Sequence[Path]) -> list[object]:
 
 
 def _of_split(files: list[Path], root: Path, split: str) -> list[Path]:
-    """The files of a split: those that say so in their names, all where none names any split and the training data are asked for."""
+    """The files of a split: those with its name in theirs; all files if none names a split and the training data are asked for."""
     words = {file: set(re.split(r"[^a-z]+", file.relative_to(root).as_posix().lower())) for file in files}
     named = [file for file in files if split.lower() in words[file]]
     if named or (split == "train" and files and not any(found & _SPLITS for found in words.values())):
         return named or files
     if not files:
-        raise ValueError(f"{root} must hold .parquet files or be a folder that save_to_disk wrote; folders of images are data.kind=folder.")
-    raise ValueError(
-        f"{root} holds no .parquet file whose name has {split!r} in it, got {_listed([file.name for file in files])}; set split."
-    )
+        raise ValueError(f"{root} must contain .parquet files or be a save_to_disk folder; folders of images are data.kind=folder.")
+    raise ValueError(f"{root} has no .parquet file with {split!r} in its name, got {_listed([file.name for file in files])}; set split.")
 
 
 def _saved(path: Path, split: str) -> Path | None:
-    """The folder of one split in what `save_to_disk` wrote; None where this is no such folder."""
+    """The folder of one split in a folder of `save_to_disk`; None if it is not such a folder."""
     if (path / "dataset_dict.json").is_file():
         splits = sorted(folder.name for folder in path.iterdir() if (folder / "state.json").is_file())
         if split not in splits:
@@ -295,7 +293,7 @@ def _load_saved(folder: Path) -> "datasets.Dataset":
 
 
 def _parquet(files: list[Path], name: str, root: Path) -> _Rows:
-    """The rows of parquet files, one after the other."""
+    """The rows of parquet files, concatenated."""
     library = _library()
     from pyarrow import parquet
 
@@ -315,14 +313,14 @@ def _parquet(files: list[Path], name: str, root: Path) -> _Rows:
 
 
 def _hub(name: str, subset: str | None, split: str) -> tuple[object, Callable[[], _Rows]]:
-    """What the library has of a name on the hub, now or from before."""
+    """What the library has for a name on the hub, now or in its cache."""
     if not _HUB_NAME.fullmatch(name) or Path(name).suffix == ".parquet":
-        raise ValueError(f"{name} is no such path, and no name on the hub either (user/name); check the spelling.")
+        raise ValueError(f"{name} is neither an existing path nor a name on the hub (user/name); check the spelling.")
     library = _library()
     try:
         dataset = library.load_dataset(name, subset, split=split)
     except (*_damage(), RuntimeError) as error:
-        raise ValueError(f"there is no path {name}, and the hub's {name} cannot be had: {_one_line(error)}") from None
+        raise ValueError(f"there is no path {name}, and {name} cannot be read from the hub: {_one_line(error)}") from None
     from huggingface_hub.constants import HF_HUB_CACHE
 
     roots = [str(library.config.HF_DATASETS_CACHE), str(library.config.DOWNLOADED_DATASETS_PATH), HF_HUB_CACHE]
@@ -346,7 +344,7 @@ def _damage() -> tuple[type[Exception], ...]:
 
 
 def _unreadable(name: str, error: Exception) -> ValueError:
-    return ValueError(f"cannot read {name}: {_one_line(error)} Get it again.")
+    return ValueError(f"cannot read {name}: {_one_line(error)} Download it again.")
 
 
 def _one_line(error: Exception) -> str:

@@ -22,10 +22,10 @@ _PIECE = 1 << 20
 
 
 def read_idx(path: str | Path) -> Shaped[np.ndarray, "..."]:
-    """The array in an idx file, gzipped or not (told by its first bytes, not by its name), in the machine's byte order.
+    """The array in an idx file, gzipped or not (detected from its first bytes), in the machine's byte order.
 
     Raises:
-        ValueError: for a file that cannot be read, is no idx, or is shorter or longer than its header says.
+        ValueError: for a file that cannot be read, is not an idx file, or is shorter or longer than its header says.
     """
     path = Path(path)
     try:
@@ -34,7 +34,7 @@ def read_idx(path: str | Path) -> Shaped[np.ndarray, "..."]:
         with gzip.open(path, "rb") if is_gzip else path.open("rb") as file:
             return _read(file, path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is a damaged gzip file ({error}); get it again.") from None
+        raise ValueError(f"{path} is a damaged gzip file ({error}); download it again.") from None
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; give the path of an idx file.") from None
 
@@ -43,7 +43,7 @@ def _read(file: "gzip.GzipFile | BinaryIO", path: Path) -> np.ndarray:
     """Header and body of an open idx file."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:
-        raise ValueError(f"{path} is no idx file: it must start with 0, 0, a type of 8, 9 or 11 to 14, and the rank, got {list(magic)}.")
+        raise ValueError(f"{path} is not an idx file: it must start with 0, 0, a type (8, 9 or 11 to 14) and the rank, got {list(magic)}.")
     dtype, rank = np.dtype(_TYPES[magic[2]]), magic[3]
     header = file.read(4 * rank)
     if len(header) < 4 * rank:
@@ -52,7 +52,7 @@ def _read(file: "gzip.GzipFile | BinaryIO", path: Path) -> np.ndarray:
     expected = math.prod(shape) * dtype.itemsize
     refuse_beyond_memory(expected, path)
     body = bytearray()
-    # In pieces: a damaged header may claim more bytes than there is memory, and one large read would reserve them.
+    # In pieces: a damaged header may claim more bytes than there is memory, and one large read would allocate them.
     while len(body) <= expected and (piece := file.read(min(_PIECE, expected + 1 - len(body)))):
         body += piece
     if len(body) != expected:

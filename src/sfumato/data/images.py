@@ -1,8 +1,8 @@
-"""Image files to one array: decoding what nobody has checked, one shape for all, the broken ones named.
+"""Decodes untrusted image files into one array: one shape for all; broken ones are listed.
 
-Images are turned as their EXIF tag says; colour profiles are ignored. Of an animation the first frame counts. Grey images and PNGs of
-16 bits a channel keep them, and the images beside them are then spread over 16 bits, too.
-Nothing but Pillow's decoders of the formats below sees the bytes, and they see no file of more than 256 MiB or 89 million pixels.
+Images are rotated as their EXIF tag says; colour profiles are ignored. Of an animation the first frame is used. Grey images and PNGs of
+16 bits a channel keep 16 bits, and other images with them are then scaled to 16 bits, too. Only Pillow's decoders of the formats below
+read the bytes, and no file of more than 256 MiB or 89 million pixels is read.
 """
 
 import math
@@ -20,7 +20,7 @@ from jaxtyping import Shaped, UInt16
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-# Named, as Pillow would otherwise try every format it knows, PostScript with its interpreter among them.
+# Listed, because Pillow would otherwise try every format it knows, including PostScript with its interpreter.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 # What Pillow's decoders are known to raise on damaged files.
 _DAMAGE = (
@@ -33,13 +33,13 @@ Fit = Literal["crop", "pad", "stretch"]
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """What every image is made into.
+    """The form that every image is converted to.
 
     Args:
-        size: pixels, (height, width) or the side of a square. None: all images must have one size.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA). None: grey if all images are grey, else RGB; transparency is laid on white.
-        fit: how an image of another aspect comes to the size, antialiased: "crop" scales it until it just covers the size and cuts out
-            the centre, "pad" until it just fits inside and lays it on white (transparent in RGBA), "stretch" by two factors.
+        size: pixels, (height, width) or the side of a square. None: all images must have the same size.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA). None: grey if all images are grey, else RGB; transparency is put on white.
+        fit: how an image of another aspect ratio gets the size, antialiased: "crop" scales it to cover the size and cuts out the centre,
+        "pad" scales it to fit inside and fills with white (transparent in RGBA), "stretch" scales each side by its own factor.
 
     Raises:
         ValueError: for options out of range, or a fit without a size.
@@ -50,7 +50,7 @@ class Canvas:
     fit: Fit = "crop"
 
     def __post_init__(self) -> None:
-        """Refuses what no image could be made into."""
+        """Checks the options."""
         if self.channels not in (1, 3, 4, None):
             raise ValueError(f"channels must be 1 (grey), 3 (RGB), 4 (RGBA) or None (as the images are), got {self.channels}.")
         if self.size is not None and min(self._height_width(self.size)) < 1:
@@ -65,14 +65,14 @@ class Canvas:
         return (size, size) if isinstance(size, int) else size
 
     def paint(self, data: bytes) -> Shaped[np.ndarray, "h w *c"]:
-        """The pixels of an image file, uint8 or uint16: [h, w] where it is grey and no other channels are asked for, else [h, w, c].
+        """The pixels of an image file, uint8 or uint16: [h, w] if it is grey and no other channels are asked for, else [h, w, c].
 
         Raises:
             BrokenImageError: for bytes that cannot be read as an image.
         """
         try:
             with warnings.catch_warnings():
-                # Pillow warns of images past its pixel limit and refuses them past twice that: both are refused here.
+                # Pillow warns about images beyond its pixel limit and refuses them beyond twice the limit: here both are refused.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with _opened(data) as image:
                     deep = _deep_pixels(image, data)
@@ -85,7 +85,7 @@ class Canvas:
         return np.array(picture if self.size is None else self._fitted(picture, *self._height_width(self.size)))
 
     def _paint_deep(self, pixels: UInt16[np.ndarray, "h w c"]) -> UInt16[np.ndarray, "height width *d"]:
-        """As `paint`, in floats, as Pillow has no colours of 16 bits."""
+        """As `paint`, in floats, because Pillow has no 16-bit colours."""
         colour, alpha = pixels.astype(np.float64), np.full((*pixels.shape[:2], 1), 65535.0)
         if pixels.shape[2] in (2, 4):
             colour, alpha = colour[..., :-1], colour[..., -1:]
@@ -106,16 +106,16 @@ class Canvas:
         return levels[..., 0] if levels.shape[2] == 1 else levels
 
     def _in_channels(self, image: Image.Image) -> Image.Image:
-        """Mode L, RGB or RGBA of any mode."""
+        """Converts any mode to L, RGB or RGBA."""
         if image.mode == "F":
-            raise ValueError("pixels of 32-bit floats have no agreed range")
+            raise ValueError("pixels of 32-bit floats have no standard range")
         if self.channels == 4:
             return image.convert("RGBA")
         opaque = _on_white(image)
         return opaque if self.channels is None else opaque.convert("L" if self.channels == 1 else "RGB")
 
     def _fitted(self, image: Image.Image, height: int, width: int, blank: Any = None) -> Image.Image:
-        """The image at this size; what it leaves free is white where not given."""
+        """The image at this size; uncovered parts are white by default."""
         if image.size == (width, height):
             return image
         if self.fit == "pad":
@@ -134,11 +134,11 @@ class Canvas:
 
 
 class BrokenImageError(Exception):
-    """Why an image cannot be read."""
+    """The reason why an image cannot be read."""
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Height and width of an image file, turned as its EXIF tag says; its pixels are not decoded.
+    """Height and width of an image file, rotated as its EXIF tag says; its pixels are not decoded.
 
     Raises:
         BrokenImageError: for bytes that cannot be read as an image.
@@ -155,13 +155,13 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def _reason(error: Exception) -> str:
-    # Pillow's own sentence ends in the address of a buffer, which differs from run to run.
-    reason = "no image of a known format" if isinstance(error, UnidentifiedImageError) else str(error).strip(".")
+    # Pillow's own message ends in the address of a buffer, which differs from run to run.
+    reason = "not an image of a known format" if isinstance(error, UnidentifiedImageError) else str(error).strip(".")
     return reason or type(error).__name__
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Mode L or RGB, on white where it is transparent; grey where all its colours are."""
+    """Mode L or RGB, on white if it is transparent; grey if all its colours are."""
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         opaque = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -169,7 +169,7 @@ def _on_white(image: Image.Image) -> Image.Image:
         opaque = image.convert("RGB")
     is_grey = image.mode in ("1", "L", "LA", "La")
     if image.mode in ("P", "PA"):
-        # GIF and palette PNG have no grey mode, so the colours themselves must tell.
+        # GIF and palette PNG have no grey mode, so the colours decide.
         pixels = np.asarray(opaque)
         is_grey = bool((pixels == pixels[..., :1]).all())
     return opaque.convert("L") if is_grey else opaque
@@ -182,7 +182,7 @@ def _opened(data: bytes) -> ImageFile.ImageFile:
 
 
 def _deep_pixels(image: ImageFile.ImageFile, data: bytes) -> UInt16[np.ndarray, "h w c"] | None:
-    """The pixels of an image of 16 bits a channel, turned as its EXIF tag says; None of any other."""
+    """The pixels of an image of 16 bits a channel, rotated as its EXIF tag says; None for other images."""
     if image.mode.startswith("I"):
         grey = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
@@ -191,7 +191,7 @@ def _deep_pixels(image: ImageFile.ImageFile, data: bytes) -> UInt16[np.ndarray, 
     layout = image.tile[0][3] if image.format == "PNG" and image.tile else None
     if layout not in ("LA;16B", "RGB;16B", "RGBA;16B") or "transparency" in image.info:
         return None
-    # Pillow keeps the high byte of each channel; read as if its order were the other one, what it keeps is the low one.
+    # Pillow keeps the high byte of each channel; reading with the other byte order gives the low one.
     if layout == "LA;16B":  # four bytes a pixel
         both = _bytes_as(data, "RGBA")
         high, low = both[..., 0::2], both[..., 1::2]
@@ -201,7 +201,7 @@ def _deep_pixels(image: ImageFile.ImageFile, data: bytes) -> UInt16[np.ndarray, 
 
 
 def _bytes_as(data: bytes, layout: str) -> np.ndarray:
-    """What Pillow makes of the pixels of a PNG whose bytes lie in this layout."""
+    """Pillow's result for the pixels of a PNG with this byte layout."""
     with _opened(data) as image:
         image.tile = [image.tile[0]._replace(args=layout)]
         return np.asarray(ImageOps.exif_transpose(image))
@@ -209,7 +209,7 @@ def _bytes_as(data: bytes, layout: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image to be read: what to call it in a sentence, and its bytes."""
+    """An image to be read: its name for messages, and its bytes."""
 
     name: str
     read: Callable[[], bytes]
@@ -217,7 +217,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The images that could be read, which of all they were, and why the others could not."""
+    """The images that could be read, their indices among all, and why the others could not."""
 
     values: np.ndarray
     kept: list[int]
@@ -229,10 +229,10 @@ def gather(pictures: Iterable[Picture], canvas: Canvas, *, limit: int, source: s
 
     Args:
         limit: how many broken images are left out before it is an error.
-        source: what to call all of them in an error.
+        source: the name of all of them in errors.
 
     Raises:
-        ValueError: for too many broken images, none at all, or images of several sizes where the canvas has none.
+        ValueError: for too many broken images, no image at all, or images of several sizes if the canvas has none.
     """
     rows, kept, skipped, first = _Rows(BytesIO() if into is None else into), [], [], ""
     for number, picture in enumerate(pictures):
@@ -242,15 +242,14 @@ def gather(pictures: Iterable[Picture], canvas: Canvas, *, limit: int, source: s
             skipped.append(f"{picture.name}: {broken}")
             if len(skipped) > limit:
                 raise ValueError(
-                    f"{source}: at most {limit} broken images are left out, got more: {_some(skipped)}; "
-                    "repair or remove them, or raise limit_broken."
+                    f"{source}: more than {limit} images are broken: {_some(skipped)}; repair or remove them, or raise limit_broken."
                 ) from None
             continue
         if kept and image.shape[:2] != rows.size:
             (h, w), (other_h, other_w) = rows.size, image.shape[:2]
             raise ValueError(
                 f"{source}: images must have one size, got {h}×{w} (height × width) in {first} and {other_h}×{other_w} in {picture.name}; "
-                "set size to fit them all to one."
+                "set size to bring them all to one size."
             )
         first = first or picture.name
         rows.append(image)
@@ -261,7 +260,7 @@ def gather(pictures: Iterable[Picture], canvas: Canvas, *, limit: int, source: s
 
 
 def broken_limit(limit: int | None, count: int) -> int:
-    """How many of `count` images may be broken: by default a hundredth of them, at least 1.
+    """How many of `count` images may be broken: by default 1% of them, at least 1.
 
     Raises:
         ValueError: for a negative limit.
@@ -279,13 +278,13 @@ def _bytes(picture: Picture) -> bytes:
 
 
 def _some(lines: list[str], most: int = 5) -> str:
-    """The first few lines, and how many more there are."""
+    """The first few lines, and the number of the others."""
     more = f" and {len(lines) - most} more" if len(lines) > most else ""
     return "; ".join(lines[:most]) + more
 
 
 class _Rows:
-    """Images written one behind the other as .npy: with one channel of 8 bits until the first that has more, which all then get."""
+    """Images written one after another as .npy: with one 8-bit channel until the first that has more; then all are widened."""
 
     def __init__(self, file: BufferedIOBase) -> None:
         self.file, self.count, self.size, self.channels, self.dtype, self.start = file, 0, (0, 0), 0, np.dtype(np.uint8), 0
@@ -302,7 +301,7 @@ class _Rows:
         self.count += 1
 
     def close(self) -> np.ndarray:
-        """Completes the file; the rows as an array on it."""
+        """Completes the file; returns the rows as an array on it."""
         self._write_header()
         self.file.flush()
         shape = (self.count, *self.size, self.channels)
@@ -311,7 +310,7 @@ class _Rows:
         return np.memmap(self.file, self.dtype, "r", self.start, shape)
 
     def _write_header(self) -> None:
-        """NumPy leaves room for the number of rows to grow, so the header keeps its length."""
+        """NumPy reserves space for the number of rows, so the header keeps its length."""
         self.file.seek(0)
         header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.count, *self.size, self.channels)}
         np.lib.format.write_array_header_1_0(self.file, header)
@@ -319,7 +318,7 @@ class _Rows:
         self.start = self.file.tell()
 
     def _widen(self, channels: int, dtype: np.dtype[Any]) -> None:
-        """Rewrites all rows so far, from the last to the first, which are then read before they are written over."""
+        """Rewrites all rows so far, from the last to the first, so that each is read before it is overwritten."""
         before, after = (math.prod(self.size) * c * of.itemsize for c, of in ((self.channels, self.dtype), (channels, dtype)))
         for row in reversed(range(self.count)):
             self.file.seek(self.start + row * before)
@@ -331,6 +330,6 @@ class _Rows:
 
 
 def _widened(image: np.ndarray, channels: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """The image with its grey levels repeated in so many channels, and spread over so many bits: 255 becomes 65535."""
+    """The image with its grey levels repeated in this many channels, and scaled to this many bits: 255 becomes 65535."""
     image = np.repeat(image, channels, axis=2) if image.shape[2] == 1 else image
     return image if image.dtype == dtype else image.astype(dtype) * dtype.type(257)

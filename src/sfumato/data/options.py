@@ -1,6 +1,6 @@
-"""Where data come from, as options: one class a kind, whose `load` makes the data set.
+"""Options for data sources: one class for each kind, with `load`, which makes the data set.
 
-Decoded images are kept in the cache that `sfumato.data.cache` tells of, so that the second run opens them at once.
+Decoded images are cached (see `sfumato.data.cache`), so that the next run opens them immediately.
 """
 
 import re
@@ -55,7 +55,7 @@ class DigitsData(Options):
 
 
 class FashionSmallData(Options):
-    """The 10,000 Fashion-MNIST images that ship with sfumato."""
+    """The 10,000 Fashion-MNIST images in this package."""
 
     kind: Literal["fashion-small"] = "fashion-small"
 
@@ -65,7 +65,7 @@ class FashionSmallData(Options):
 
 
 class FashionData(Options):
-    """Fashion-MNIST, all of it, from its idx files."""
+    """The whole of Fashion-MNIST, from its idx files."""
 
     kind: Literal["fashion"] = "fashion"
     path: DataPath | None = None
@@ -113,7 +113,7 @@ ImageSize = Annotated[Size | tuple[Size, Size] | None, BeforeValidator(_to_size)
 
 
 class _ImageOptions(Options):
-    """How images of any size and kind come to one shape. `size` is a side, or height and width: [48, 80] or 48x80."""
+    """How images of any size and kind get the same shape. `size` is a side, or height and width: [48, 80] or 48x80."""
 
     size: ImageSize = None
     channels: Literal[1, 3, 4] | None = None
@@ -124,7 +124,7 @@ class _ImageOptions(Options):
 class FolderData(_ImageOptions):
     """A folder of images, or a zip of one; subfolders are classes unless `labels` is false.
 
-    `maps` are folders of pictures under the same relative paths, which are conditions by these names: {low: FOLDER}.
+    `maps` are folders of pictures with the same relative paths, which become conditions with these names: {low: FOLDER}.
     """
 
     kind: Literal["folder"] = "folder"
@@ -149,7 +149,7 @@ class FolderData(_ImageOptions):
 
 
 class DatasetsData(_ImageOptions):
-    """Images in parquet files, in a folder that `save_to_disk` wrote, or under a name on the Hugging Face hub."""
+    """Images in parquet files, in a folder of `save_to_disk`, or under a name on the Hugging Face hub."""
 
     kind: Literal["datasets"] = "datasets"
     path: DataPath
@@ -177,7 +177,7 @@ class DatasetsData(_ImageOptions):
 
 
 class TableData(Options):
-    """A CSV or TSV file: columns of numbers, perhaps one of labels, and columns that are `conditions`, of numbers or of texts.
+    """A CSV or TSV file: columns of numbers, optionally one of labels, and columns that are `conditions`, of numbers or of texts.
 
     Rows with missing cells are refused or dropped.
     """
@@ -195,10 +195,10 @@ class TableData(Options):
 
 
 class ArrayData(Options):
-    """An npz file, or an npy file and perhaps one of labels: uint8 or uint16 images [N, H, W, C] or floats [N, …].
+    """An npz file, or an npy file and optionally one of labels: uint8 or uint16 images [N, H, W, C] or floats [N, …].
 
-    Floats have their `channels` first, behind the rows, or last; `dims` axes of space (1: signals, 3: volumes) gain an axis of channels
-    where there is none. `scaling` standardises each channel, or all entries together. `missing` refuses or drops rows with NaN.
+    `channels` of floats are "first" (axis 1) or "last"; with `dims` spatial axes (1: signals, 3: volumes) a channel axis is added if there
+    is none. `scaling` standardises each channel, or all entries together. `missing` refuses or drops rows with NaN.
     """
 
     kind: Literal["array"] = "array"
@@ -215,7 +215,7 @@ class ArrayData(Options):
         if self.path.suffix == ".npy":
             return data.npy(self.path, self.labels, cache=data.cache_folder(), **how)
         if self.labels is not None:
-            raise ValueError(f"data.labels goes with an .npy file, got {self.path}, which holds its own labels; leave it out.")
+            raise ValueError(f"data.labels is for an .npy file, but {self.path} has its own labels; remove it.")
         return data.npz(self.path, **how)
 
 
@@ -232,10 +232,10 @@ class IdxData(Options):
 
 
 class ScenesData(Options):
-    """Rendered scenes of one or two coloured shapes, with all that is known of them as conditions: `sfumato.data.Scenes`.
+    """Rendered scenes of one or two coloured shapes, with their properties as conditions: `sfumato.data.Scenes`.
 
-    `conditions` are the names of those to train on; all where not given. `held_out` is the share of combinations of colour and shape that
-    do not occur, so that samples can show whether a model combines what it has only seen apart.
+    `conditions` are the names of those to train on; all by default. `held_out` is the share of combinations of colour and shape that do not
+    occur, so that samples show whether a model can combine what it has only seen separately.
     """
 
     kind: Literal["scenes"] = "scenes"
@@ -253,32 +253,32 @@ class ScenesData(Options):
 
 
 class ElsewhereData(Options):
-    """Data that are not at hand: those of a model that was trained with another library."""
+    """Data that are not available: those of a model that was trained with another library."""
 
     kind: Literal["elsewhere"] = "elsewhere"
 
     def load(self) -> data.Dataset:
-        """Cannot.
+        """Refuses.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError("this model was trained elsewhere, and its data did not come with it; give data of your own.")
+        raise ValueError("this model was trained elsewhere, and its data are not included; give your own data.")
 
 
 class PythonData(Options):
-    """Data that were given in Python, as `train(task, source)` takes them."""
+    """Data passed in Python to `train(task, source)`."""
 
     kind: Literal["python"] = "python"
     name: str = ""
 
     def load(self) -> data.Dataset:
-        """Cannot.
+        """Refuses.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"the data of this run ({self.name}) were given in Python; give them again: train(…, source=…).")
+        raise ValueError(f"the data of this run ({self.name}) were passed in Python; pass them again: train(…, source=…).")
 
 
 DATA_KINDS: list[type[Options]] = [
@@ -302,11 +302,11 @@ D = TypeVar("D", bound=type[Options])
 
 
 def register_data(options: D) -> D:
-    """Enters a kind of data, so that recipes can ask for it: options with a literal `kind`, and `load`, which returns a `Source`."""
+    """Registers a kind of data for recipes: options with a literal `kind`, and `load`, which returns a `Source`."""
     DATA_KINDS[:] = [each for each in DATA_KINDS if each.__qualname__ != options.__qualname__] + [options]
     return options
 
 
 def data_union() -> Any:
     """The options of all kinds of data, as an annotation for pydantic."""
-    return Annotated[Union[tuple(DATA_KINDS)], Field(discriminator="kind")]  # noqa: UP007 - a union of what is known at run time
+    return Annotated[Union[tuple(DATA_KINDS)], Field(discriminator="kind")]  # noqa: UP007 - a union of classes known at run time

@@ -1,4 +1,4 @@
-"""Values row by row: some rows of an array that stays where it lies, and passes over data too large for the memory."""
+"""Rows of an array that stays on disk, and passes over data larger than the memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ _CHUNK_BYTES = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of an array, each read when it is asked for, so that a memory-mapped file stays on the disk.
+    """Some rows of an array, read when they are needed, so that a memory-mapped file stays on the disk.
 
-    Indexed by numbers, slices and arrays of integers along the first axis; NumPy's functions take it for the array that it stands for,
-    and then read all of it.
+    Supports indices, slices and integer arrays along the first axis; NumPy's functions accept it as an array, and then read all of it.
+
 
     Args:
         of: the array.
@@ -61,7 +61,7 @@ Values = np.ndarray | Rows
 
 
 def is_mapped(values: Values) -> bool:
-    """Whether the values lie in a memory-mapped file."""
+    """Whether the values are in a memory-mapped file."""
     array: Any = values.of if isinstance(values, Rows) else values
     while array is not None and not isinstance(array, np.memmap):
         array = getattr(array, "base", None)
@@ -69,7 +69,7 @@ def is_mapped(values: Values) -> bool:
 
 
 def take(values: Values, rows: np.ndarray | slice) -> Values:
-    """These rows: in memory where the values are, views where the rows are a slice, else read from their file when they are needed."""
+    """These rows: in memory if the values are, a view if the rows are a slice, else read from their file when needed."""
     if isinstance(values, Rows):
         return Rows(values.of, values.rows[rows])
     if isinstance(rows, np.ndarray) and is_mapped(values):

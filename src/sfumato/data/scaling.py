@@ -1,8 +1,8 @@
-"""The affine map between the values that people keep and the x0 that a model sees: x0 = (value - shift) / scale.
+"""The affine map between stored values and the x0 of a model: x0 = (value - shift) / scale.
 
-This is the one place where values become x0 (`Scaling.encode`) and x0 becomes values (`Scaling.decode`). Values are what lies on disk and
-in sample files: uint8 or uint16 images [n, h, w, c], or float32 or float64 arrays [n, ...]. x0 is float32 with its channels on axis 1,
-[n, c, h, w] for images. The map is computed in float64 for all but bytes, so that data far from zero, time stamps say, keep their digits.
+This is the only place where values become x0 (`Scaling.encode`) and x0 becomes values (`Scaling.decode`). Values are those on disk and in
+sample files: uint8 or uint16 images [n, h, w, c], or float32 or float64 arrays [n, ...]. x0 is float32 with channels on axis 1,
+[n, c, h, w] for images. Except for bytes, the map is computed in float64, so that data far from zero (time stamps) keep their precision.
 """
 
 import math
@@ -20,7 +20,7 @@ from sfumato.data.source import CODECS
 
 DType = Literal["uint8", "uint16", "float32", "float64"]
 Channels = Literal["first", "last"]
-Standard = Literal["channel", "all"]  # a mean and a deviation for each channel, or for all entries together
+Standard = Literal["channel", "all"]  # one mean and std for each channel, or for all entries together
 _DTYPES, _CHANNELS = get_args(DType), get_args(Channels)
 
 
@@ -28,13 +28,14 @@ _DTYPES, _CHANNELS = get_args(DType), get_args(Channels)
 class Scaling:
     """x0 = (value - shift) / scale.
 
-    A tuple holds one number for each channel (axis 1 of x0); a float holds for all.
+    A tuple has one number for each channel (axis 1 of x0); a float is for all.
     With shift = scale = 127.5 the grey levels 0 ... 255 become [-1, 1].
 
     Args:
         dtype: of the values, on disk and in sample files.
-        channels: which axis of the values holds the channels, the one behind the rows or the last: "last" for images, "first" for floats
-            where not given. It is axis 1 of x0.
+        channels: the axis of the values with the channels: "first" (axis 1, the default for floats) or "last" (always for images). It
+            becomes
+        axis 1 of x0.
 
     Raises:
         ValueError: for a scale that is not positive, anything not finite, tuples of two lengths, or another dtype.
@@ -46,7 +47,7 @@ class Scaling:
     channels: Channels | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what could not be inverted."""
+        """Checks that the map can be inverted."""
         if self.dtype not in _DTYPES:
             raise ValueError(f"the dtype of a Scaling must be {_listed(_DTYPES)}, got {self.dtype!r}.")
         object.__setattr__(self, "channels", self.channels or ("last" if self.is_integer else "first"))
@@ -67,13 +68,13 @@ class Scaling:
 
     @classmethod
     def measure(cls, values: Values, *, by: Standard = "channel", channels: Channels | None = None) -> "Scaling":
-        """The Scaling under which these values have mean 0 and variance 1.
+        """The Scaling with which these values have mean 0 and variance 1.
 
-        A channel that is one constant gets scale 1. Reads the data twice, in pieces, and computes in float64.
+        A constant channel gets scale 1. Reads the data twice, in pieces, and computes in float64.
 
         Args:
             values: floats [n, ...], or uint16 images [n, h, w, c].
-            by: one mean and deviation for each channel (a column of a table is one), or for all entries together.
+            by: one mean and std for each channel (a column of a table is one), or for all entries together.
             channels: as in `Scaling`.
 
         Raises:
@@ -94,7 +95,7 @@ class Scaling:
             low, high = np.minimum(low, chunk.min(axis=axes)), np.maximum(high, chunk.max(axis=axes))
         if not np.isfinite(total).all():
             check_finite(values)
-        # Rounding would leave a constant a spread of its own, and dividing by that would blow it up to order 1.
+        # Rounding would give a constant a tiny spread, and dividing by that would scale it to order 1.
         is_constant = low == high
         mean = np.where(is_constant, low, total / count)
         along = mean.reshape([-1 if i == axis % values.ndim else 1 for i in range(values.ndim)]) if by == "channel" else mean
@@ -103,14 +104,14 @@ class Scaling:
         spread = np.where(is_constant, 1.0, np.sqrt(squares / count))
         if not (np.isfinite(mean).all() and np.isfinite(spread).all() and (spread > 0).all()):
             raise ValueError(
-                f"the values reach from {low.min():.3g} to {high.max():.3g}, which float64 cannot square; change their unit before saving."
+                f"the values reach from {low.min():.3g} to {high.max():.3g}, whose squares overflow; change their unit before saving."
             )
         if by == "channel":
             return cls(shift=tuple(map(float, mean)), scale=tuple(map(float, spread)), dtype=dtype, channels=channels)
         return cls(shift=float(mean), scale=float(spread), dtype=dtype, channels=channels)
 
     def encode(self, values: Shaped[np.ndarray, "n *value"]) -> Float32[Tensor, "n *x"]:
-        """x0 of values: images [n, h, w, c], as all values with their channels last, give [n, c, h, w]. Always a copy.
+        """x0 of values: images [n, h, w, c] (and other values with channels last) become [n, c, h, w]. Always a copy.
 
         Raises:
             ValueError: for values of another kind or number of channels than this Scaling is for.
@@ -122,7 +123,7 @@ class Scaling:
                 )
         elif not np.issubdtype(values.dtype, np.floating) or values.ndim < 2:
             raise ValueError(f"this Scaling encodes floats [n, ...], got {values.dtype} {list(values.shape)}; convert them first.")
-        exact = np.float32 if self.dtype == "uint8" else np.float64  # bytes and their half steps have an exact float32
+        exact = np.float32 if self.dtype == "uint8" else np.float64  # bytes and half integers are exact in float32
         x0 = np.array(np.moveaxis(values, -1, 1) if self.channels == "last" else values, dtype=exact, order="C")
         x0 -= self._along_axis_1(self.shift, x0.shape)
         x0 /= self._along_axis_1(self.scale, x0.shape)
@@ -132,7 +133,7 @@ class Scaling:
         """The values of x0, the inverse of `encode`, computed in float64: rounded and clamped to the grey levels of images.
 
         Raises:
-            ValueError: for x0 of the wrong shape, or NaN where grey levels are wanted.
+            ValueError: for x0 of the wrong shape, or NaN where grey levels are needed.
         """
         values = x0.detach().to("cpu", torch.float64).numpy()
         if values.ndim < 2 or (self.is_integer and values.ndim != 4):
@@ -191,14 +192,14 @@ def _numbers(number: float | tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _from_json(number: object) -> float | tuple[float, ...]:
-    """A float of a JSON number, a tuple of a JSON list."""
+    """A float from a JSON number, a tuple from a JSON list."""
     if isinstance(number, list | tuple):
         return tuple(_from_json_number(item) for item in number)
     return _from_json_number(number)
 
 
 def _from_json_number(number: object) -> float:
-    """A float of one JSON number; true and false are none."""
+    """A float from one JSON number; true and false are refused."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise ValueError(f"shift and scale of a Scaling must be numbers or lists of numbers, got {number!r}.")
     return float(number)

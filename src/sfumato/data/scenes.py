@@ -1,6 +1,6 @@
-"""Rendered scenes: coloured shapes on a plain background, all that is known of them, and a reader that says what a picture shows.
+"""Rendered scenes: coloured shapes on a plain background, with all their properties, and a reader that recognises them.
 
-They are the test of conditions: a model that is told a class, a number, a map or a caption can be held to it exactly.
+They test conditions: whether a model follows a class, a number, a map or a caption can be measured exactly.
 """
 
 import math
@@ -58,24 +58,24 @@ _CLASSES = {
     1: ("colour", "shape", "size", "place"),
     2: ("colour", "shape", "size", "relation", "colour2", "shape2", "size2"),
 }  # by the number of objects
-_CHUNK = 1 << 22  # points that are drawn at a time
+_CHUNK = 1 << 22  # points drawn at a time
 
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Scenes and what is known of them, as arrays whose first axis counts the scenes.
+    """Scenes and their properties, as arrays whose first axis counts the scenes.
 
     Attributes:
         images: RGB.
         classes: name → its number in `class_names[name]`: colour, shape, size and place of one object; colour, shape, size, relation,
             colour2, shape2 and size2 of two.
-        class_names: name → the names that the numbers stand for.
+        class_names: name → the names of its numbers.
         numbers: `number_names` in their order, as shares of the picture's side: centre (x, y) from the top left and radius of each object's
             bounding box.
-        low: the mean of every 4×4 pixels of the image.
+        low: the mean of each block of 4×4 pixels.
         outline: a line of one pixel's width along the borders, 255 where it covers a pixel.
-        captions: one true caption each, of varying form and fullness.
-        scenes: the truth that `score` compares with.
+        captions: one true caption each, of varying form and detail.
+        scenes: the truth, for `score`.
     """
 
     images: UInt8[np.ndarray, "n s s 3"]
@@ -91,19 +91,19 @@ class SceneBatch:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Which scenes there are. Scene i follows from these options and i alone.
+    """Options of the scenes. Scene i depends only on these options and on i.
 
-    Two objects differ in colour. Combinations of colour and shape, for two objects of both with their relation, can be held out: they are
-    drawn only when asked for. Which those are depends on the names and on `held_out`, not on the seed, so another seed gives fresh scenes
-    of the same split. A relation and its inverse ("a red circle above a blue square", "a blue square below a red circle") are held out
-    together, as they are the same picture.
+    Two objects differ in colour. Combinations of colour and shape (for two objects: of both, with their relation) can be held out: they are
+    drawn only on request. Which ones depends on the names and on `held_out`, not on the seed, so another seed gives fresh scenes of the
+    same split. A relation and its inverse ("a red circle above a blue square", "a blue square below a red circle") are held out together,
+    because they are the same picture.
 
     Attributes:
         size: side of the picture in pixels, 16 to 64, a multiple of 4.
         objects: 1 or 2 in every picture.
-        colours, shapes, sizes, places: those that occur, each as often; places are for one object.
+        colours, shapes, sizes, places: those that occur, equally often; places are for one object.
         held_out: the share of combinations (rounded, at least one if above 0), spread evenly over the names; or the combinations: (colour,
-            shape), of which no object is then drawn, or for two objects (colour, shape, relation, colour, shape).
+        shape), which no object then has, or for two objects (colour, shape, relation, colour, shape).
         seed: at least 0.
 
     Raises:
@@ -122,29 +122,29 @@ class Scenes:
     def __post_init__(self) -> None:
         """Checks the options and keeps lists as tuples."""
         if not 16 <= self.size <= 64 or self.size % 4:
-            raise ValueError(f"the size of scenes is 16 to 64 pixels and a multiple of 4, got {self.size}.")
+            raise ValueError(f"the size of scenes must be 16 to 64 pixels and a multiple of 4, got {self.size}.")
         if self.objects not in (1, 2):
-            raise ValueError(f"scenes have 1 or 2 objects, got {self.objects}.")
+            raise ValueError(f"scenes must have 1 or 2 objects, got {self.objects}.")
         if self.seed < 0:
-            raise ValueError(f"the seed of scenes is at least 0, got {self.seed}.")
+            raise ValueError(f"the seed of scenes must be at least 0, got {self.seed}.")
         for option, known in (("colours", COLOURS), ("shapes", SHAPES), ("sizes", SIZES), ("places", PLACES)):
             names = tuple(getattr(self, option))
             if not names or len(set(names)) < len(names) or not set(names) <= set(known):
-                raise ValueError(f"the {option} of scenes are some of {', '.join(known)}, each once; got {', '.join(names) or 'none'}.")
+                raise ValueError(f"the {option} of scenes must be some of {', '.join(known)}, each once; got {', '.join(names) or 'none'}.")
             object.__setattr__(self, option, names)
         if self.objects == 2 and len(self.colours) < 2:
-            raise ValueError(f"two objects differ in colour; give two colours at least, got {self.colours[0]} alone.")
+            raise ValueError(f"two objects differ in colour; give at least two colours, got only {self.colours[0]}.")
         if not isinstance(self.held_out, int | float):
             object.__setattr__(self, "held_out", tuple(map(tuple, self.held_out)))
-        _ = self._split  # refuses what cannot be held out
+        _ = self._split  # checks the held-out combinations
 
     def combinations(self, *, held_out: bool = False) -> tuple[Combination, ...]:
-        """The combinations that `draw` draws, each as often."""
+        """The combinations that `draw` draws, equally often."""
         return self._split[held_out]
 
     @cached_property
     def _split(self) -> tuple[tuple[Combination, ...], tuple[Combination, ...]]:
-        """Those seen and those held out."""
+        """The combinations seen and those held out."""
         every: list[Combination] = [(colour, shape) for colour in self.colours for shape in self.shapes]
         if self.objects == 2:
             every = [(*one, relation, *two) for one in every for relation in RELATIONS for two in every if one[0] != two[0]]
@@ -155,13 +155,13 @@ class Scenes:
         """Scenes start to start + count - 1, of the seen or of the held-out combinations (two independent series).
 
         Raises:
-            ValueError: for fewer than one scene, a negative start, or held-out combinations where none are.
+            ValueError: for fewer than one scene, a negative start, or held-out combinations if there are none.
         """
         if count < 1 or start < 0:
             raise ValueError(f"draw at least one scene, from number 0 on; got count={count}, start={start}.")
         combinations = self.combinations(held_out=held_out)
         if not combinations:
-            raise ValueError("these scenes hold no combinations out; set held_out to the share that should be, such as 0.2.")
+            raise ValueError("these scenes hold out no combinations; set held_out to a share such as 0.2.")
         u = np.stack([np.random.default_rng([self.seed, int(held_out), i]).random(10) for i in range(start, start + count)])
         chosen = [combinations[k] for k in _pick(u[:, 0], len(combinations))]
         size = _pick(u[:, 1 : 1 + self.objects], len(self.sizes))
@@ -192,15 +192,15 @@ class Scenes:
         )
 
     def dataset(self, count: int, *, conditions: Sequence[str] | None = None, held_out: bool = False) -> Dataset:
-        """The first `count` scenes as a data set, with what is known of them as conditions and one caption each.
+        """The first `count` scenes as a data set, with their properties as conditions and one caption each.
 
         Args:
             count: how many.
-            conditions: names, as in `SceneBatch`: the classes (colour, shape, …), `numbers`, `low` and `outline`; all where not given.
-            held_out: of the combinations that are held out.
+            conditions: names, as in `SceneBatch`: the classes (colour, shape, …), `numbers`, `low` and `outline`; all by default.
+            held_out: draw the held-out combinations.
 
         Raises:
-            ValueError: as `draw`, and for names that there are not.
+            ValueError: as `draw`, and for unknown names.
         """
         every = (*_CLASSES[self.objects], "numbers", "low", "outline")
         names = every if conditions is None else tuple(conditions)
@@ -227,21 +227,21 @@ def _scene(combination: Combination, sizes: list[str], place: str | None, number
 
 
 def _pick(u: Float[np.ndarray, "*n"], count: int) -> Int64[np.ndarray, "*n"]:
-    """0 to count - 1, each as often, from uniform numbers in [0, 1)."""
+    """0 to count - 1, equally often, from uniform numbers in [0, 1)."""
     return (u * count).astype(np.int64)
 
 
 def _told(combination: Combination) -> Combination:
-    """The one of the two ways to tell it that stands for both."""
+    """The canonical one of the two equivalent forms of a combination."""
     if len(combination) == 5 and combination[2] in ("below", "right of"):
         return (*combination[3:], RELATIONS[combination[2]], *combination[:2])
     return combination
 
 
 def _share_of(every: list[Combination], share: float) -> set[Combination]:
-    """A share of the combinations such that their names are held out about as often as one another."""
+    """A share of the combinations in which the names are held out about equally often."""
     if not 0 <= share < 1:
-        raise ValueError(f"the share of combinations held out is at least 0 and below 1, got {share}.")
+        raise ValueError(f"the share of combinations held out must be at least 0 and below 1, got {share}.")
     kinds = sorted({_told(it) for it in every})
     kinds = [kinds[k] for k in np.random.default_rng(0).permutation(len(kinds))]
     columns = [np.unique(column, return_inverse=True)[1] for column in zip(*kinds, strict=True)]
@@ -256,15 +256,15 @@ def _share_of(every: list[Combination], share: float) -> set[Combination]:
 
 
 def _listed(every: list[Combination], listed: Sequence[Sequence[str]]) -> set[Combination]:
-    """The combinations that are in the list, or that have an object in it."""
+    """The combinations in the list, or with an object in it."""
     held = set[Combination]()
     for entry in map(tuple, listed):
-        matching = {_told(it) for it in every if entry in (it, it[:2])}  # as either object, since told both ways
+        matching = {_told(it) for it in every if entry in (it, it[:2])}  # as either object, because both forms are in the list
         if not matching:
-            raise ValueError(f"held_out names the combination {entry}, which these scenes do not have; one that they have is {every[0]}.")
+            raise ValueError(f"held_out names the combination {entry}, which these scenes do not have; a valid one is {every[0]}.")
         held |= matching
     if held >= {_told(it) for it in every}:
-        raise ValueError("held_out names every combination; leave some to be seen.")
+        raise ValueError("held_out names every combination; some must be left.")
     return held
 
 
@@ -276,7 +276,7 @@ def _placed(radius: Float[np.ndarray, "n 1"], u: Float[np.ndarray, "n 2"], place
 
 
 def _related(radius: Float[np.ndarray, "n 2"], u: Float[np.ndarray, "n 4"], relations: list[str]) -> Float[np.ndarray, "n 2 2"]:
-    """Centres of two objects a picture in the relation, their bounding boxes apart."""
+    """Centres of two objects a picture in the relation, with disjoint bounding boxes."""
     nearest, room = radius.sum(axis=1) + GAP, 1 - 2 * MARGIN - radius.sum(axis=1)
     apart = nearest + (room - nearest) * u[:, 0]
     inverted = np.isin(relations, ("below", "right of"))
@@ -311,7 +311,7 @@ def _drawn(
     """Images and outlines of the scenes."""
     images = np.full((len(scenes), size, size, 3), BACKGROUND, np.float32)
     outline = np.zeros((len(scenes), size, size, 1), np.float32)
-    # An object is drawn in a window that holds the largest, and its outline.
+    # An object is drawn in a window that contains the largest object and its outline.
     side = math.ceil(2 * size * max(high for _, high in SIZES.values())) + 3
     at = points(side)
     step = max(1, _CHUNK // at.size**2)

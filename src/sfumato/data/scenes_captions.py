@@ -1,4 +1,4 @@
-"""Scenes in words: every caption that is true of a scene, and what a caption asks for."""
+"""Scenes in words: all true captions of a scene, and what a caption asks for."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from sfumato.data.scenes_shapes import COLOURS, PLACES, RELATIONS, SHAPES, SIZES
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object; what is None is not known, or not asked for.
+    """One object; None means unknown, or not asked for.
 
     Attributes:
         colour, shape, size, place: names of `COLOURS`, `SHAPES`, `SIZES`, `PLACES`.
@@ -25,18 +25,18 @@ class SceneObject:
     radius: float | None = None
 
     def named(self, *, size: bool = True) -> str:
-        """Size (where it is known and wanted), colour and shape in words."""
+        """Size (if known and wanted), colour and shape in words."""
         return " ".join(filter(None, ("a", self.size if size else None, self.colour, self.shape or "thing")))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows (a truth or a reading), or what a caption asks for; `str` says it in words.
+    """What a picture shows (truth or reading), or what a caption asks for; `str` gives it in words.
 
     Attributes:
-        objects: the objects; those of a truth or a caption in the order in which the relation names them.
+        objects: the objects; those of a truth or a caption in the order of the relation.
         relation: of the first to the second of two objects, a name of `RELATIONS`.
-        unknown: how many further spots a reader saw that are no object it knows; 0 in a truth.
+        unknown: number of other spots that the reader did not recognise; 0 in a truth.
     """
 
     objects: tuple[SceneObject, ...] = ()
@@ -44,7 +44,7 @@ class Scene:
     unknown: int = 0
 
     def __str__(self) -> str:
-        """All of it but the numbers in words, as a caption where captions can say it."""
+        """Everything but the numbers in words, as a caption if captions can express it."""
         if not self.objects:
             return "nothing recognised"
         if len(self.objects) == 2 and self.relation is not None:
@@ -55,19 +55,19 @@ class Scene:
 
 
 def phrasings(scene: Scene) -> tuple[str, ...]:
-    """Every caption of a scene of one object, or of two with a relation, that `parse` reads; the fullest comes first.
+    """All captions of a scene of one object, or of two with a relation, that `parse` can read; the most detailed one first.
 
-    Colours and shapes are always said; sizes (of all objects or none) and the place of a single object in some.
+    Colours and shapes are always given; sizes (of all objects or none) and the place of a single object in some.
 
     Raises:
-        ValueError: for a scene without objects, with an object that lacks its colour or shape, or with more than one and no relation.
+        ValueError: for a scene without objects, with an object without colour or shape, or with more than one object and no relation.
     """
     if not 1 <= len(scene.objects) <= 2 or (len(scene.objects) == 2) != (scene.relation is not None):
         raise ValueError(
-            f"captions tell of one object, or of two and their relation; got {len(scene.objects)} and relation={scene.relation!r}."
+            f"captions describe one object, or of two and their relation; got {len(scene.objects)} and relation={scene.relation!r}."
         )
     if any(it.colour is None or it.shape is None for it in scene.objects):
-        raise ValueError("a caption names every object's colour and shape; give both.")
+        raise ValueError("a caption needs every object's colour and shape; give both.")
     bare = [it.named(size=False) for it in scene.objects]
     sized = [bare] if any(it.size is None for it in scene.objects) else [[it.named() for it in scene.objects], bare]
     said = []
@@ -83,7 +83,7 @@ def phrasings(scene: Scene) -> tuple[str, ...]:
 
 
 def parse(caption: str) -> Scene:
-    """What a caption of the grammar of `phrasings` asks for; what it leaves open is None. Case and a final full stop do not matter.
+    """What a caption of the grammar of `phrasings` asks for; the rest is None. Case and a final full stop do not matter.
 
     Raises:
         ValueError: for a caption of another form.
@@ -118,7 +118,7 @@ def _object(number: str = "") -> str:
 
 _PLACE = _any([place[2] for place in PLACES.values()], "place")
 _RELATION = f"(?:to the )?{_any([*RELATIONS], 'relation')}"
-# Each form, and whether its relation is the second object's to the first.
+# Each form, and whether its relation is that of the second object to the first.
 _FORMS = [
     (re.compile(f"(?:there is )?{_object()}(?: {_PLACE})?"), False),
     (re.compile(f"{_PLACE}, {_object()}"), False),

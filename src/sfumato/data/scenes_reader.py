@@ -1,4 +1,4 @@
-"""Reads what pictures of scenes show, and holds it against what they should show."""
+"""Recognises what pictures of scenes show, and compares it with what they should show."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,33 +16,33 @@ from sfumato.data.scenes_shapes import BACKGROUND, COLOURS, FINE, RELATIONS, SHA
 if TYPE_CHECKING:
     from sfumato.data.scenes import SceneBatch
 
-_CHUNK = 1 << 17  # pixels that are read at a time
-_INK = np.subtract(BACKGROUND, list(COLOURS.values())).astype(np.float32)  # what a colour takes from the background
+_CHUNK = 1 << 17  # pixels read at a time
+_INK = np.subtract(BACKGROUND, list(COLOURS.values())).astype(np.float32)  # background minus colour
 _STRENGTH = np.linalg.norm(_INK, axis=1)
 _RADII = min(low for low, _ in SIZES.values()), max(high for _, high in SIZES.values())
 
-# A spot is what covers more than this share of the smoothed picture's pixels, if it has at least this share of the smallest object's area;
-# to it belong the pixels around it, so many wide.
+# A spot covers more than this share of the smoothed picture's pixels, and at least this share of the smallest object's area;
+# it includes the pixels around it, this many wide.
 _COVERED = 0.35
 _SMALLEST = 0.35 * min(shape.area for shape in SHAPES.values()) * _RADII[0] ** 2
 _BORDER = 2
-# It is an object if its mean colour is this near to one of ours (grey levels), its radius within this factor of ours, and the coverage of
-# the best of the shapes this near to its own (squared difference, summed, as a share of its area). The shapes are compared sharp, and with
-# ever more blur, as generated pictures may have it: standard deviations of 0, 0.5, 0.7, 1 and 1.2 pixels.
+# It is an object if its mean colour is this close to one of ours (grey levels), its radius within this factor of ours, and the coverage of
+# the best shape this close to its own (squared difference, summed, as a share of its area). The shapes are compared without and with more
+# and more blur, since generated pictures may be blurred: standard deviations of 0, 0.5, 0.7, 1 and 1.2 pixels.
 _COLOUR = 90.0
 _RADIUS = 1.3
 _MISFIT = 0.45
 _BLURS = (0.0, 1 / 8, 1 / 8, 1 / 4, 1 / 4)
-# Nothing is recognised in a picture of which more than this share is covered by what is no object.
+# Nothing is recognised in a picture of which more than this share is covered by unknown spots.
 _STRAY = 0.2
 
 
 def read(images: np.ndarray) -> list[Scene]:
     """The objects that each picture shows, from left to right; for two also the relation of the first to the second.
 
-    A picture is smoothed and divided into connected spots of one colour. In the unsmoothed picture a spot's area and centre of mass then
-    say what each shape's radius and centre would be, and the shape whose coverage of the pixels is nearest is taken. What fits none is
-    counted as unknown; of a picture of noise nothing is recognised.
+    A picture is smoothed and divided into connected spots of one colour. In the unsmoothed picture, a spot's area and centre of mass give
+    the radius and centre of each possible shape, and the shape with the nearest coverage of the pixels is chosen. Spots that fit no shape
+    are counted as unknown; nothing is recognised in noise.
 
     Args:
         images: RGB, uint8 [n, side, side, 3].
@@ -59,14 +59,14 @@ def read(images: np.ndarray) -> list[Scene]:
 
 
 def _read(images: UInt8[np.ndarray, "n s s 3"]) -> list[Scene]:
-    """`read` for as many pictures as are kept in memory at once."""
+    """`read` for as many pictures as fit in memory at once."""
     side = images.shape[1]
     ink = np.array(BACKGROUND, np.float32) - images
     spots, covered = _spots(ink)
     of, left, top, ink = _windows(ink, spots)
     at = np.arange(ink.shape[1], dtype=np.float32) + 0.5
 
-    # The background has no ink, so a spot's ink is its area times its colour's, whatever the borders are like.
+    # The background has no ink, so a spot's ink is its area times its colour's, whatever its borders.
     taken = ink.sum(axis=(1, 2))
     colour = (taken @ (_INK / _STRENGTH[:, None]).T).argmax(axis=1)
     coverage = np.einsum("nhwc,nc->nhw", ink, (_INK / _STRENGTH[:, None] ** 2)[colour])
@@ -110,7 +110,7 @@ def _scene(found: list[SceneObject], unknown: int) -> Scene:
 
 
 def _spots(ink: Float32[np.ndarray, "n s s 3"]) -> tuple[Int64[np.ndarray, "n s s"], Bool[np.ndarray, "n s s"]]:
-    """The number of the spot to which each pixel belongs, or -1; and which pixels are covered at all, by spots or less."""
+    """The index of the spot of each pixel, or -1; and which pixels are covered at all."""
     length = _smooth(ink) @ (_INK / _STRENGTH[:, None]).T
     colour = length.argmax(axis=-1)
     covered = length.max(axis=-1) > _COVERED * _STRENGTH[colour]
@@ -136,7 +136,7 @@ def _spots(ink: Float32[np.ndarray, "n s s 3"]) -> tuple[Int64[np.ndarray, "n s 
 def _windows(
     ink: Float32[np.ndarray, "n s s 3"], spots: Int64[np.ndarray, "n s s"]
 ) -> tuple[Int64[np.ndarray, "m"], Int64[np.ndarray, "m"], Int64[np.ndarray, "m"], Float32[np.ndarray, "m w w 3"]]:
-    """Of every spot the picture, the left and top of a window around it that holds the largest object, and its ink there."""
+    """For every spot the picture, the left and top of a window around it that contains the largest object, and its ink there."""
     picture, row, column = np.nonzero(spots >= 0)
     spot = spots[picture, row, column]
     pixels = np.bincount(spot)
@@ -152,7 +152,7 @@ def _windows(
 
 
 def _smooth(values: Float32[np.ndarray, "n h w *c"], weight: float = 0.25) -> Float32[np.ndarray, "n h w *c"]:
-    """Each pixel's mean with its neighbours along both axes, either with this weight."""
+    """Each pixel's mean with its neighbours along both axes, with this weight for each."""
     for axis in (1, 2) if weight else ():
         padded = np.pad(values, [(int(a == axis),) * 2 for a in range(values.ndim)], mode="edge")
         before, here, after = (np.take(padded, np.arange(values.shape[axis]) + shift, axis) for shift in range(3))
@@ -172,11 +172,11 @@ def _components(count: int, one: Int64[np.ndarray, "m"], other: Int64[np.ndarray
 
 
 def matches(reading: Scene, wanted: Scene) -> dict[str, bool]:
-    """What of a wanted scene (a truth, or a parsed caption) a reading has right.
+    """Which parts of a wanted scene (a truth, or a parsed caption) a reading has right.
 
-    "count" is whether it shows that many objects and nothing unknown; only then can anything else be right. Of "colour", "shape", "size",
-    "place" and "relation" there are those that the wanted scene says; each means all of its objects. Positions and radii are not judged
-    beyond that. Objects are paired with the wanted ones as is best for the reading. "all" is everything together.
+    "count" is whether it shows that many objects and nothing unknown; only then can anything else be right. "colour", "shape", "size",
+    "place" and "relation" are present if the wanted scene has them; each refers to all objects. Positions and radii are not compared
+    otherwise. Objects are paired with the wanted ones in the way that is best for the reading. "all" is everything together.
     """
     attributes = [name for name in ("colour", "shape", "size", "place") if any(getattr(it, name) is not None for it in wanted.objects)]
     count = len(reading.objects) == len(wanted.objects) and reading.unknown == 0
@@ -194,7 +194,7 @@ def matches(reading: Scene, wanted: Scene) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many were right."""
+    """How many of how many are right."""
 
     right: int
     count: int
@@ -206,7 +206,7 @@ class Share:
 
     @property
     def error(self) -> float:
-        """Its binomial standard error, which is 0 where all or none are right."""
+        """Its binomial standard error, which is 0 if all or none are right."""
         return math.sqrt(self.value * (1 - self.value) / self.count)
 
     def __str__(self) -> str:

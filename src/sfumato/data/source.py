@@ -1,8 +1,8 @@
-"""Where examples come from, for every kind of model: a `Source` gives a `Batch` of rows, a `DataSpec` says what its examples are.
+"""Sources of examples, for every kind of model: a `Source` returns a `Batch` of rows, a `DataSpec` describes its examples.
 
-`Dataset` (arrays in memory or on disk) is a `Source`. A `Stream` has no random access: it gives its batches in one order alone.
-A `Draw` is the randomness of one training step. It is a function of (seed, step, row in the batch), so that neither the number of
-processes nor the parts in which a batch goes through the network decide what an example gets.
+`Dataset` (arrays in memory or on disk) is a `Source`. A `Stream` has no random access: it returns its batches in one order only. A `Draw`
+is the randomness of one training step. It is a function of (seed, step, row in the batch), so the draws of an example depend neither on
+the number of processes nor on the parts in which a batch goes through the network.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from torch import Tensor
 from sfumato.condition import Classes, Cond, ConditionSpec, drop, take, to
 from sfumato.noise import seeded
 
-STEP, DROPOUT, NOISE = 1, 2, 3  # what a seed is for: the draws of a whole batch, those inside a network, the noise of blocks of rows
-BLOCK = 64  # rows whose noise has one generator, so that a process draws little more than its share
+STEP, DROPOUT, NOISE = 1, 2, 3  # uses of a seed: draws of a whole batch, those inside a network, noise of blocks of rows
+BLOCK = 64  # rows with one generator for their noise, so that a process draws little more than its share
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Batch:
 
     Args:
         x: float [b, *x], or int64 symbols.
-        cond: what is known of each example, by name.
-        mask: which entries exist, broadcast against x from the left, for examples of varying size; losses are means over these.
+        cond: the conditions of the examples, by name.
+        mask: which entries exist, broadcast against x from the left, for examples of varying size; losses are means over these entries.
     """
 
     x: Shaped[Tensor, "b *x"]
@@ -52,15 +52,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draw:
-    """The randomness of one training step, and which rows of its batch are here.
+    """The randomness of one training step, and which rows of its batch are needed here.
 
     Args:
         seed: of the training.
         step: 1 is the first.
         count: rows of the whole batch.
-        rows: of the batch, that are drawn for here; another part of them is `draw[part]`.
-        drop: the chance that all conditions of an example are dropped together.
-        drops: the chance that a condition is dropped by itself, by name.
+        rows: the rows of the batch needed here; `draw[part]` selects a part of them.
+        drop: probability to drop all conditions of an example together.
+        drops: probability to drop a single condition, by name.
         flip: whether the source may mirror examples.
     """
 
@@ -79,16 +79,16 @@ class Draw:
         return replace(self, rows=slice(self.rows.start + start, self.rows.start + stop))
 
     def whole(self, f: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-        """f(count, generator) for the whole batch, of which the rows here: for draws that are spread over a batch, as stratified times."""
+        """f(count, generator) for the whole batch, cut to the rows here: for draws that are stratified over a batch, such as times."""
         return f(self.count, self._after_coins()[2])[self.rows]
 
     @property
     def flips(self) -> Bool[Tensor, "b"]:
-        """A fair coin an example: which of them a source mirrors, where `flip` allows it."""
+        """A fair coin for each example: which ones a source mirrors, if `flip` allows it."""
         return self._after_coins()[0][self.rows] < 0.5
 
     def dropped(self, cond: Cond) -> Cond:
-        """The conditions with some not given: all of an example together with the chance `drop`, each alone with its own in `drops`."""
+        """The conditions with some dropped: all of an example together with probability `drop`, each separately with its own in `drops`."""
         if not cond:
             return cond
         cond = drop(cond, self._after_coins()[1][self.rows] < self.drop) or {}
@@ -99,7 +99,7 @@ class Draw:
         return cond
 
     def normal(self, x: Tensor, stream: int = 0) -> Tensor:
-        """Standard normal noise like x, whose rows are those here; a stream is independent of another."""
+        """Standard normal noise like x, for the rows here; different streams are independent."""
         drawn = [torch.empty(0, *x.shape[1:], dtype=x.dtype)]
         for block in range(self.rows.start // BLOCK, -(-self.rows.stop // BLOCK)):
             first = block * BLOCK
@@ -114,19 +114,19 @@ class Draw:
         return torch.cat(drawn).to(x.device)
 
     def generators(self) -> list[torch.Generator]:
-        """One generator a row here, for draws that no tensor of fixed shape holds, as those of latents."""
+        """One generator for each row here, for draws without a fixed shape, such as latents."""
         seeds = self.whole(lambda n, generator: torch.randint(2**32, (n,), generator=generator))
         return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
     def _after_coins(self) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Two uniform numbers a row of the whole batch, and the generator behind them."""
+        """Two uniform numbers for each row of the whole batch, and the generator after them."""
         generator = seeded(self.seed, STEP, self.step)
         return torch.rand(self.count, generator=generator), torch.rand(self.count, generator=generator), generator
 
 
 @runtime_checkable
 class Codec(Protocol):
-    """Values, as they lie on disk and in sample files, to the x of a model and back."""
+    """Converts values, as they are on disk and in sample files, to the x of a model and back."""
 
     @property
     def dtype(self) -> str:
@@ -146,18 +146,18 @@ class Codec(Protocol):
         ...
 
 
-CODECS: dict[str, Callable[[Mapping[str, Any]], Codec]] = {}  # kind to what reads its `to_json`; a codec enters itself here
+CODECS: dict[str, Callable[[Mapping[str, Any]], Codec]] = {}  # kind to the function that reads its `to_json`; codecs register here
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """All that a model needs to know of its data; kept in the manifest of a run.
+    """All that a model needs to know about its data; stored in the manifest of a run.
 
     Args:
-        shape: of one x; None where a size varies.
+        shape: of one x; None for a size that varies.
         codec: between values and x.
-        conditions: what is known of each example, by name.
-        data_std: standard deviation of all entries of x; None where it was not measured or has no meaning.
+        conditions: the specs of the conditions, by name.
+        data_std: standard deviation of all entries of x; None if it was not measured or has no meaning.
         columns: names of the features of a table; () for other data.
         label: the heading of the labels in a file of samples.
     """
@@ -171,10 +171,10 @@ class DataSpec:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The shape, where none of it varies.
+        """The shape, if all sizes are fixed.
 
         Raises:
-            ValueError: it does.
+            ValueError: a size varies.
         """
         if any(size is None for size in self.shape):
             raise ValueError(f"this kind of model needs examples of one size, got shape {self.shape}; crop or pad them.")
@@ -182,18 +182,18 @@ class DataSpec:
 
     @property
     def std(self) -> float:
-        """The standard deviation of all entries of x, 1 where it was not measured."""
+        """The standard deviation of all entries of x; 1 if it was not measured."""
         return 1.0 if self.data_std is None else self.data_std
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes of the condition `labels`; none where there is no such condition."""
+        """Names of the classes of the condition `labels`; empty without this condition."""
         spec = self.conditions.get("labels")
         return spec.names if isinstance(spec, Classes) else ()
 
     @property
     def is_image(self) -> bool:
-        """Whether an example is an image: (c, h, w), of whole numbers on disk."""
+        """Whether an example is an image: (c, h, w), stored as integers."""
         return len(self.shape) == 3 and self.codec.dtype in ("uint8", "uint16")
 
     @property
@@ -203,7 +203,7 @@ class DataSpec:
 
     @property
     def has_picture(self) -> bool:
-        """Whether samples are images or points in the plane."""
+        """Whether samples can be drawn: images or points in the plane."""
         return self.is_image or self.shape == (2,)
 
     def to_json(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Random:
-    """Holds out a share of the rows, chosen by their content and the seed where the source can, else by their number and the seed."""
+    """Holds out a share of the rows, chosen by their content and the seed if the source supports it, else by row number and seed."""
 
     share: float
     seed: int = 0
@@ -251,7 +251,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Group:
-    """Holds out whole groups: rows of which one condition has the same value fall on one side."""
+    """Holds out whole groups: rows with the same value of one condition stay together."""
 
     name: str
     share: float
@@ -262,35 +262,35 @@ Split = Random | Block | Group
 
 
 class Source:
-    """Examples with random access. A subclass has a `spec`, a length, `batch` and `fingerprint`; all else follows."""
+    """Examples with random access. A subclass needs `spec`, a length, `batch` and `fingerprint`; the rest follows."""
 
     @property
     def spec(self) -> DataSpec:
-        """What the examples are."""
+        """The spec of the examples."""
         raise NotImplementedError
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of examples."""
         raise NotImplementedError
 
     def batch(self, rows: np.ndarray, draw: Draw | None = None) -> Batch:
-        """These rows, in this order; augmented where a draw is given, an example and its maps together."""
+        """These rows, in this order; augmented if a draw is given, an example and its maps together."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """The same for the same examples, whatever the machine."""
+        """Equal for equal examples, on every machine."""
         raise NotImplementedError
 
-    name: str = ""  # for people
-    notes: tuple[str, ...] = ()  # sentences that whoever trains on this should read
-    skipped: tuple[str, ...] = ()  # what could not be read, each with the reason
+    name: str = ""  # for messages
+    notes: tuple[str, ...] = ()  # notes for the user
+    skipped: tuple[str, ...] = ()  # files that could not be read, each with the reason
 
     def scaled_like(self, spec: DataSpec) -> "Source":
-        """The same examples under the codec that a run was begun with."""
+        """The same examples with the codec of an existing run."""
         return self
 
     def split(self, how: Split) -> "tuple[Source, Source]":
-        """What to train on, and what is held out.
+        """The training examples and the held-out examples.
 
         Raises:
             ValueError: a share outside (0, 1), or one that leaves nothing on a side.
@@ -344,28 +344,28 @@ class Subset(Source):
         return self.of.spec
 
     def __len__(self) -> int:
-        """How many rows."""
+        """The number of rows."""
         return len(self.rows)
 
     def batch(self, rows: np.ndarray, draw: Draw | None = None) -> Batch:
-        """Rows of the rows."""
+        """Rows of the subset."""
         return self.of.batch(self.rows[rows], draw)
 
     def scaled_like(self, spec: DataSpec) -> Source:
-        """The same rows of the source under the codec that a run was begun with."""
+        """The same rows of the source with the codec of an existing run."""
         return Subset(self.of.scaled_like(spec), self.rows)
 
     def fingerprint(self) -> str:
-        """Of the source and the rows."""
+        """Fingerprint of the source and the rows."""
         return hashlib.sha256(json.dumps([self.of.fingerprint(), self.rows.tolist()]).encode()).hexdigest()
 
 
 class Stream:
-    """Batches in one order, without random access. A run that goes on begins at `start` again and compares what it is given."""
+    """Batches in one order, without random access. A resumed run starts at `start` and compares the batches with the earlier ones."""
 
     @property
     def spec(self) -> DataSpec:
-        """What the examples are."""
+        """The spec of the examples."""
         raise NotImplementedError
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -377,8 +377,8 @@ class Stream:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """The same for the same examples, as far as can be told without going through them."""
+        """Equal for equal examples, as far as this can be known without reading them all."""
         raise NotImplementedError
 
-    name: str = ""  # for people
-    notes: Sequence[str] = ()  # sentences that whoever trains on this should read
+    name: str = ""  # for messages
+    notes: Sequence[str] = ()  # notes for the user

@@ -1,4 +1,4 @@
-"""Data of symbols: the codec between names of symbols and the integers that a model sees."""
+"""Data of symbols: the codec between symbols and the integers that a model takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ class Vocabulary:
     symbols: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuses what names nothing."""
+        """Checks the symbols."""
         if not self.symbols or len(set(self.symbols)) < len(self.symbols):
-            raise ValueError(f"a vocabulary needs symbols that differ, one at least, got {list(self.symbols)[:8]}.")
+            raise ValueError(f"a vocabulary needs at least one symbol, and symbols must differ; got {list(self.symbols)[:8]}.")
 
     def __len__(self) -> int:
-        """How many symbols."""
+        """The number of symbols."""
         return len(self.symbols)
 
     @property
@@ -44,10 +44,10 @@ class Vocabulary:
         if values.dtype.kind == "U":
             places = {symbol: i for i, symbol in enumerate(self.symbols)}
             if unknown := sorted(set(values.flat) - set(places)):
-                raise ValueError(f'"{unknown[0]}" is not among the {len(self)} symbols of the vocabulary.')
+                raise ValueError(f'"{unknown[0]}" is not one of the {len(self)} symbols of the vocabulary.')
             values = np.vectorize(places.__getitem__, otypes=[np.int64])(values)
         if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() >= len(self))):
-            raise ValueError(f"symbols are whole numbers in 0 … {len(self) - 1}, got {values.dtype} {list(values.shape)}.")
+            raise ValueError(f"symbols must be integers in 0 … {len(self) - 1}, got {values.dtype} {list(values.shape)}.")
         return torch.from_numpy(values.astype(np.int64))
 
     def decode(self, x: Tensor) -> np.ndarray:

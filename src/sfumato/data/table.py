@@ -1,7 +1,7 @@
-"""Tables of numbers in CSV or TSV: each row an example, each column a feature, perhaps one column of labels, and some of conditions.
+"""Tables of numbers in CSV or TSV: each row an example, each column a feature; optionally a column of labels, and columns of conditions.
 
-The first line names the columns and says by what they are parted: commas, semicolons or tabs. Numbers are written with a point, in files
-with semicolons also with a comma. A cell that is empty, NaN or NA is missing: it is refused, or its row is dropped.
+The first line has the names of the columns and determines the separator: commas, semicolons or tabs. Numbers have a decimal point; in
+files with semicolons also a comma. A cell that is empty, NaN or NA is missing: it is refused, or its row is dropped.
 """
 
 import csv
@@ -24,7 +24,7 @@ from sfumato.data.scaling import Scaling
 
 _LONGEST_LINE = 1 << 24
 _MISSING = {"", "nan", "na", "n/a", "null", "none"}
-_MOST_LINES, _MOST_COLUMNS = 8, 12  # that an error names
+_MOST_LINES, _MOST_COLUMNS = 8, 12  # that an error lists
 
 
 def table(
@@ -38,21 +38,21 @@ def table(
     """float64 [n, columns] of a .csv (commas, semicolons or tabs) or .tsv (tabs), standardised column by column.
 
     Args:
-        columns: the features, in this order; every column but the label and the conditions if left out.
+        columns: the features, in this order; by default every column but the label and the conditions.
         label: the column of the labels. Its distinct cells are the classes: in the order of numbers where all are integers, else of texts.
-        conditions: columns that are conditions: numbers where every cell that is not missing holds one, else classes like the label's.
-        missing: "refuse" missing cells, or "drop" the rows that have some.
+        conditions: columns that are conditions: numbers if every non-missing cell is one, else classes like the label's.
+        missing: "refuse" missing cells, or "drop" their rows.
 
     Raises:
-        ValueError: for a file that cannot be read, columns that are not there or not different, and cells that are no finite number, all
-            of them with their lines and columns.
+        ValueError: for a file that cannot be read, columns that are missing or repeated, and cells that are not finite numbers, all of
+        them with their lines and columns.
     """
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             found = _read(file, path, columns, label, conditions, drops=missing == "drop")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(f"cannot read {path}: {reason}; give the path of a CSV or TSV file.") from None
     if not found.numbers:
         what = f"only rows with missing cells ({found.dropped})" if found.dropped else "no rows"
@@ -60,7 +60,7 @@ def table(
     numbers = np.frombuffer(found.numbers, np.float64).reshape(-1, len(found.names))
     features = len(found.names) - sum(name not in found.texts for name in conditions)
     values = np.ascontiguousarray(numbers[:, :features])
-    left_out = f"{path.name}: left out {found.dropped} of {len(values) + found.dropped} rows with missing cells, as data.missing=drop says."
+    left_out = f"{path.name}: left out {found.dropped} of {len(values) + found.dropped} rows with missing cells (data.missing=drop)."
     labels, classes = (None, None) if label is None else _as_classes(found.texts[label])
     known: dict[str, tuple[np.ndarray, ConditionSpec]] = {}
     for name in conditions:
@@ -85,7 +85,7 @@ def table(
 
 @dataclass
 class _Found:
-    """Names of the numbers (features, then conditions), the numbers row by row, texts of labels and conditions, rows dropped."""
+    """Names of the numbers (features, then conditions), the numbers by row, texts of labels and conditions, number of dropped rows."""
 
     names: Sequence[str]
     numbers: "array[float]" = field(default_factory=lambda: array("d"))
@@ -94,7 +94,7 @@ class _Found:
 
 
 def _read(file: IO[str], path: Path, columns: Sequence[str] | None, label: str | None, conditions: Sequence[str], *, drops: bool) -> _Found:
-    """The whole table; with conditions it is read twice, as a column is known to be of numbers at its end alone."""
+    """The whole table; with conditions it is read twice, since only at the end of a column is it known whether it has only numbers."""
     header, rows, is_comma = _rows(file, path)
     features = _features(header, path, columns, label, conditions)
     where = {name: place for place, name in enumerate(header)}
@@ -130,7 +130,7 @@ def _read(file: IO[str], path: Path, columns: Sequence[str] | None, label: str |
 
 
 def _rows(file: IO[str], path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]], bool]:
-    """The names of the columns, each row with the number of its line, and whether numbers may have a comma."""
+    """The names of the columns, each row with its line number, and whether numbers may have a decimal comma."""
     lines = _lines(file, path)
     first = next(lines, "")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(first)
@@ -140,7 +140,7 @@ def _rows(file: IO[str], path: Path) -> tuple[list[str], Iterator[tuple[int, lis
         try:
             yield from rows
         except csv.Error as error:
-            raise ValueError(f"{path}, line {rows.line_num} is no CSV: {error}; correct it.") from None
+            raise ValueError(f"{path}, line {rows.line_num} is not CSV: {error}; correct it.") from None
 
     every = cells()
     header = [name.strip() for name in next(every, [])]
@@ -156,7 +156,7 @@ def _rows(file: IO[str], path: Path) -> tuple[list[str], Iterator[tuple[int, lis
 
 
 def _as_classes(texts: list[str]) -> tuple[np.ndarray, Classes]:
-    """Texts as int64 [n] and the classes that they are."""
+    """Texts as int64 [n], and the spec of their classes."""
     names, counts = _classes(texts), Counter(texts)
     places = {text: number for number, text in enumerate(names)}
     return np.array([places[text] for text in texts], np.int64), Classes(names, tuple(counts[name] for name in names))
@@ -164,7 +164,7 @@ def _as_classes(texts: list[str]) -> tuple[np.ndarray, Classes]:
 
 @dataclass
 class _Bad:
-    """The cells of a column that hold no finite number (or no label): how many, the first of them, whether all are missing."""
+    """The cells of a column that are not finite numbers (or labels): how many, the first of them, whether all are missing."""
 
     count: int = 0
     lines: list[int] = field(default_factory=list)
@@ -180,42 +180,42 @@ class _Bad:
             self.cells.append(repr(cell) if cell else "an empty cell")
 
     def __str__(self) -> str:
-        """As in "an empty cell, 'nan' in lines 3, 7"."""
+        """For example "an empty cell, 'nan' in lines 3, 7"."""
         more = f" and {self.count - len(self.lines)} more" if self.count > len(self.lines) else ""
         where = f"line{'s' * (self.count > 1)} {', '.join(map(str, self.lines))}{more}"
         return f"{', '.join(dict.fromkeys(self.cells))} in {where}"
 
 
 def _refusal(path: Path, bad: dict[str, _Bad], label: str | None) -> str:
-    """One sentence on all cells at fault."""
+    """One sentence on all bad cells."""
     named = [f"column {name!r} has {'no label: ' * (name == label)}{cells}" for name, cells in list(bad.items())[:_MOST_COLUMNS]]
     others = f"; and {len(bad) - _MOST_COLUMNS} more columns" if len(bad) > _MOST_COLUMNS else ""
     remedy = "correct them, choose other columns, or name a column of labels as the label"
     if all(cells.can_drop for cells in bad.values()):
-        remedy = "fill them, or leave their rows out with --set data.missing=drop"
+        remedy = "fill them, or drop their rows with --set data.missing=drop"
     count = sum(cells.count for cells in bad.values())
     return f"{path}: every cell must hold a finite number, got {count} that do not: {'; '.join(named)}{others}; {remedy}."
 
 
 def _delimiter(line: str) -> str:
-    """By what the first line parts most names: a comma, where it parts none."""
+    """The separator that splits the first line into the most names; a comma if none does."""
     return max(",;\t", key=lambda mark: len(next(csv.reader([line[:100_000]], delimiter=mark), [])))
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[str]:
-    """The lines; a file without line ends is not read whole."""
+    """The lines; stops at a line that is too long instead of reading a whole file without line ends."""
     while line := file.readline(_LONGEST_LINE):
         if len(line) == _LONGEST_LINE:
-            raise ValueError(f"{path} has a line of more than {_LONGEST_LINE} characters, so it is no table; give a CSV or TSV file.")
+            raise ValueError(f"{path} has a line of more than {_LONGEST_LINE} characters, so it is not a table; give a CSV or TSV file.")
         yield line
 
 
 def _features(header: list[str], path: Path, columns: Sequence[str] | None, label: str | None, conditions: Sequence[str]) -> Sequence[str]:
     """The names of the features."""
     if not any(header):
-        raise ValueError(f"{path} must begin with a line that names its columns, got an empty one; give a table with data.")
+        raise ValueError(f"{path} must start with a line of column names, got an empty one; give a table with data.")
     if all(map(_is_number, header)):
-        raise ValueError(f"{path} must begin with a line that names its columns, got numbers ({', '.join(header[:4])}); add the names.")
+        raise ValueError(f"{path} must start with a line of column names, got numbers ({', '.join(header[:4])}); add the names.")
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise ValueError(f"{path}: the columns must have different names, got {twice[0]!r} more than once.")
@@ -227,14 +227,14 @@ def _features(header: list[str], path: Path, columns: Sequence[str] | None, labe
             raise ValueError(f"{path} has no column {name!r}; {hint}")
     names = [name for name in header if name not in known] if columns is None else columns
     if not names or len(set(names)) < len(names) or label in names:
-        raise ValueError(f"{path}: a table needs different columns as features, without the label, got {', '.join(names) or 'none'}.")
+        raise ValueError(f"{path}: the features must be different columns, without the label; got {', '.join(names) or 'none'}.")
     if len({*names, *known}) < len(names) + len(known):
-        raise ValueError(f"{path}: a column is a feature, the label, or one condition; got conditions {', '.join(conditions)} beside them.")
+        raise ValueError(f"{path}: a column can be a feature, the label, or one condition; {', '.join(conditions)} are used twice.")
     return names
 
 
 def _number(cell: str, *, comma: bool) -> float:
-    """The number in a cell, NaN where there is none; Python would also read 1_000."""
+    """The number in a cell, NaN if there is none; Python would also accept 1_000."""
     text = cell.strip()
     if comma and "," in text and "." not in text:
         text = text.replace(",", ".")
@@ -245,7 +245,7 @@ def _number(cell: str, *, comma: bool) -> float:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether the cell is a number, NaN and infinity among them; Python would also read 1_000."""
+    """Whether the cell is a number, including NaN and infinity; Python would also accept 1_000."""
     try:
         float(cell)
     except ValueError:
@@ -254,7 +254,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _classes(labels: list[str]) -> tuple[str, ...]:
-    """The distinct labels in order."""
+    """The distinct labels, in order."""
     distinct = set(labels)
     is_whole = all(label.removeprefix("-").isdecimal() for label in distinct)
     return tuple(sorted(distinct, key=lambda label: (int(label) if is_whole else 0, label)))

@@ -18,14 +18,14 @@ PLAIN = Scaling(shift=0.0, scale=1.0, dtype="float32")  # x as it is
 
 
 def as_source(given: Any) -> Source | Stream:
-    """Any of the forms in which data can be given, as a source or a stream.
+    """Converts data in any supported form to a source or a stream.
 
     Args:
         given: a `Source` or `Stream`; an array or tensor [n, …]; a pair of arrays (values, labels); a map-style torch `Dataset`, whose
-            are x, (x, label) or {"x": …, name: condition}; an iterable of batches of these forms.
+            items are x, (x, label) or {"x": …, name: condition}; an iterable of batches of these forms.
 
     Raises:
-        ValueError: anything else, or an iterable that can be gone through only once.
+        ValueError: anything else, or an iterator, which can be read only once.
     """
     if isinstance(given, Source | Stream):
         return given
@@ -37,29 +37,28 @@ def as_source(given: Any) -> Source | Stream:
         return TorchSource(given)
     if isinstance(given, Iterator):
         raise ValueError(
-            "an iterator can be gone through only once, so a run that goes on could not replay it; give an iterable, whose iter() begins "
-            "anew."
+            "an iterator can be read only once, so a resumed run could not replay it; pass an iterable, whose iter() starts anew."
         )
     if isinstance(given, Iterable):
         return IterableStream(given)
-    raise ValueError(f"data are a Source, arrays, a torch Dataset or an iterable of batches, got {type(given).__name__}.")
+    raise ValueError(f"data must be a Source, arrays, a torch Dataset or an iterable of batches, got {type(given).__name__}.")
 
 
 class TorchSource(Source):
-    """A map-style torch data set. Whatever is random in an item is seeded by (seed, epoch, row), so that a run can be repeated."""
+    """A map-style torch data set. Randomness in an item is seeded by (seed, epoch, row), so that a run can be repeated."""
 
     def __init__(self, items: Any, spec: DataSpec | None = None) -> None:
-        """Looks at a few items to see what they are.
+        """Looks at a few items to determine their spec.
 
         Args:
             items: with `len` and integer indices.
-            spec: what the items are, where it is known.
+            spec: of the items, if known.
 
         Raises:
             ValueError: no items, or items of another form.
         """
         if not len(items):
-            raise ValueError("a torch Dataset must hold items, got an empty one.")
+            raise ValueError("a torch Dataset must contain items, got an empty one.")
         self.items, self.name = items, type(items).__name__
         some = [
             _fields(_item(items, row, 0, 0)) for row in np.unique(np.linspace(0, len(items) - 1, min(64, len(items))).astype(int)).tolist()
@@ -70,11 +69,11 @@ class TorchSource(Source):
 
     @property
     def spec(self) -> DataSpec:
-        """What the items are."""
+        """The spec of the items."""
         return self._spec
 
     def __len__(self) -> int:
-        """How many items."""
+        """The number of items."""
         return len(self.items)
 
     def batch(self, rows: np.ndarray, draw: Draw | None = None) -> Batch:
@@ -85,7 +84,7 @@ class TorchSource(Source):
         return _batch({name: torch.stack([item[name] for item in found]) for name in found[0]}, self.spec)
 
     def fingerprint(self) -> str:
-        """Of the number of items and up to 64 of them."""
+        """Fingerprint of the number of items and up to 64 of them."""
         digest = hashlib.sha256(str(len(self)).encode())
         for row in np.unique(np.linspace(0, len(self) - 1, 64).astype(int)).tolist():
             for name, value in sorted(_fields(_item(self.items, int(row), 0, 0)).items()):
@@ -94,7 +93,7 @@ class TorchSource(Source):
 
 
 class IterableStream(Stream):
-    """An iterable of batches. A run that goes on replays it from its beginning and compares what it gives with what it gave."""
+    """An iterable of batches. A resumed run replays it from the start and compares its batches with the earlier ones."""
 
     def __init__(self, batches: Iterable[Any], spec: DataSpec | None = None) -> None:
         """Looks at the first batch.
@@ -105,7 +104,7 @@ class IterableStream(Stream):
         self.iterable, self.name = batches, type(batches).__name__
         first = next(iter(batches), None)
         if first is None:
-            raise ValueError("an iterable of batches must give one at least, got none.")
+            raise ValueError("an iterable of batches must return at least one, got none.")
         fields = _fields(first)
         self._first = _digest(fields)
         self._spec = spec or DataSpec(
@@ -114,18 +113,18 @@ class IterableStream(Stream):
 
     @property
     def spec(self) -> DataSpec:
-        """What the examples are."""
+        """The spec of the examples."""
         return self._spec
 
     def fingerprint(self) -> str:
-        """Of the first batch."""
+        """Fingerprint of the first batch."""
         return self._first
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """The batches from number `start` on; those before it are gone through. The iterable is begun again where it ends.
+        """The batches from number `start` on; earlier ones are read and discarded. The iterable is restarted when it ends.
 
         Raises:
-            ValueError: it does not begin as it did.
+            ValueError: its first batch has changed.
         """
         number = 0
         while True:
@@ -134,8 +133,8 @@ class IterableStream(Stream):
                 fields = _fields(given)
                 if i == 0 and _digest(fields) != self._first and start:
                     raise ValueError(
-                        f"{self.name} does not replay: its first batch is not the one that the run began with; "
-                        "seed its shuffling, or give a Source."
+                        f"{self.name} does not replay: its first batch differs from the first batch of the run; "
+                        "seed its shuffling, or pass a Source."
                     )
                 if number >= start:
                     yield _batch(fields, self.spec)
@@ -145,7 +144,7 @@ class IterableStream(Stream):
 
 
 def _item(items: Any, row: int, seed: int, epoch: int) -> Any:
-    """An item, with the global generators of torch, numpy and Python seeded for it alone."""
+    """An item, with the global generators of torch, numpy and Python seeded for this item."""
     import random
 
     numpy_state, python_state = np.random.get_state(), random.getstate()
@@ -173,7 +172,7 @@ def _fields(item: Any) -> dict[str, Tensor]:
         fields = dict(item)
     elif isinstance(item, tuple | list):
         if len(item) > 2:
-            raise ValueError(f"an item is x, (x, label) or a mapping with x and conditions, got {len(item)} things.")
+            raise ValueError(f"an item must be x, (x, label) or a mapping with x and conditions, got {len(item)} values.")
         fields = dict(zip(("x", "labels"), item, strict=False))
     else:
         fields = {"x": item}
@@ -183,7 +182,7 @@ def _fields(item: Any) -> dict[str, Tensor]:
 
 
 def _specs(values: Mapping[str, Sequence[Tensor]], items: Any) -> dict[str, ConditionSpec]:
-    """What the conditions are, of some of their values, one entry an example."""
+    """The specs of conditions, from some of their values, one entry an example."""
     specs: dict[str, ConditionSpec] = {}
     for name, some in values.items():
         if name == "x":
@@ -200,13 +199,13 @@ def _specs(values: Mapping[str, Sequence[Tensor]], items: Any) -> dict[str, Cond
 
 
 def _class_names(name: str, items: Any) -> tuple[str, ...]:
-    """Names of the classes of a data set: its `classes`, or numbers up to the largest, for which all items are gone through.
+    """Names of the classes of a data set: its `classes`, or numbers up to the largest, for which all items are read.
 
     Raises:
         ValueError: a stream, whose classes cannot be counted.
     """
     if items is None:
-        raise ValueError(f'how many classes "{name}" has cannot be seen from batches; give sf.data.IterableStream a spec that names them.')
+        raise ValueError(f'the number of classes of "{name}" is unknown; pass sf.data.IterableStream a spec with their names.')
     if (known := getattr(items, "classes", None)) is not None:
         return tuple(map(str, known))
     labels = getattr(items, "targets", None)
