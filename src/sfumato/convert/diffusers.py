@@ -1,9 +1,9 @@
-"""Folders of diffusers' DDPM and DDIM pipelines, read and written without diffusers.
+"""Reads and writes folders of diffusers' DDPM and DDIM pipelines, without diffusers.
 
 FOLDER/model_index.json   unet/config.json, unet/diffusion_pytorch_model.safetensors (or .bin)   scheduler/scheduler_config.json
 
-Step i of their chain, from 0, is the level k = i + 1 here. What a configuration does not say has the value that diffusers gives it; what
-cannot be represented is refused by its name.
+Step i of their chain, from 0, is our level k = i + 1. Options that a configuration leaves out have diffusers' defaults; options that cannot
+be represented are refused by name.
 """
 
 import json
@@ -33,7 +33,7 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 TARGETS: Mapping[str, Target] = {"epsilon": eps_target, "sample": x0_target, "v_prediction": v_target}
 
-UNET = {  # every option of a UNet2DModel, and what it is where config.json does not say
+UNET = {  # every option of a UNet2DModel, and its default if config.json does not have it
     "sample_size": None,
     "in_channels": 3,
     "out_channels": 3,
@@ -75,7 +75,7 @@ UNET_CHOICES = {
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "class_embed_type": (None,),
 }
-BLOCKS = {  # a block's attention, and how it resamples: None as down- or upsample_type says
+BLOCKS = {  # a block's attention, and how it resamples; None: as down- or upsample_type says
     "DownBlock2D": (False, "conv"),
     "AttnDownBlock2D": (True, None),
     "ResnetDownsampleBlock2D": (False, "resnet"),
@@ -118,7 +118,7 @@ SAMPLERS = {
     "learned_range": "ancestral-learned",
 }
 
-NAMES = (  # ours, theirs; one after the other
+NAMES = (  # ours, theirs; replaced one after the other
     (r"^condition\.level\.0\.", "time_embedding.linear_1."),
     (r"^condition\.level\.2\.", "time_embedding.linear_2."),
     (r"^condition\.label\.", "class_embedding."),
@@ -137,24 +137,24 @@ NAMES = (  # ours, theirs; one after the other
     (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
     (r"(attentions\.\d+)\.outward\.", r"\1.to_out.0."),
 )
-OLD_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))  # of attention, until 2023
+OLD_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))  # attention until 2023
 
 
 def is_pipeline(model: str | Path) -> bool:
-    """Whether this is a folder that diffusers saved a pipeline to."""
+    """Whether this is a folder with a saved diffusers pipeline."""
     return (Path(model) / "model_index.json").is_file()
 
 
 def load_diffusers(folder: str | Path) -> Model:
-    """A DDPM or DDIM pipeline as a run: the same network, its chain, and its scheduler's way of sampling as the default.
+    """Loads a DDPM or DDIM pipeline as a model: the same network, its chain, and its scheduler's sampling as the default.
 
-    The steps of a DDPMScheduler are all of its chain, those of a DDIMScheduler 50, as in the pipelines; x0 is clipped where the scheduler
-    does so, and eps is what the clipped x0 implies (`use_clipped_model_output` there). What is not in the folder is not known: the classes
-    have their numbers for names, and the recipe no data.
+    A DDPMScheduler uses all steps of its chain, a DDIMScheduler 50, as in the pipelines; x0 is clipped if the scheduler clips it, and eps
+    follows from the clipped x0 (their `use_clipped_model_output`). What is not in the folder is unknown: classes are named by their
+    numbers, and the recipe has no data.
 
     Raises:
-        ValueError: no such pipeline, or an option that cannot be represented, by its name.
-        CheckpointError: weights that are missing or damaged, or do not fit the configuration.
+        ValueError: no such pipeline, or an option that cannot be represented (the message names it).
+        CheckpointError: weights are missing or damaged, or do not fit the configuration.
     """
     folder = Path(folder)
     _refuse_other_pipelines(folder)
@@ -178,31 +178,31 @@ def load_diffusers(folder: str | Path) -> Model:
 
 
 def save_diffusers(run: Model, folder: str | Path, *, steps: int = 1000) -> None:
-    """Writes a run whose network is a `UNet` as a DDPM pipeline, which diffusers and `load_diffusers` read.
+    """Writes a model with a `UNet` as a DDPM pipeline that diffusers and `load_diffusers` can read.
 
-    A network that sees the log-SNR itself is written with a learned embedding of the steps, one row each, which is its own at the chain's
-    levels. A label that may be left out becomes one more class, the last.
+    A network that takes the log-SNR is written with a learned embedding of the steps, one row each: its own at the chain's levels. If
+    labels can be dropped, "no label" becomes one more class, the last.
 
     Args:
         run: the model.
         folder: new, or empty.
-        steps: of the chain that a continuous schedule becomes, uniform in t.
+        steps: steps of the chain that replaces a continuous schedule, uniform in t.
 
     Raises:
-        ValueError: what a `UNet2DModel` and its schedulers cannot represent, by its name; a folder that holds something.
+        ValueError: something that a `UNet2DModel` and its schedulers cannot represent (the message names it); a folder that is not empty.
     """
     folder, denoiser = Path(folder), run.network
     net = getattr(denoiser, "net", None)
     if not isinstance(denoiser, Denoiser) or not isinstance(net, UNet) or net.stem.weight.ndim != 4 or not run.spec.is_bytes:
-        raise ValueError(f"{run.name} is no U-Net of images (nets.UNet), the one kind of network that a UNet2DModel can be.")
+        raise ValueError(f"{run.name} is not a U-Net of images (nets.UNet), the only network that a UNet2DModel can represent.")
     if denoiser.data_std != 1:
         raise ValueError(
-            f"the network of {run.name} sees x_t brought to unit scale for data of standard deviation {denoiser.data_std:.4g}, "
+            f"the network of {run.name} takes x_t scaled to unit variance for data of standard deviation {denoiser.data_std:.4g}, "
             "as no UNet2DModel does; train with objective.data_std=1."
         )
     predictions = [theirs for theirs, target in TARGETS.items() if target is denoiser.target]
     if not predictions:
-        raise ValueError(f"diffusers' schedulers know the targets eps, x0 and v; that of {run.name} is {run.recipe.objective.target}.")
+        raise ValueError(f"diffusers' schedulers support the targets eps, x0 and v; that of {run.name} is {run.recipe.objective.target}.")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not empty; name a new folder.")
     chain = _as_chain(run.schedule, steps)
@@ -212,7 +212,7 @@ def save_diffusers(run: Model, folder: str | Path, *, steps: int = 1000) -> None
         table = net.condition.features(knots(chain).to(net.stem.weight.device))
         if table.shape[1] != net.layout.channels[0]:
             raise ValueError(
-                f"diffusers embeds a step in block_out_channels[0] = {net.layout.channels[0]} numbers, here are {table.shape[1]}."
+                f"diffusers embeds a step in block_out_channels[0] = {net.layout.channels[0]} numbers, this network {table.shape[1]}."
             )
         weights["time_proj.weight"] = table.detach().to(net.stem.weight)
     sampling = run.recipe.sampling
@@ -240,7 +240,7 @@ def save_diffusers(run: Model, folder: str | Path, *, steps: int = 1000) -> None
 def _refuse_other_pipelines(folder: Path) -> None:
     index = _json(folder / "model_index.json")
     if index.get("_class_name") not in ("DDPMPipeline", "DDIMPipeline"):
-        raise ValueError(f"{folder} is a {index.get('_class_name')} of diffusers; a DDPMPipeline or a DDIMPipeline can be loaded.")
+        raise ValueError(f"{folder} is a {index.get('_class_name')} of diffusers; only a DDPMPipeline or a DDIMPipeline can be loaded.")
 
 
 def _read_unet(folder: Path) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _read_unet(folder: Path) -> dict[str, Any]:
     if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
         raise ValueError(f"{where}: out_channels must be in_channels, or twice that for a learned variance; got {config['out_channels']}.")
     if config["sample_size"] is None:
-        raise ValueError(f"{where}: sample_size is missing, so nobody knows how large the images are; add it to the file.")
+        raise ValueError(f"{where}: sample_size is missing, so the size of the images is unknown; add it to the file.")
     return config
 
 
@@ -264,17 +264,17 @@ def _read_scheduler(folder: Path) -> dict[str, Any]:
 
 
 def _complete(path: Path, defaults: Mapping[str, Any], choices: Mapping[str, tuple], classes: tuple[str, ...]) -> dict[str, Any]:
-    """A configuration with what it leaves out; refuses other classes, unknown options, and values that cannot be represented."""
+    """A configuration with its defaults filled in; refuses other classes, unknown options, and values that cannot be represented."""
     config = _json(path)
     if config.get("_class_name") not in classes:
-        raise ValueError(f"{path} is of a {config.get('_class_name')}; {' or '.join(classes)} can be loaded.")
+        raise ValueError(f"{path} is of a {config.get('_class_name')}; only {' or '.join(classes)} can be loaded.")
     unknown = sorted(name for name in config if not name.startswith("_") and name not in defaults)
     if unknown:
-        raise ValueError(f"{path}: {', '.join(unknown)} cannot be represented; nothing is known of what it does.")
+        raise ValueError(f"{path}: {', '.join(unknown)} cannot be represented: unknown option.")
     config = {**defaults, **config}
     for name, default in defaults.items():
         if not _fits(config[name], default):
-            raise ValueError(f"{path}: {name}={config[name]!r} is not what is meant there, such as {default!r}.")
+            raise ValueError(f"{path}: {name}={config[name]!r} has the wrong type; a valid value is {default!r}.")
     for name, known in choices.items():
         if config[name] not in known:
             raise ValueError(f"{path}: {name}={config[name]} cannot be represented; it must be {' or '.join(map(str, known))}.")
@@ -282,7 +282,7 @@ def _complete(path: Path, defaults: Mapping[str, Any], choices: Mapping[str, tup
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value has the type of the default; null stands for what is left out."""
+    """Whether a value has the type of the default; null means left out."""
     if value is None or default is None:
         return True
     if isinstance(default, tuple):
@@ -295,9 +295,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); is the folder a whole pipeline of diffusers?") from None
+        raise ValueError(f"{path} cannot be read ({error}); is the folder a complete diffusers pipeline?") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no configuration: a JSON object was expected.")
+        raise ValueError(f"{path} holds no configuration: expected a JSON object.")
     return config
 
 
@@ -361,7 +361,7 @@ def _layout(config: Mapping[str, Any]) -> UNetLayout:
     if len(resampled) > 1:
         raise ValueError(
             "unet/config.json: down_block_types and up_block_types with downsample_type and upsample_type mix convolutions and residual "
-            "blocks, which cannot be represented; they must all resample alike."
+            "blocks, which cannot be represented; they must all resample in the same way."
         )
     scales = config["resnet_time_scale_shift"] == "scale_shift"
     if groups is None or any(c % groups for c in channels):
@@ -370,7 +370,7 @@ def _layout(config: Mapping[str, Any]) -> UNetLayout:
     if middle_groups is not None and channels[-1] % middle_groups:
         raise ValueError(f"unet/config.json: attn_norm_num_groups={middle_groups} does not divide the {channels[-1]} channels.")
     if middle_groups is None and scales:
-        middle_groups = 0  # theirs leaves it out
+        middle_groups = 0  # diffusers has no norm there
     try:
         return UNetLayout(
             channels=channels,
@@ -394,13 +394,13 @@ def _layout(config: Mapping[str, Any]) -> UNetLayout:
 
 
 def _blocks(config: Mapping[str, Any], name: str) -> list[tuple[bool, str]]:
-    """For each block, whether it attends and how it resamples."""
+    """Whether each block has attention, and how it resamples."""
     side, found = name.split("_")[0], []
     for block in config[name]:
         known = BLOCKS.get(block)
         if known is None or side not in block.lower():
             wanted = ", ".join(other for other in BLOCKS if side in other.lower())
-            raise ValueError(f"unet/config.json: {name} with {block} cannot be represented; the blocks known are {wanted}.")
+            raise ValueError(f"unet/config.json: {name} with {block} cannot be represented; the supported blocks are {wanted}.")
         found.append((known[0], known[1] or config[f"{side}sample_type"]))
     return found
 
@@ -468,7 +468,7 @@ def _theirs(name: str) -> tuple[str, ...]:
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """With the names that attention's weights have had since 2023."""
+    """With the names that attention weights have had since 2023."""
     renamed = {}
     for name, value in tensors.items():
         for old, new in OLD_NAMES:

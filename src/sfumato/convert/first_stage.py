@@ -1,4 +1,4 @@
-"""An autoencoder that diffusers saved, as a model."""
+"""Loads an autoencoder of diffusers as a model."""
 
 import json
 from pathlib import Path
@@ -13,20 +13,20 @@ from sfumato.tasks import AutoencoderTask
 
 
 def is_autoencoder(folder: str | Path) -> bool:
-    """Whether diffusers saved an `AutoencoderKL` there."""
+    """Whether this is a folder with a saved `AutoencoderKL` of diffusers."""
     path = Path(folder) / "config.json"
     try:
         return path.is_file() and json.loads(path.read_text()).get("_class_name", "AutoencoderKL") == "AutoencoderKL"
     except (ValueError, AttributeError):
-        return path.is_file()  # what is wrong with it, `load_autoencoder` says
+        return path.is_file()  # `load_autoencoder` reports errors in it
 
 
 def load_autoencoder(folder: str | Path) -> Model:
-    """The autoencoder in a folder of diffusers; it takes images of any size in [-1, 1].
+    """Loads the autoencoder in a folder of diffusers; it takes images of any size in [-1, 1].
 
     Raises:
-        ValueError: no such folder, an architecture that is none of ours, or a scaling factor of zero or NaN.
-        CheckpointError: weights that are missing or do not fit.
+        ValueError: no such folder, an architecture that we do not have, or a scaling factor of zero or NaN.
+        CheckpointError: weights are missing or do not fit.
     """
     network = latent.load_diffusers(folder)
     spec = DataSpec((network.encoder.channels, None, None), IMAGES)

@@ -1,4 +1,4 @@
-"""What becomes of a network that came from another library: a model."""
+"""A model from a network of another library."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -30,7 +30,7 @@ OBJECTIVES: Mapping[Target, Objective] = {
 
 
 def as_model(name: str, net: UNet, shape: tuple[int, ...], chain: Discrete, target: Target, sampling: Sampling) -> Model:
-    """The network as a model. Its recipe has no data; twice the channels are a learned variance; classes have their numbers for names."""
+    """The network as a model. Its recipe has no data; twice the channels mean a learned variance; classes are named by their numbers."""
     is_learned = net.head.out_channels == 2 * net.stem.in_channels
     objective = OBJECTIVES[target].model_copy(update={"loss": "hybrid", "variance": "learned"} if is_learned else {})
     task = Diffusion(

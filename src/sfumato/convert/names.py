@@ -1,4 +1,4 @@
-"""Weights of a `UNet` under another library's names: renamed, joined and reordered, so that each number goes there and back unchanged."""
+"""Weights of a `UNet` under another library's names: renamed, joined and reordered, so that every number is preserved both ways."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from sfumato.storage import CheckpointError
 
 @dataclass(frozen=True)
 class Names:
-    """How another library keeps the weights of one network.
+    """How another library stores the weights of a network.
 
     Args:
-        theirs: its name of one of ours, or those of the parts that ours joins along its rows.
-        rows: for one of our names, the order in which our rows stand among its own; None where they are the same.
-        axes: of its projections in attention, which here are convolutions.
+        theirs: maps one of our names to theirs, or to the names of the parts that our weight concatenates along its rows.
+        rows: for one of our names, the order of our rows in theirs; None if they are equal.
+        axes: number of axes of its attention projections, which are convolutions here.
     """
 
     theirs: Callable[[str], tuple[str, ...]]
@@ -31,31 +31,31 @@ class Names:
 
 
 def take(net: UNet, tensors: Mapping[str, Tensor], names: Names, source: str) -> None:
-    """Fills the network with another library's weights.
+    """Copies another library's weights into the network.
 
     Raises:
-        CheckpointError: weights that are missing, unknown, or of another shape; the first few are named.
+        CheckpointError: weights that are missing, unknown, or of another shape; the message names the first few.
     """
     ours, left = {}, set(tensors)
     missing = [part for name in net.state_dict() for part in names.theirs(name) if part not in tensors]
     if missing:
-        raise CheckpointError(f"{source} lacks {_few(missing)}, which its architecture needs; is it whole, and of this configuration?")
+        raise CheckpointError(f"{source} lacks {_few(missing)}; is the file complete, and does it match the configuration?")
     for name, wanted in net.state_dict().items():
         parts = names.theirs(name)
         value, rows = torch.cat([tensors[part] for part in parts]), names.rows(name)
         if _matrix(value.shape) != _matrix(wanted.shape):
             raise CheckpointError(
-                f"{source}: {' with '.join(parts)} has shape {list(value.shape)}, where the configuration asks for {list(wanted.shape)}."
+                f"{source}: {' with '.join(parts)} has shape {list(value.shape)}, but the configuration needs {list(wanted.shape)}."
             )
         ours[name] = (value if rows is None else value[rows]).reshape(wanted.shape)
         left -= set(parts)
     if left:
-        raise CheckpointError(f"{source} holds {_few(sorted(left))}, for which this architecture has no place.")
+        raise CheckpointError(f"{source} contains {_few(sorted(left))}, which this architecture does not have.")
     net.load_state_dict(ours)
 
 
 def give(net: UNet, names: Names) -> dict[str, Tensor]:
-    """The network's weights as another library keeps them; the inverse of `take`."""
+    """The network's weights as another library stores them; the inverse of `take`."""
     theirs = {}
     for name, value in net.state_dict().items():
         parts, rows = names.theirs(name), names.rows(name)
@@ -68,7 +68,7 @@ def give(net: UNet, names: Names) -> dict[str, Tensor]:
 
 
 def label_rows(net: UNet) -> int:
-    """How many rows the embedding of the labels has, the one condition that other libraries' U-Nets know; 0 without labels.
+    """The number of rows of the label embedding, the only condition that other libraries' U-Nets have; 0 without labels.
 
     Raises:
         ValueError: a network with another condition.
@@ -76,16 +76,16 @@ def label_rows(net: UNet) -> int:
     for name in net.condition.conditions:
         part = net.condition.part(name)
         if name != "labels" or not isinstance(part, ClassEmbedding):
-            raise ValueError(f'the condition "{name}" cannot be represented in another library, whose U-Nets know labels alone.')
+            raise ValueError(f'the condition "{name}" cannot be exported: other libraries\' U-Nets support labels only.')
         return len(part.weight)
     return 0
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of one that torch wrote, from which nothing but tensors is taken; in float32.
+    """The tensors of a .safetensors file, or of a file that torch wrote, in float32; nothing in it is executed.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds anything else.
+        CheckpointError: the file is missing, damaged, or contains anything else.
     """
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
@@ -94,14 +94,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}).") from None
     except UnpicklingError:
-        raise CheckpointError(f"{path} holds more than tensors, and is not run; ask for a file of weights alone.") from None
+        raise CheckpointError(f"{path} contains more than tensors, which is not loaded for safety; use a file with weights only.") from None
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{path} holds no mapping from names to tensors; save the network's state_dict alone.")
+        raise CheckpointError(f"{path} contains no mapping from names to tensors; save the network's state_dict only.")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
 def _matrix(shape: torch.Size) -> list[int]:
-    """Without the trailing ones in which a matrix and a convolution of one pixel differ."""
+    """The shape without trailing ones, in which a matrix and a 1×1 convolution differ."""
     sizes = list(shape)
     while len(sizes) > 1 and sizes[-1] == 1:
         sizes.pop()

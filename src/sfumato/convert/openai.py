@@ -1,7 +1,7 @@
-"""Weights of OpenAI's improved-diffusion and guided-diffusion `UNetModel`, read and written without either.
+"""Reads and writes weights of OpenAI's improved-diffusion and guided-diffusion `UNetModel`, without either.
 
-Their files hold nothing but weights, `input_blocks.…`, `middle_block.…`, `output_blocks.…`: channels, blocks, attention, classes and a
-learned variance are read off them. What weights do not show (heads, the order of q, k and v, the chain) is asked for. Nichol & Dhariwal
+Their files contain only weights, `input_blocks.…`, `middle_block.…`, `output_blocks.…`, from which channels, blocks, attention, classes and
+a learned variance follow. The rest (heads, the order of q, k and v, the chain) must be given. Nichol & Dhariwal
 (2021), arXiv:2102.09672; Dhariwal & Nichol (2021), arXiv:2105.05233.
 """
 
@@ -54,21 +54,21 @@ def load_openai(
     rescaled: bool = False,
     target: Target = eps_target,
 ) -> Model:
-    """A `UNetModel` of theirs as a run, sampled by default along the whole chain with x0 clipped to [-1, 1].
+    """Loads a `UNetModel` as a model, sampled by default along the whole chain with x0 clipped to [-1, 1].
 
     Args:
-        path: what torch saved of its state_dict (.pt), or safetensors; nothing in it is run.
+        path: a state_dict saved by torch (.pt), or safetensors; nothing in it is executed.
         shape: of one image, (c, height, width): their `image_size`.
         chain: their `diffusion_steps` and `noise_schedule`: `Discrete.linear(4000)`, `Discrete.cosine(1000)`, …
         heads: their `num_heads`.
-        head_width: their `num_head_channels`, where it is not -1.
-        interleaved: q, k and v lie together head by head; false for their `use_new_attention_order`.
+        head_width: their `num_head_channels`, if it is not -1.
+        interleaved: q, k and v are interleaved head by head; false for their `use_new_attention_order`.
         rescaled: their `rescale_timesteps`: the network counts in thousandths of the chain.
         target: `eps_target`, or `x0_target` for their `predict_xstart`.
 
     Raises:
         ValueError: weights of another kind of network or of images of another shape, heads that do not divide the channels, another target.
-        CheckpointError: a file that is missing or damaged, or holds weights that do not fit together.
+        CheckpointError: a file that is missing or damaged, or weights that do not fit together.
     """
     if target not in OBJECTIVES:
         raise ValueError("a UNetModel can be loaded with eps_target, x0_target or v_target, got another target.")
@@ -77,7 +77,7 @@ def load_openai(
         layout = _layout(tensors, heads, head_width)
         stem, head, size = (tensors[f"{name}.weight"].shape for name in ("input_blocks.0.0", "out.2", "time_embed.0"))
     except KeyError as error:
-        raise ValueError(f"{path} holds no UNetModel of improved-diffusion or guided-diffusion: it lacks {error.args[0]}.") from None
+        raise ValueError(f"{path} is not a UNetModel of improved-diffusion or guided-diffusion: it lacks {error.args[0]}.") from None
     if stem[1] != shape[0] or head[0] not in (shape[0], 2 * shape[0]):
         raise ValueError(
             f"{path} maps {stem[1]} channels to {head[0]}, which does not fit images of shape {shape} (once, or twice as many)."
@@ -93,10 +93,10 @@ def load_openai(
 
 
 def openai_weights(net: UNet, *, interleaved: bool = True) -> dict[str, Tensor]:
-    """The state_dict of the `UNetModel` that is this network: what `load_openai` read, to the bit.
+    """The state_dict of the `UNetModel` for this network, equal to the bit to what `load_openai` read.
 
     Raises:
-        ValueError: what theirs cannot represent, by its name.
+        ValueError: something that their `UNetModel` cannot represent (the message names it).
     """
     label_rows(net)
     layout, features = net.layout, net.condition.features
