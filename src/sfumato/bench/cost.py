@@ -1,4 +1,4 @@
-"""How the cost of a plain U-Net grows with the batch, the resolution, the channels and the steps, and the picture of it."""
+"""Measures how the cost of a plain U-Net grows with the batch, the resolution, the channels and the steps, and draws it."""
 
 import math
 import statistics
@@ -23,16 +23,16 @@ AXES: Mapping[str, Sequence[int]] = {
     "channels": (32, 64, 96, 128),
     "steps": (5, 10, 20, 40),
 }
-Curve = list[tuple[int, float]]  # what was varied, median seconds
+Curve = list[tuple[int, float]]  # the varied quantity, median seconds
 
 
 def costs(*, threads: int | None = None, rounds: int = 5, axes: Mapping[str, Sequence[int]] = AXES) -> dict[str, Curve]:
-    """Seconds of a forward pass (of sampling, for the steps), one thing varied at a time from a batch of 8 of 3×32×32 with 32 channels.
+    """Seconds of a forward pass (of sampling, for the steps), varying one thing at a time from a batch of 8 of 3×32×32 with 32 channels.
 
     Args:
-        threads: torch's own number where not given.
-        rounds: of which the median is taken.
-        axes: what is varied, and through which values.
+        threads: torch's default if None.
+        rounds: the result is their median.
+        axes: what to vary, and its values.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -50,8 +50,8 @@ def slope(curve: Curve) -> float:
 
 
 def draw(curves: Mapping[str, Curve], path: Path) -> None:
-    """One panel an axis, both scales logarithmic, beside a line of slope one."""
-    from matplotlib.figure import Figure  # half a second, which every command would wait for
+    """One panel for each axis, both scales logarithmic, with a line of slope one for comparison."""
+    from matplotlib.figure import Figure  # takes half a second, so not imported at the top
 
     figure = Figure(figsize=(3.2 * len(curves), 3.0), layout="constrained")
     for panel, (name, curve) in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves.items(), strict=True):

@@ -1,7 +1,7 @@
-"""What each library is asked to do: one call that does the work once, ready to be timed.
+"""The calls to measure for each library: each does the work once.
 
-All get the same model: the folder of a diffusers pipeline (a U-Net of 64, 128, 128 channels on 3×32×32, attention at the lowest
-resolution), or, where a library has no such network, its own of the same channels.
+All use the same model: the folder of a diffusers pipeline (a U-Net of 64, 128, 128 channels on 3×32×32, attention at the lowest
+resolution), or, if a library has no such network, its own with the same channels.
 """
 
 import math
@@ -28,19 +28,19 @@ from sfumato.schedule import Discrete
 
 SHAPE, CHAIN_STEPS = (3, 32, 32), 1000
 OVERHEAD_STEPS, OVERHEAD_BATCH = 100, 16
-SLICE = 16  # rows that our training step takes at a time: their maps stay in the cache, and their memory is used again
+SLICE = 16  # rows of a slice in our training step: their feature maps fit in the cache, and memory is reused
 Call = Callable[[], object]
 
 
 class Unasked(Exception):
-    """The library has no such thing, or its network is not this one."""
+    """The library has no such function, or its network is not this one."""
 
 
 class Library(Protocol):
     """One library. A call does its work once; `folder` holds the pipeline."""
 
     def forward(self, folder: Path, batch: int, precision: str) -> Call:
-        """The network on a batch, without gradients; the call returns its output where it is the pipeline's network."""
+        """The network on a batch, without gradients; the call returns its output if it is the pipeline's network."""
         ...
 
     def step(self, folder: Path, batch: int, precision: str) -> Call:
@@ -52,18 +52,18 @@ class Library(Protocol):
         ...
 
     def overhead(self, folder: Path, batch: int, precision: str) -> Call:
-        """100 steps of DDIM or its like with a network that costs nothing, on a batch."""
+        """100 steps of DDIM or similar on a batch, with a network that costs nothing."""
         ...
 
 
 def inputs(batch: int) -> tuple[Tensor, Tensor]:
-    """x and numbers of steps, the same for all."""
+    """x and step indices, the same for all libraries."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, *SHAPE, generator=generator), torch.randint(0, CHAIN_STEPS, (batch,), generator=generator)
 
 
 def stepping(net: nn.Module, forward: Callable[[slice], Tensor], batch: int, rows: int | None = None, **options: Any) -> Call:
-    """A training step of a network, so many rows at a time (all where not given); options of AdamW."""
+    """A training step of a network, `rows` rows at a time (all by default); options of AdamW."""
     optimizer, rows = torch.optim.AdamW(net.parameters(), lr=1e-4, **options), rows or batch
 
     def call() -> None:
@@ -77,7 +77,7 @@ def stepping(net: nn.Module, forward: Callable[[slice], Tensor], batch: int, row
 
 
 class Ours:
-    """sfumato: freed memory is kept, maps lie channels-last, convolutions go by what is faster here."""
+    """sfumato: freed memory is kept, feature maps are channels-last, convolutions use the fastest kernels here."""
 
     def _run(self, folder: Path, precision: str) -> Model:
         if precision == "bfloat16" and not multiplies_bfloat16():
@@ -124,7 +124,7 @@ class Ours:
 
 
 def _direct_operations(x: Sequence[int], outward: int) -> int:
-    """What a direct 3×3 convolution of x [b, h, w, c] would take, or the gradient of its weight."""
+    """Operations of a direct 3×3 convolution of x [b, h, w, c], or of the gradient of its weight."""
     return 2 * 9 * math.prod(x) * outward
 
 
@@ -135,7 +135,7 @@ class Diffusers:
         from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
 
         if precision != "float32":
-            raise Unasked("its training example and its pipelines stay in float32 on a CPU")
+            raise Unasked("its training example and pipelines use float32 on a CPU")
         return UNet2DModel.from_pretrained(folder / "unet")
 
     def forward(self, folder: Path, batch: int, precision: str) -> Call:
@@ -149,7 +149,7 @@ class Diffusers:
         return stepping(net, lambda rows: net(x[rows], t[rows]).sample, batch)
 
     def draw(self, folder: Path, batch: int, precision: str) -> Call:
-        """See `Library`; by DPMSolverMultistepScheduler, one evaluation a step."""
+        """See `Library`; uses DPMSolverMultistepScheduler, one evaluation a step."""
         from diffusers import DPMSolverMultistepScheduler  # pyright: ignore[reportPrivateImportUsage]
 
         net, (x, _) = self._net(folder, precision).eval(), inputs(batch)
@@ -185,7 +185,7 @@ class DenoisingDiffusionPytorch:
 
     def _net(self, precision: str) -> Any:
         if precision != "float32":
-            raise Unasked("its trainer stays in float32 on a CPU")
+            raise Unasked("its trainer uses float32 on a CPU")
         stand_in_for_torchvision()
         from denoising_diffusion_pytorch import Unet  # type: ignore[import-not-found]
 
@@ -202,7 +202,7 @@ class DenoisingDiffusionPytorch:
         return stepping(net, lambda rows: net(x[rows], t[rows]), batch)
 
     def draw(self, folder: Path, batch: int, precision: str) -> Call:
-        """See `Library`; by its DDIM."""
+        """See `Library`; uses its DDIM."""
         net = self._net(precision).eval()
         from denoising_diffusion_pytorch import GaussianDiffusion  # type: ignore[import-not-found]
 
@@ -219,12 +219,12 @@ class KDiffusion:
 
     def forward(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`."""
-        raise Unasked("its networks are others: it is here for its samplers")
+        raise Unasked("its networks differ: only its samplers are compared")
 
     step = draw = forward
 
     def overhead(self, folder: Path, batch: int, precision: str) -> Call:
-        """See `Library`; by its Euler, which on these levels is DDIM, around a bare denoiser."""
+        """See `Library`; uses its Euler method, which is DDIM on these levels, around a bare denoiser."""
         sampling, _ = k_diffusion()
         x = torch.randn(batch, *SHAPE)
         sigmas = sampling.get_sigmas_karras(OVERHEAD_STEPS, 0.01, 80.0)
@@ -236,12 +236,12 @@ class Azula:
 
     def forward(self, folder: Path, batch: int, precision: str) -> Call:
         """See `Library`."""
-        raise Unasked("its networks are others: it is here for its samplers")
+        raise Unasked("its networks differ: only its samplers are compared")
 
     step = draw = forward
 
     def overhead(self, folder: Path, batch: int, precision: str) -> Call:
-        """See `Library`; by its DDIM."""
+        """See `Library`; uses its DDIM."""
         from azula.denoise import Denoiser, DiracPosterior  # type: ignore[import-not-found]
         from azula.noise import VPSchedule  # type: ignore[import-not-found]
         from azula.sample import DDIMSampler  # type: ignore[import-not-found]
@@ -250,7 +250,7 @@ class Azula:
         posterior = DiracPosterior(mean=0.1 * x)
 
         class Costless(Denoiser):
-            """Returns what it returned before."""
+            """Returns its previous output."""
 
             def __init__(self) -> None:
                 super().__init__()
@@ -264,12 +264,12 @@ class Azula:
 
 
 def k_diffusion() -> tuple[Any, Any]:
-    """`k_diffusion.sampling` and `.external`, without the package's `__init__`, which asks for libraries of its training."""
+    """`k_diffusion.sampling` and `.external`, without the package's `__init__`, which needs its training dependencies."""
     spec = find_spec("k_diffusion")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("No module named 'k_diffusion'", name="k_diffusion")
     if find_spec("diffusers") is not None:
-        import diffusers  # noqa: F401 - looks for torchvision when it is imported, and must not find the stand-in
+        import diffusers  # noqa: F401 - checks for torchvision when imported, and must not find the stand-in
     package = types.ModuleType("k_diffusion")
     package.__path__ = [str(Path(spec.origin).parent)]
     sys.modules["k_diffusion"] = package
@@ -281,7 +281,7 @@ def k_diffusion() -> tuple[Any, Any]:
 
 
 def stand_in_for_torchvision() -> None:
-    """Puts empty modules where torchvision is not: two libraries import it at their tops for pictures that are not drawn here."""
+    """Installs empty modules if torchvision is missing: two libraries import it at the top for functions not used here."""
     if find_spec("torchvision") is not None:
         return
     names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.utils")

@@ -1,9 +1,9 @@
-"""One library's one call, in a process of its own, so that neither memory nor settings of one library touch another's.
+"""Measures one call of one library in its own process, so that libraries do not share memory or settings.
 
 python -m sfumato.bench.worker '{"library": …, "task": …, "folder": …, "batch": …, "precision": …, "threads": …}'
 
-It says when it is ready, and then makes the call once for each line on its standard input: "go" to time it, "operations" to count them, a
-path to write its output there, or to have its distance from the tensor that is there already.
+It reports when it is ready, and then makes the call once for each line on its standard input: "go" to time it, "operations" to count
+operations, a path to write its output there, or to compare it with the tensor already there.
 """
 
 import json
@@ -19,7 +19,7 @@ from sfumato.runtime import peak_memory
 
 
 def main() -> None:
-    """Answers each line with one of JSON."""
+    """Answers each line with a line of JSON."""
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(asked["threads"])
     torch.manual_seed(0)
@@ -32,7 +32,7 @@ def main() -> None:
         answer({"missing": error.name})
         return
     before = peak_memory()
-    if asked["task"] != "draw":  # long enough for its beginning not to count
+    if asked["task"] != "draw":  # long enough to make the warm-up negligible
         call()
     answer({"ready": True})
     for line in sys.stdin:
@@ -57,10 +57,10 @@ def main() -> None:
 
 
 def answer(record: dict[str, object]) -> None:
-    """One line to whoever asked."""
+    """Writes one line to the parent process."""
     print(json.dumps(record), file=OUT, flush=True)
 
 
 if __name__ == "__main__":
-    OUT, sys.stdout = sys.stdout, sys.stderr  # what libraries print is not an answer
+    OUT, sys.stdout = sys.stdout, sys.stderr  # output of libraries is not an answer
     main()
