@@ -1,1 +1,1 @@
-"""Arithmetic that torch has no kernel for, compiled on the user's machine at first need; everything works without, only slower."""
+"""Operations that torch has no kernel for, compiled on the user's machine when first needed; everything works without them, but slower."""

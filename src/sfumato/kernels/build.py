@@ -1,4 +1,4 @@
-"""The C++ beside this file: torch's own loader of extensions compiles it with the machine's compiler, half a minute once, to a cache."""
+"""Compiles the C++ sources of this package with torch's extension loader and the machine's compiler: half a minute once, into a cache."""
 
 import fcntl
 import functools
@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("winograd.cpp", "norm.cpp"))
 HEADERS = (Path(__file__).with_name("lanes.h"),)
 LIBRARY = "sfumato_kernels.so"
-LANES = 16  # channels come in multiples of this
+LANES = 16  # the number of channels must be a multiple of this
 
 
 class HasKernel:
-    """A module that a kernel of ours can compute; `by_kernel` says whether it is to, where that fits."""
+    """A module that one of our kernels can compute; `by_kernel` turns that on, if the input fits."""
 
     by_kernel = False
 
 
 def channels_last(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w c"]:
-    """As the kernels take a map: contiguous; a view where it lies so already."""
+    """A feature map in the kernels' layout: contiguous; a view if it already has that layout."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
@@ -48,33 +48,33 @@ def operators(name: str) -> Any:  # torch's namespaces of operators have no type
         RuntimeError: they are not compiled.
     """
     if not compiled():
-        raise RuntimeError("the kernels are not compiled on this machine; leave by_kernel false.")
+        raise RuntimeError("the kernels are not compiled on this machine; set by_kernel=False.")
     return getattr(torch.ops, f"sfumato_{name}")
 
 
 @functools.cache
 def compiled() -> bool:
-    """Whether the kernels are there; compiles them where that can be, half a minute the first time. The log says why not."""
+    """Whether the kernels are available; compiles them if possible, half a minute the first time. The log says why not."""
     folder = kernel_folder()
-    reason = "SFUMATO_CACHE is empty, so there is no place for them" if folder is None else _loaded(folder)
+    reason = "SFUMATO_CACHE is empty, so there is no place to store them" if folder is None else _loaded(folder)
     if reason is not None:
-        logger.warning("The network stays with torch's kernels: ours are not compiled, since %s.", reason)
+        logger.warning("The network uses torch's kernels: ours are not compiled, since %s.", reason)
     return reason is None
 
 
 def were_compiled() -> bool:
-    """Whether they lie in the cache, so that `compiled` takes no time."""
+    """Whether they are in the cache, so that `compiled` takes no time."""
     folder = kernel_folder()
     return folder is not None and (folder / LIBRARY).is_file()
 
 
 def _loaded(folder: Path) -> str | None:
-    """Loads them, compiled where nobody has; why that cannot be, where it cannot."""
+    """Loads them, after compiling if necessary; returns why that is impossible, if it is."""
     library = folder / LIBRARY
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # goes with the process; the loader's own lock outlives one that is killed, and is waited for
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the process ends; the loader's own lock remains after a kill and blocks
             if library.is_file():
                 torch.ops.load_library(library)
                 return None
@@ -83,16 +83,16 @@ def _loaded(folder: Path) -> str | None:
                 return f"there is no C++ compiler ({compiler}; on Debian: apt install g++)"
             if shutil.which("ninja") is None and not _ninja_beside():
                 return "there is no ninja (pip install ninja)"
-            _compile(folder / "build").replace(library)  # whole, so that it needs no compiler again, whichever installation asks
+            _compile(folder / "build").replace(library)  # complete, so that no installation needs the compiler again
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        what = f"what lies in {library} cannot be loaded; delete it" if library.is_file() else "compiling them failed"
+        what = f"{library} cannot be loaded; delete it" if library.is_file() else "compiling them failed"
         return f"{what} ({str(error).splitlines()[0]})"
     return None
 
 
 def _compile(folder: Path) -> Path:
-    """Compiles and loads the library, and returns where it lies."""
-    from torch.utils.cpp_extension import load  # looks for compilers and GPUs as it is imported
+    """Compiles and loads the library, and returns its path."""
+    from torch.utils.cpp_extension import load  # looks for compilers and GPUs when imported
 
     folder.mkdir(exist_ok=True)
     (folder / "lock").unlink(missing_ok=True)
@@ -109,7 +109,7 @@ def _compile(folder: Path) -> Path:
 
 
 def _ninja_beside() -> bool:
-    """Puts the ninja that was installed with this Python on the path, where it is not there by itself."""
+    """Adds the ninja that was installed with this Python to PATH, unless there is one."""
     here = Path(sys.executable).parent
     if not (here / "ninja").is_file():
         return False
@@ -118,7 +118,7 @@ def _ninja_beside() -> bool:
 
 
 def kernel_folder() -> Path | None:
-    """Where what was compiled lies: a folder for each state of the sources, torch and processor."""
+    """The folder of compiled kernels: one for each version of the sources, torch and processor."""
     cache = cache_folder()
     if cache is None:
         return None

@@ -1,4 +1,4 @@
-"""Which networks compute by the kernels of this package: as they are told, or where a measurement finds them faster."""
+"""Which networks use the kernels of this package: as configured, or if a measurement shows that they are faster."""
 
 import json
 import os
@@ -12,29 +12,29 @@ from sfumato.kernels.build import HasKernel, compiled, kernel_folder
 from sfumato.kernels.norm import GroupNorm
 from sfumato.kernels.winograd import Conv3x3
 
-ENOUGH_IMAGES = 20_000  # a run of fewer ends before the compiler has paid for itself
+ENOUGH_IMAGES = 20_000  # a shorter run does not save the compile time
 
 
 def has_kernels(net: nn.Module) -> bool:
-    """Whether a network has any part that our kernels can compute."""
+    """Whether a network has a module that our kernels can compute."""
     return any(isinstance(part, HasKernel) for part in net.modules())
 
 
 def use(net: nn.Module, is_on: bool = True) -> None:
-    """Tells every such part how to compute."""
+    """Turns the kernels on or off in every such module."""
     for part in net.modules():
         if isinstance(part, HasKernel):
             part.by_kernel = is_on
 
 
 def is_wanted(choice: str, dtype: torch.dtype, device: torch.device, *, images: int, waits: bool = True) -> bool:
-    """Whether a network is to compute by them: "auto" takes them where they are faster and there is enough work to compile them for.
+    """Whether a network should use the kernels: "auto" uses them if they are faster and there is enough work to pay for compiling.
 
-    Without `waits`, for who found them compiled, any work is enough. A training waits in any case: its figures repeat, whatever was
-    compiled before.
+    With `waits` false (they are already compiled) any amount of work is enough. Training always uses True: its results must not depend
+    on what was compiled before.
 
     Raises:
-        ValueError: "compiled" where they cannot be had.
+        ValueError: "compiled" but they are not available.
     """
     can_be = device.type == "cpu" and dtype == torch.float32
     if choice == "compiled" and not (can_be and compiled()):
@@ -43,12 +43,12 @@ def is_wanted(choice: str, dtype: torch.dtype, device: torch.device, *, images: 
             if can_be
             else f"they compute in float32 on CPUs, and this is {dtype} on {device.type}"
         )
-        raise ValueError(f"the compiled kernels cannot be had here: {why}; take kernels=torch.")
+        raise ValueError(f"the compiled kernels are not available: {why}; set kernels=torch.")
     return choice == "compiled" or (choice == "auto" and can_be and images >= (ENOUGH_IMAGES if waits else 1) and is_faster())
 
 
 def is_faster() -> bool:
-    """Whether they beat torch's on this machine, forward and backward, by a measurement that is made once and kept in the cache."""
+    """Whether they are faster than torch's on this machine, forward and backward; measured once and cached."""
     if not compiled():
         return False
     folder = kernel_folder()
@@ -63,7 +63,7 @@ def is_faster() -> bool:
 
 
 def _measured(rounds: int = 7) -> dict[str, float]:
-    """Median seconds of a normalised, activated convolution and its gradients, both ways in turns: 16 maps of 128 channels, 16×16."""
+    """Median seconds of a normalised, activated convolution and its gradients, alternating: 16 maps of 128 channels, 16×16."""
     norm, conv = GroupNorm(32, 128).float(), Conv3x3(128, 128).float()
     x = torch.randn(16, 128, 16, 16, dtype=torch.float32).to(memory_format=torch.channels_last).requires_grad_()
     seconds: dict[str, list[float]] = {"torch": [], "compiled": []}

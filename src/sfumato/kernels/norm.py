@@ -1,6 +1,6 @@
-"""Normalisation, a condition's scale and shift, and the activation in one pass over a map, in float32 on CPUs.
+"""Normalisation, a condition's scale and shift, and the activation in one pass over a feature map, in float32 on CPUs.
 
-torch makes three to five passes of them, and a large map is fetched from memory for each; together they took a third of a U-Net's
+torch makes three to five passes, each of which reads a large map from memory; together they took a third of a U-Net's
 forward pass. Wu & He (2018), arXiv:1803.08494, equations 1 to 6, with the statistics of each channel taken about one of its own entries.
 """
 
@@ -14,7 +14,7 @@ from sfumato.kernels.build import LANES, HasKernel, channels_first, channels_las
 
 
 class GroupNorm(HasKernel, nn.GroupNorm):
-    """A group normalisation, and what goes around it in a residual block."""
+    """A group normalisation, with the operations around it in a residual block."""
 
     def forward(
         self,
@@ -25,7 +25,7 @@ class GroupNorm(HasKernel, nn.GroupNorm):
         shift: Float[Tensor, "b c"] | None = None,
         activates: bool = False,
     ) -> Float[Tensor, "b c *size"]:
-        """silu((1 + scale) norm(input + offset) + shift); scale and shift come together, and without `activates` there is no silu."""
+        """silu((1 + scale) norm(input + offset) + shift); scale and shift come together; without `activates` there is no silu."""
         given = (self.weight, self.bias, scale, shift, offset)
         if self.by_kernel and fits(input):
             return _in_one_pass(input, self.num_groups, self.eps, activates, given)
@@ -45,12 +45,12 @@ Given = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor
 
 
 def fits(x: Float[Tensor, "b c *size"]) -> bool:
-    """Whether this can be normalised here."""
+    """Whether the kernel can compute this."""
     return x.ndim == 4 and x.shape[1] % LANES == 0 and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _in_turn(x: Tensor, groups: int, eps: float, activates: bool, given: Given) -> Tensor:
-    """By torch, one operation after another; 0 groups do not normalise."""
+    """With torch, one operation after another; groups=0 does not normalise."""
     weight, bias, scale, shift, offset = given
     over = (..., *(None,) * (x.ndim - 2))
     if offset is not None:
@@ -63,7 +63,7 @@ def _in_turn(x: Tensor, groups: int, eps: float, activates: bool, given: Given) 
 
 
 def _in_one_pass(x: Tensor, groups: int, eps: float, activates: bool, given: Given) -> Tensor:
-    """By our kernel; the result is laid out channels-last."""
+    """With our kernel; the result is channels-last."""
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (x, *given)):
         y = _Normalisation.apply(x, groups, eps, activates, *given)
         assert isinstance(y, Tensor)
@@ -72,7 +72,7 @@ def _in_one_pass(x: Tensor, groups: int, eps: float, activates: bool, given: Giv
 
 
 def _run(x: Tensor, groups: int, eps: float, activates: bool, given: Given) -> tuple[Tensor, Tensor, Tensor]:
-    """The map, and mean and inverse deviation of each group."""
+    """The output, and mean and inverse standard deviation of each group."""
     flat = channels_last(x)
     y, mean, rstd = operators("norm").forward(flat.flatten(1, 2), groups, eps, activates, *_contiguous(given))
     return channels_first(y.view(flat.shape)), mean, rstd
@@ -97,7 +97,7 @@ class _Normalisation(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g,), (x, mean, rstd, *given), (groups, eps, activates) = gradients, ctx.saved_tensors, ctx.options
         weight, bias, scale, shift, offset = given
-        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: by torch's own
+        if torch.is_grad_enabled():  # second derivatives use torch's operations
             wanted = [i for i, is_so in enumerate(ctx.needs_input_grad) if is_so]
             inputs = [x, None, None, None, *given]
             y = _in_turn(x, groups, eps, activates, (weight, bias, scale, shift, offset))
@@ -108,7 +108,7 @@ class _Normalisation(torch.autograd.Function):
             flat, behind, mean, rstd, groups, activates, *_contiguous((weight, bias, scale, shift, offset))
         )
         of_map = channels_first(of_x.view(len(x), *x.shape[2:], x.shape[1]))
-        # Before the modulation the map is weight · normal + bias (its own entries where nothing is normalised).
+        # Before the modulation the map is weight · normal + bias (the input itself without normalisation).
         factor = 1 if scale is None else 1 + scale
         of_weight = None if weight is None else (factor * normals).sum(0)
         of_bias = None if bias is None else (factor * ones).sum(0)
