@@ -41,7 +41,7 @@ def test_read_idx_inverts_writing(tmp_path, dtype, pack):
         (lambda data: data[:9], "its header needs 16 bytes, got 9"),
         (lambda data: data[:3], r"is not an idx file: .* got \[0, 0, 8\]"),
         (lambda data: b"\x89PNG" + data, "is not an idx file"),
-        (lambda data: data[:2] + b"\x0a" + data[3:], r"type of 8, 9 or 11 to 14, and the rank, got \[0, 0, 10, 3\]"),
+        (lambda data: data[:2] + b"\x0a" + data[3:], r"type \(8, 9 or 11 to 14\) and the rank, got \[0, 0, 10, 3\]"),
         (lambda data: data[:4] + b"\xff" * 12 + data[16:], "claims to unpack to"),
         (lambda data: gzip.compress(data)[:-20], "damaged gzip file"),
         (lambda data: gzip.compress(data)[:-8] + b"12345678", "damaged gzip file"),
