@@ -299,7 +299,7 @@ def test_guidance_without_classes_is_refused_and_the_recipes_is_off(here, capsys
     code, _, err = call(*draw, "--guidance", "2", "--out", "a.npz", capsys=capsys)
     assert (code, err) == (
         2,
-        "sfumato: moons has no classes and no other conditions, so guidance has nothing to guide by; take guidance 1, or leave it out.\n",
+        "sfumato: moons has no classes and no other conditions, so there is nothing to guide with; set guidance to 1, or omit it.\n",
     )
     assert not (here / "a.npz").exists()
     caplog.clear()

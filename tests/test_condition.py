@@ -161,10 +161,10 @@ def test_fingerprints_tell_specs_apart():
 @pytest.mark.parametrize(
     ("record", "sentence"),
     [
-        ({"kind": "picture"}, "'picture' is no kind of condition; there are classes, numbers"),
-        ({}, "None is no kind"),
-        ({"kind": "map", "channel": 3}, "kind map has no channel"),
-        ({"kind": "tokens", "length": 3}, "kind tokens is made of length, vocabulary"),
+        ({"kind": "picture"}, "unknown kind of condition 'picture'; there are classes, numbers"),
+        ({}, "unknown kind of condition None"),
+        ({"kind": "map", "channel": 3}, "kind map has no option channel"),
+        ({"kind": "tokens", "length": 3}, "kind tokens needs length, vocabulary"),
     ],
 )
 def test_a_record_of_no_spec_is_refused(record, sentence):
@@ -245,17 +245,17 @@ def test_a_text_that_cannot_be_read_is_refused(spec, text, sentence):
 @pytest.mark.parametrize(
     ("spec", "value", "sentence"),
     [
-        (SPECS[0], torch.tensor([0, 3]), r"it must lie in 0 … 2 \(or be -1 for none\), got 0 to 3"),
-        (SPECS[0], torch.tensor([0.0, 1.0]), r"integers \[b\], a class for each example, got float32 \[2\]"),
+        (SPECS[0], torch.tensor([0, 3]), r"it must be in 0 … 2 \(or be -1 for none\), got 0 to 3"),
+        (SPECS[0], torch.tensor([0.0, 1.0]), r"integers \[b\], one class for each example, got float32 \[2\]"),
         (SPECS[0], torch.zeros(2, 1, dtype=torch.long), r"got int64 \[2, 1\]"),
         (SPECS[1], torch.zeros(2, 3), r"floats \[b, 2\], got float32 \[2, 3\]"),
         (SPECS[1], torch.tensor([[0.0, NAN]]), "but 1 entries are NaN"),
         (SPECS[2], torch.tensor([3]), r"floats \[b, 1\], got int64"),
         (SPECS[3], torch.zeros(2, 1, 4, 4), r"floats \[b, 3, …\]"),
         (SPECS[3], torch.zeros(2, 3), "one spatial axis"),
-        (SPECS[3], torch.full((1, 3, 2, 2), torch.inf), "got 12 entries"),
+        (SPECS[3], torch.full((1, 3, 2, 2), torch.inf), "but 12 entries"),
         (SPECS[5], torch.zeros(1, 5, 2), "with n up to 4"),
-        (SPECS[6], torch.tensor([[0, 100]]), "it must lie in 0 … 99"),
+        (SPECS[6], torch.tensor([[0, 100]]), "it must be in 0 … 99"),
         (
             SPECS[6],
             Condition(torch.zeros(1, 2).long(), torch.ones(1).bool(), torch.ones(1, 3).bool()),

@@ -250,5 +250,5 @@ def test_truncated_files_are_refused(tmp_path, pixels, name, cut):
 
 @pytest.mark.parametrize("load", [npy, npz])
 def test_missing_files_are_named(tmp_path, load):
-    with pytest.raises(ValueError, match="none is no file; give the path"):
+    with pytest.raises(ValueError, match="none is not a file; give the path"):
         load(tmp_path / "none")

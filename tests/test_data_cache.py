@@ -165,7 +165,7 @@ def test_processes_that_open_at_once_agree(pets, cache):
 
 
 @pytest.mark.parametrize(
-    ("code", "message"), [(errno.ENOSPC, "no space left on device; make room there"), (errno.EACCES, "permission denied; .* SFUMATO_CACHE")]
+    ("code", "message"), [(errno.ENOSPC, "no space left on device; free disk space"), (errno.EACCES, "permission denied; .* SFUMATO_CACHE")]
 )
 def test_a_cache_that_cannot_be_written_is_an_error_of_one_sentence(cache, code, message):
     def build(into):

@@ -87,7 +87,7 @@ def test_metadata_without_captions_are_left_alone(pets):
     ("rows", "message"),
     [
         ([(name, "a") for name in NAMES[:2]], "1 of 3 images have no caption, dog/3.png the first; add them to metadata"),
-        ([*((name, "a") for name in NAMES), ("cat/9.png", "b")], "names cat/9.png, which is no image there"),
+        ([*((name, "a") for name in NAMES), ("cat/9.png", "b")], "names cat/9.png, which is not an image there"),
         ([*((name, "a") for name in NAMES), (NAMES[0], "b")], "gives cat/1.png a second caption"),
         ([(NAMES[0], ""), (NAMES[1], "a"), (NAMES[2], "a")], "has no caption for cat/1.png"),
         ([("", "a")], "has no file_name"),

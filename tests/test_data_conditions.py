@@ -161,7 +161,7 @@ def test_arrays_beside_the_values_become_conditions(tmp_path):
     np.testing.assert_array_equal(bytes_of(cond["low"]), known["cond_low"][::-1])
     np.testing.assert_array_equal(cond["depth"].value, known["cond_depth"][::-1])
     assert "never" not in spec
-    assert "the condition never is left out, as no row has one" in source.notes[0]
+    assert "the condition never is left out, because no row has one" in source.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_maps_that_do_not_fit_are_refused_by_name(pets):
     partner = pets / "same" / "cat" / "3.bmp"
     picture = partner.read_bytes()
     partner.unlink()
-    fails(r"data\.maps\.hint\) must hold one picture for cat/3\.png, under the same path with any suffix, but it is missing")
+    fails(r"data\.maps\.hint\) must contain one picture for cat/3\.png, under the same path with any suffix, but it is missing")
     save(partner.with_suffix(".jpg"), pixels(12, 20, 3))
     save(partner.with_suffix(".webp"), pixels(12, 20, 3))
     fails(r"for cat/3\.png, .*but there are cat/3\.jpg, cat/3\.webp")
@@ -414,7 +414,7 @@ def test_what_samples_were_asked_for_reads_back_as_data(scenes, tmp_path):
         (["--cond", "numbers=0.3"], '"0.3" is not 3 numbers joined by commas (x, y, radius)'),
         (["--cond", "low=nowhere.png"], 'a map must be an image file, got "nowhere.png": there is no such file'),
         (["--cond", "colour"], '--cond takes NAME=VALUE, as in color=red; got "colour"'),
-        (["--guidance", "hue=2"], "has no condition hue to guide by; it has colour, shape"),
+        (["--guidance", "hue=2"], "has no condition hue for guidance; it has colour, shape"),
     ],
 )
 def test_conditions_that_there_are_not_are_one_sentence(scenes, tmp_path, capsys, options, message):

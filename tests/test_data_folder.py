@@ -317,7 +317,7 @@ def test_paths_refused(tmp_path):
         folder(tmp_path / "empty")
     with pytest.raises(ValueError, match="got no such path; check the spelling"):
         folder(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"text.zip must be a folder or a .zip of images, got another file"):
+    with pytest.raises(ValueError, match=r"text.zip must be a folder or a .zip of images, got something else"):
         folder(tmp_path / "text.zip")
 
 
@@ -343,7 +343,7 @@ def test_damaged_archive_is_refused(tmp_path):
     data = bytearray((tmp_path / "a.zip").read_bytes())
     data[data.index(b"PK\x01\x02")] = 0
     (tmp_path / "a.zip").write_bytes(data)
-    with pytest.raises(ValueError, match=r"cannot read .*a.zip as a .zip: .*; get it again"):
+    with pytest.raises(ValueError, match=r"cannot read .*a.zip as a .zip: .*; download it again"):
         folder(tmp_path / "a.zip")
 
 

@@ -186,7 +186,7 @@ def test_sources_refused(tmp_path, pets):
 def test_a_name_on_the_hub_that_cannot_be_had(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="there is no path nobody/nothing, and the hub's nobody/nothing cannot be had: "):
+    with pytest.raises(ValueError, match="there is no path nobody/nothing, and nobody/nothing cannot be read from the hub: "):
         from_datasets("nobody/nothing")
 
 

@@ -46,7 +46,7 @@ def test_quotes_marks_and_empty_lines(tmp_path):
     ("text", "options", "message"),
     [
         (HOUSES, {}, r"got 3 that do not: column 'city' has 'Oslo', 'Rome' in lines 2, 3, 4; correct them, choose other columns, or name"),
-        ("a,b\n1,2\n3,\n", {}, "column 'b' has an empty cell in line 3; fill them, or leave their rows out with --set data.missing=drop"),
+        ("a,b\n1,2\n3,\n", {}, "column 'b' has an empty cell in line 3; fill them, or drop their rows with --set data.missing=drop"),
         ("a,b\n1,2\n3,nan\n", {}, "column 'b' has 'nan' in line 3"),
         ("a,b\n-inf,2\n", {}, "column 'a' has '-inf' in line 2; correct them"),
         ("a,b\n1_000,2\n", {}, "column 'a' has '1_000' in line 2"),
@@ -61,7 +61,7 @@ def test_quotes_marks_and_empty_lines(tmp_path):
         ("1,2\n3,4\n", {}, r"must start with a line of column names, got numbers \(1, 2\)"),
         ("a,a\n1,2\n", {}, "different names, got 'a' more than once"),
         ("a\n1e200\n-1e200\n", {}, "reach from -1e.200 to 1e.200, whose squares overflow"),
-        pytest.param("a\n" + "1" * 200_000, {}, "line 2 is no CSV: field larger", id="long cell"),
+        pytest.param("a\n" + "1" * 200_000, {}, "line 2 is not CSV: field larger", id="long cell"),
     ],
 )
 def test_tables_refused(tmp_path, text, options, message):

@@ -101,7 +101,7 @@ def test_a_run_goes_back_to_its_last_good_state_at_half_the_rate(tmp_path):
     rates = [line["learning_rate"] for line in lines(tmp_path)]
     assert rates[4] == pytest.approx(0.5 * 1e-3 * rate_at(options(), 5))
     assert rates[3] == pytest.approx(1e-3 * rate_at(options(), 4))
-    assert "going back to step 4, at 0.5 of the recipe's rate" in said[-1]
+    assert "going back to step 4, at 0.5 of the recipe's learning rate" in said[-1]
     assert [line["rejected"] for line in lines(tmp_path)] == [0] * 10
 
 

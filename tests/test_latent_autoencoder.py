@@ -90,7 +90,7 @@ def test_diffusers_weights_give_diffusers_outputs(tmp_path, changes):
         ({"scaling_factor": math.nan}, "scaling_factor must be positive and finite, got nan"),
         ({"act_fn": "relu"}, "act_fn must be silu"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, "down_block_types must be"),
-        ({"use_quant_conv": False}, "must agree"),
+        ({"use_quant_conv": False}, "must be equal"),
     ],
     ids=lambda v: "" if isinstance(v, str) else next(iter(v)),
 )

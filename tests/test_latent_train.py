@@ -394,7 +394,7 @@ def test_an_autoencoder_alone_is_trained_and_not_sampled(tmp_path):
     assert run.network.residual > 0
     values = sf.data.digits().values[:3]
     assert run.reconstruct(values).shape == values.shape
-    with pytest.raises(ValueError, match=f"an autoencoder alone makes no samples.* --set model.path={re.escape(str(out))}"):
+    with pytest.raises(ValueError, match=f"an autoencoder alone cannot be sampled.* --set model.path={re.escape(str(out))}"):
         run.sample(2)
 
 
@@ -515,7 +515,7 @@ def test_the_commands_train_and_sample_every_kind(tmp_path, capsys, monkeypatch)
     assert call("sample", "runs/ldm", "--out", "ldm.gif", "--count", "2", "--steps", "3", capsys=capsys)[0] == 0
     assert Image.open("ldm.gif").n_frames >= 2
     code, _, err = call("sample", "runs/vae", "--out", "x.png", "--steps", "3", capsys=capsys)
-    assert (code, "a VAE is sampled without steps; leave it out" in err) == (2, True)
+    assert (code, "a VAE does not support steps; remove it" in err) == (2, True)
     code, _, err = call("sample", "runs/vae", "--out", "x.gif", capsys=capsys)
     assert (code, "sampled in one pass" in err) == (2, True)
     code, _, err = call("sample", "runs/ldm", "--out", "x.gif", "--forward", capsys=capsys)
@@ -541,7 +541,7 @@ def test_the_second_stage_of_a_latent_run_is_made_longer_and_the_first_is_not(tm
     """The latents are those of the first stage as it was."""
     run, said = train(recipe_of(tmp_path, "ldm"), tmp_path / "run"), list[str]()
     latents, before = (run / "latents.npz").read_bytes(), weights(run)
-    with pytest.raises(ValueError, match=r"autoencoder_training\.steps: 6 → 8\); give the first stage its old steps"):
+    with pytest.raises(ValueError, match=r"autoencoder_training\.steps: 6 → 8\); keep the steps of the first stage"):
         train(recipe_of(tmp_path, "ldm", ["autoencoder_training.steps=8", "training.steps=8"]), run, resume=True)
     train(recipe_of(tmp_path, "ldm", ["training.steps=8"]), run, resume=True, on_message=said.append)
     assert (run / "latents.npz").read_bytes() == latents

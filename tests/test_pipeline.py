@@ -59,7 +59,9 @@ def test_a_composite_is_one_model(run):
 def test_a_stage_trained_anew_makes_the_later_one_refuse_to_load(run, tmp_path):
     folder = copied(run, tmp_path)
     retrained(folder)
-    with pytest.raises(ValueError, match=r"diffusion was made from other weights of autoencoder than are there now .* delete .*diffusion"):
+    with pytest.raises(
+        ValueError, match=r"diffusion was made from other weights of autoencoder than the present ones .* delete .*diffusion"
+    ):
         sf.load(folder)
 
 

@@ -488,7 +488,7 @@ MISUSES = {
     "a run's sampler's class": (lambda: zoo().sample(2, sampler=sf.steps.Heun), r"got the class Heun; write Heun\(\)"),
     "a step's name": (lambda: sampled(step="ddim"), "a step is a method such as"),
     "upwards by a class": (lambda: sf.invert(mixture, torch.zeros(4, 2), LEVELS, step=sf.steps.Heun), r"write Heun\(\)"),
-    "numpy noise": (lambda: sampled(np.zeros((4, 2))), r"x must be a torch tensor, got ndarray; take torch\.as_tensor"),
+    "numpy noise": (lambda: sampled(np.zeros((4, 2))), r"x must be a torch tensor, got ndarray; use torch\.as_tensor"),
     "numpy noise in a flow": (
         lambda: sf.flow(mixture, np.zeros((4, 2)), LEVELS[0], LEVELS[1]),
         "x must be a torch tensor, got ndarray",

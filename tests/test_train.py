@@ -283,7 +283,7 @@ def test_other_data_are_refused_on_resume(tmp_path):
     np.save(tmp_path / "images.npy", images)
     run = train(load_recipe(path, steps=4), tmp_path / "run")
     np.save(tmp_path / "images.npy", images[::-1])
-    with pytest.raises(ValueError, match="begun with another data"):
+    with pytest.raises(ValueError, match="started with another data"):
         train(load_recipe(path, steps=4), run, resume=True)
 
 

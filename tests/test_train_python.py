@@ -126,7 +126,7 @@ def test_an_iterable_that_cannot_replay_is_refused(tmp_path):
     stops = iter([False] * 4 + [True])
     with pytest.raises(sf.Stopped):
         sf.train(task, Batches(None), tmp_path / "run", training=FEW, callbacks=sf.Callbacks(should_stop=lambda: next(stops)))
-    with pytest.raises(ValueError, match="was begun with another data|does not replay"):
+    with pytest.raises(ValueError, match="was started with another data|does not replay"):
         sf.train(task, Batches(None), tmp_path / "run", training=FEW, resume=True)
     with pytest.raises(ValueError, match="an iterator can be read only once"):
         sf.train(task, iter(Batches()), tmp_path / "other", training=FEW)
@@ -186,7 +186,7 @@ def test_a_folder_in_use_by_another_training_is_refused(tmp_path):
 def test_a_source_that_changed_is_refused(tmp_path):
     task = sf.Diffusion(net=OwnNet())
     sf.train(task, POINTS, tmp_path / "run", training=FEW)
-    with pytest.raises(ValueError, match="begun with another data"):
+    with pytest.raises(ValueError, match="started with another data"):
         sf.train(task, POINTS + 1, tmp_path / "run", training=FEW.model_copy(update={"steps": 30}), resume=True)
 
 

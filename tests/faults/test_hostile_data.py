@@ -268,20 +268,20 @@ def test_metadata_that_point_at_a_link_to_outside(hear, home):
     pictures(home)
     (home / "link.png").symlink_to(home.parent / "outside" / "private.png")
     (home / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n2.png,c\nlink.png,d\n")
-    assert "names link.png, which leads out of the folder by a link" in hear("folder", home)["error"]
+    assert "names link.png, which is a link to a file outside the folder" in hear("folder", home)["error"]
 
 
 def test_metadata_in_a_linked_folder(hear, home):
     pictures(home)
     (home / "more").symlink_to(home.parent / "outside")
     (home / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n2.png,c\nmore/private.png,d\n")
-    assert "names more/private.png, which leads out of the folder by a link" in hear("folder", home, labels=False)["error"]
+    assert "names more/private.png, which is a link to a file outside the folder" in hear("folder", home, labels=False)["error"]
 
 
 def test_metadata_that_are_a_link_to_outside(hear, home):
     pictures(home)
     (home / "metadata.csv").symlink_to(home.parent / "outside" / "secret.png")
-    assert "metadata.csv is a link that leads out of the folder" in hear("folder", home)["error"]
+    assert "metadata.csv is a link to a file outside the folder" in hear("folder", home)["error"]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "gone"])

@@ -283,7 +283,7 @@ def broken(folder, what):
         ("missing", "diffusion_pytorch_model.safetensors is missing"),
         ("code", "contains more than tensors"),
         ("a list", "no mapping from names to tensors"),
-        ("unknown", "holds conv_extra.weight, for which this architecture has no place"),
+        ("unknown", "contains conv_extra.weight, which this architecture does not have"),
         ("lacking", "lacks mid_block.resnets.1.conv2.bias"),
         ("shape", r"conv_in.weight has shape \[32, 3, 5, 5\], but the configuration needs \[32, 3, 3, 3\]"),
     ],
