@@ -167,7 +167,7 @@ def test_what_the_guard_objects_to(loss, norm, objection):
 
 def test_a_tracker_that_is_not_there_is_named_before_anything_is_written(tmp_path):
     recipe = load_recipe("digits", ["training.trackers=[tensorboard,clearml]"], steps=1)
-    with pytest.raises(ValueError, match="clearml is not installed; install it with pip, or take tensorboard"):
+    with pytest.raises(ValueError, match="clearml is not installed; install it with pip, or use tensorboard"):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
