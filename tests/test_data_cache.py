@@ -244,4 +244,4 @@ def test_what_is_known_goes_with_the_values_alone(pets, cache):
 def test_the_record_is_json(pets, cache):
     folder(pets, cache=cache)
     (entry,) = entries(cache)
-    assert json.loads((entry / "record.json").read_text())["skipped"] == ["cat/broken.png: no image of a known format"]
+    assert json.loads((entry / "record.json").read_text())["skipped"] == ["cat/broken.png: not an image of a known format"]

@@ -196,7 +196,7 @@ def test_a_split_takes_the_conditions_along(tmp_path):
 def test_a_data_set_holds_every_row_to_its_spec():
     images = data.from_arrays(pixels(3, 4, 4, 3))
     for array, spec, message in (
-        (np.array([0, 1, 2]), Classes(("a", "b")), "must lie in 0 … 1"),
+        (np.array([0, 1, 2]), Classes(("a", "b")), "must be in 0 … 1"),
         (np.ones((3, 2), np.float32), Numbers(1), r"must be floats \[b, 1\]"),
         (pixels(3, 4, 4, 3), Map(1), r"must be floats \[b, 1, …\]"),
         (pixels(2, 4, 4, 1), Map(1), "must have one row a value"),
@@ -275,7 +275,7 @@ def test_maps_that_do_not_fit_are_refused_by_name(pets):
     fails(r"for cat/3\.png, .*but there are cat/3\.jpg, cat/3\.webp")
     partner.with_suffix(".jpg").unlink()
     partner.with_suffix(".webp").write_bytes(b"no picture")
-    fails(r"cat/3\.webp, the map hint of cat/3\.png, cannot be read: no image of a known format")
+    fails(r"cat/3\.webp, the map hint of cat/3\.png, cannot be read: not an image of a known format")
     save(partner.with_suffix(".webp"), pixels(12, 12, 3))
     fails(r"the map hint of cat/3\.png, must have the image's aspect.*got 12×12 \(height × width\) for 12×20")
     assert len(data.folder(pets / "pets", size=8, fit="stretch", maps={"hint": pets / "same"})) == 6

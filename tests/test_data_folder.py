@@ -234,10 +234,10 @@ def test_one_broken_image_is_skipped_and_named(damaged):
 
 def test_more_broken_images_than_the_limit_are_an_error(damaged):
     (damaged / "4.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"at most 1 broken .* 1.png: .*; 4.png: no image of a known format; repair"):
+    with pytest.raises(ValueError, match=r"more than 1 images are broken: .*1.png: .*; 4.png: not an image of a known format; repair"):
         folder(damaged)
     assert len(folder(damaged, limit_broken=2)) == 4
-    with pytest.raises(ValueError, match="at most 0 broken images"):
+    with pytest.raises(ValueError, match="more than 0 images are broken"):
         folder(damaged, limit_broken=0)
 
 
@@ -261,7 +261,7 @@ def test_bomb_guard_leaves_pillow_as_it_was(damaged):
 
 def test_files_of_another_format_are_not_opened(damaged):
     (damaged / "1.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
-    assert folder(damaged).skipped == ("1.png: no image of a known format",)
+    assert folder(damaged).skipped == ("1.png: not an image of a known format",)
 
 
 def test_names_outside_the_archive_are_refused(tmp_path):

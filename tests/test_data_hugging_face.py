@@ -145,7 +145,7 @@ def test_broken_images_are_left_out_with_their_labels(pets):
     )
     np.testing.assert_array_equal(data.values, np.delete(PIXELS, 4, axis=0))
     assert data.labels is not None
-    assert (data.labels.tolist(), data.captions, data.skipped) == ([0] * 8, tuple("abcdfghi"), ("row 4: no image of a known format",))
+    assert (data.labels.tolist(), data.captions, data.skipped) == ([0] * 8, tuple("abcdfghi"), ("row 4: not an image of a known format",))
 
 
 @pytest.mark.parametrize(
