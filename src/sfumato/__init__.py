@@ -15,6 +15,7 @@ from sfumato import (
     oracle,
     probability,
     process,
+    restoration,
     tasks,
     verify,
 )
@@ -45,6 +46,7 @@ from sfumato.prediction import (
 )
 from sfumato.process import Normal
 from sfumato.recipe import load_recipe
+from sfumato.restoration import restore
 from sfumato.samples import Samples
 from sfumato.sampling import (
     FlowResult,
@@ -178,6 +180,8 @@ __all__ = [
     "reconstruct_ema",
     "register",
     "register_data",
+    "restoration",
+    "restore",
     "row_generators",
     "sample",
     "score_target",

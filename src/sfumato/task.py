@@ -169,6 +169,11 @@ class Sampler:
             raise ValueError(f"{self.kind} does not support {', '.join(wrong)}; remove {'it' if len(wrong) == 1 else 'them'}.")
 
     @property
+    def predicts_data(self) -> bool:
+        """Whether the denoiser's x0 is the data, not a latent of them."""
+        return True
+
+    @property
     def predictor(self) -> "Predictor":
         """The denoiser.
 

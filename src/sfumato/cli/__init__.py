@@ -13,6 +13,7 @@ from sfumato.cli.ema import ema
 from sfumato.cli.imports import import_file
 from sfumato.cli.plot import plot
 from sfumato.cli.recipes import recipes
+from sfumato.cli.restore import restore
 from sfumato.cli.sample import sample
 from sfumato.cli.train import train
 from sfumato.cli.train_classifier import train_classifier
@@ -42,7 +43,7 @@ def options(
         import_file(file)
 
 
-for command in (train, doctor, train_classifier, sample, plot, ema, recipes, zoo, tune, verify, bench):
+for command in (train, doctor, train_classifier, sample, restore, plot, ema, recipes, zoo, tune, verify, bench):
     app.command()(command)
 
 

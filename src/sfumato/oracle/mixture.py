@@ -98,6 +98,23 @@ class GaussianMixture:
         mix = lambda parts: torch.einsum("bk,bkd->bd", share, parts).reshape(x_t.shape).to(x_t)  # noqa: E731
         return Prediction(mix(x0), mix(eps))
 
+    def covariance_given(
+        self, x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None
+    ) -> Float[Tensor, "b d d2"]:
+        """Cov[x0 | x_t], of the entries of x0 in one row: within the components and between them."""
+        alpha, sigma, x = self._flat(x_t, level)
+        along, variance, log_joint = self._components(alpha, sigma, x)
+        share = self._restrict(log_joint, cond).softmax(1)
+        means = self.means + self._rotate(alpha[:, None] * self.variances / variance * along)
+        within = self.variances * sigma[:, None].square() / variance
+        if len(within) == 1 or len(sigma) == 1:  # one level: the components' covariances are those of all rows
+            parts = torch.einsum("kij,kj,klj->kil", self.axes, within[0], self.axes)
+            inside = torch.einsum("bk,kil->bil", share, parts)
+        else:
+            inside = torch.einsum("bk,kij,bkj,klj->bil", share, self.axes, within, self.axes)
+        apart = means - torch.einsum("bk,bkd->bd", share, means)[:, None]
+        return (inside + torch.einsum("bk,bki,bkl->bil", share, apart, apart)).to(x_t)
+
     def log_prob(self, x_t: Float[Tensor, "b *x"], level: Level | None = None, cond: CondLike | None = None) -> Float[Tensor, "b"]:
         """log p(x_t) of the noised mixture (of the data if no level is given; of one component if cond names it), in nats."""
         alpha, sigma, x = self._flat(x_t, level or data_level())

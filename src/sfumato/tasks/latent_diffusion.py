@@ -206,6 +206,11 @@ class LatentSampler(Sampler):
     takes = DiffusionSampler.takes
 
     @property
+    def predicts_data(self) -> bool:
+        """No: it denoises latents."""
+        return False
+
+    @property
     def predictor(self) -> Predictor:
         """The denoiser of latents."""
         return self.inner.predictor
