@@ -1,5 +1,7 @@
 """Methods against closed forms: Gaussians and mixtures, of which the posterior given y is known."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -144,7 +146,7 @@ def test_spectral_steps_keep_the_marginal_in_each_case(method):
     y = ONE @ h.T + 0.2 * torch.randn(count, 3, generator=generator)
     x_t = t.alpha * ONE + t.sigma * torch.randn(count, 4, generator=generator)
     step = method.step(restoration.observe(y, restoration.Matrix(h), 0.2), None)
-    x_s, _ = step(sf.Points(ONE[None]), x_t, t, s, None, generator)
+    x_s, _ = step(sf.EmpiricalDistribution(ONE[None]), x_t, t, s, None, generator)
     assert standard_errors(x_s, s.alpha * ONE) < 4.5
     assert standard_errors((x_s - s.alpha * ONE).square(), s.sigma.square()) < 4.5
 
@@ -308,4 +310,4 @@ def test_spread_levels_fall_from_80_to_the_data():
     ratios = [ratio(level) for level in spread_levels(12)]
     assert ratios[0] == pytest.approx(80)
     assert ratios[-2:] == [pytest.approx(0.02), 0]
-    assert all(a > b for a, b in zip(ratios, ratios[1:], strict=False))
+    assert all(a > b for a, b in pairwise(ratios))

@@ -1,6 +1,7 @@
 """`sf.restore` and `sfumato restore`: draws of their own, nothing changed in place, one sentence for what cannot be, and the files."""
 
 import json
+import sys
 from functools import partial
 
 import numpy as np
@@ -236,7 +237,8 @@ def test_draws_do_not_depend_on_the_batch_or_their_number(here, capsys):
 
 def test_the_command_estimates_the_noise(here, capsys, monkeypatch):
     """By draws of the real model, fewer than usual."""
-    monkeypatch.setattr("sfumato.cli.restore.estimate_noise", partial(restoration.estimate_noise, count=2, steps=6, rounds=5))
+    fewer = partial(restoration.estimate_noise, count=2, steps=6, rounds=5)
+    monkeypatch.setattr(sys.modules["sfumato.cli.restore"], "estimate_noise", fewer)
     options = ["--noise", "estimate", "--method", "ddrm", "--steps", 6, "--draws", 2]
     code, out, err = call("restore", "zoo:digits", "noisy.png", "--task", "denoise", *options, "--out", "there", capsys=capsys)
     assert (code, err) == (0, "")
@@ -289,7 +291,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD, ids=list(BAD))
 def test_bad_use_is_one_sentence_and_writes_nothing(case, here, capsys):
     arguments, words = BAD[case]
-    code, out, err = call("restore", "zoo:digits", *arguments, "--out", "there", capsys=capsys)
+    code, _, err = call("restore", "zoo:digits", *arguments, "--out", "there", capsys=capsys)
     assert code == 2, err
     assert words in err
     assert err.count("\n") == 1

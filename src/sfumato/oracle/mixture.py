@@ -98,9 +98,7 @@ class GaussianMixture:
         mix = lambda parts: torch.einsum("bk,bkd->bd", share, parts).reshape(x_t.shape).to(x_t)  # noqa: E731
         return Prediction(mix(x0), mix(eps))
 
-    def covariance_given(
-        self, x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None
-    ) -> Float[Tensor, "b d d2"]:
+    def covariance_given(self, x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Float[Tensor, "b d d2"]:
         """Cov[x0 | x_t], of the entries of x0 in one row: within the components and between them."""
         alpha, sigma, x = self._flat(x_t, level)
         along, variance, log_joint = self._components(alpha, sigma, x)

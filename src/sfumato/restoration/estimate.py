@@ -25,7 +25,7 @@ def estimate_noise(
     """noise_std of each observation, between a 300th of the standard deviation of y and all of it.
 
     d log p(y) / d log noise_std = E[|y - H x|² | y] / noise_std² - m, by Fisher's identity: residuals of posterior draws are too large
-    where noise_std is below the maximum, and too small above. The sign is bisected in the logarithm, each time with draws at that noise_std.
+    where noise_std is below the maximum, and too small above. The sign is bisected in the logarithm, with draws at each noise_std.
 
     Args:
         predict: the model.
