@@ -1,6 +1,7 @@
-"""Networks: each maps (x of unit scale, log_snr [b], cond) to a tensor of x's size, a classifier to one number a class.
+"""Networks: each maps (x of unit scale, log_snr [b], cond) to a tensor of x's size; a classifier returns one number a class.
 
-Those of `autoencoder` know no level: an encoder maps data to what is said of a latent, a decoder maps a latent to what is said of data.
+Those of `autoencoder` take no level: an encoder maps data to the parameters of a latent's law, a decoder maps a latent to those of the
+data's.
 """
 
 from sfumato.nets.autoencoder import Fourier, FromVector, ImageDecoder, ImageEncoder, Ladder, Layout, PatchCritic, Perceptron, ToVector

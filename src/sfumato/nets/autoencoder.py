@@ -1,8 +1,8 @@
 """Encoders and decoders: perceptrons for vectors, convolutions for images of any size, and a ladder of latents.
 
 `ImageEncoder` and `ImageDecoder` are the architecture of latent diffusion's autoencoder (Rombach et al. 2022, appendix E,
-arXiv:2112.10752), so that its public weights fit; with `patch` > 1 pixels are folded into channels first, which spares a CPU the full
-resolution. Images whose sides are no multiple of `factor` are padded after their ends and cut again on the way back.
+arXiv:2112.10752), so its public weights fit; with `patch` > 1 pixels are first folded into channels, which avoids full resolution and is
+faster on a CPU. Images whose sides are not multiples of `factor` are padded at their ends, and cropped after decoding.
 """
 
 import math
@@ -20,7 +20,7 @@ from sfumato.nets.layers import attend, pad_to_multiple, zeroed
 
 
 class Perceptron(nn.Module):
-    """Residual layers between two linear ones, over all entries of x at once; with depth 0 a single affine map."""
+    """Residual layers between two linear ones, over all entries of x together; with depth 0 a single affine map."""
 
     def __init__(self, inward: tuple[int, ...], outward: tuple[int, ...], *, width: int = 256, depth: int = 2) -> None:
         """Builds the network.
@@ -29,7 +29,7 @@ class Perceptron(nn.Module):
             inward: shape of one input.
             outward: shape of one output.
             width: of the hidden layers.
-            depth: how many there are.
+            depth: number of hidden layers.
         """
         super().__init__()
         self.inward_shape, self.outward_shape = inward, outward
@@ -41,7 +41,7 @@ class Perceptron(nn.Module):
         self.outward = nn.Linear(width if depth else ends[0], ends[1])
 
     def hidden(self) -> Iterator[nn.Parameter]:
-        """The matrices between the first layer and the last, for optimisers that treat them apart."""
+        """The matrices between the first layer and the last, for optimisers that treat them separately."""
         return (weight for part in (self.first, self.second) for weight in part.parameters() if weight.ndim == 2)
 
     def forward(self, x: Float[Tensor, "b *inward"]) -> Float[Tensor, "b *outward"]:
@@ -91,7 +91,7 @@ class Attention(nn.Module):
 
 
 class Halve(nn.Conv2d):
-    """Half the resolution: a 3×3 convolution of stride 2, padded after the ends alone."""
+    """Half the resolution: a 3×3 convolution of stride 2, padded at the ends only."""
 
     def __init__(self, channels: int) -> None:
         """Builds the layer."""
@@ -116,11 +116,11 @@ class Double(Conv3x3):
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What an `ImageEncoder` and its `ImageDecoder` share.
+    """Options common to an `ImageEncoder` and its `ImageDecoder`.
 
     Args:
-        widths: channels at each resolution, from the finest down by halves.
-        depth: residual blocks a resolution (one more in the decoder).
+        widths: channels at each resolution, from the finest to the coarsest, each half the one before.
+        depth: residual blocks for each resolution (one more in the decoder).
         patch: side of the pixels folded into channels.
         groups: of the normalisation; must divide every width.
         attention: self-attention at the coarsest resolution.
@@ -140,13 +140,13 @@ class Layout:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses groups that do not divide."""
+        """Checks the groups."""
         if not self.widths or any(width % self.groups for width in self.widths):
             raise ValueError(f"an autoencoder's widths must be multiples of its {self.groups} groups, got {self.widths}.")
 
     @property
     def factor(self) -> int:
-        """How many pixels along a side become one position of the latent."""
+        """Pixels along a side for one position of the latent."""
         return self.patch * 2 ** (len(self.widths) - 1)
 
     def size(self, sides: Sequence[int]) -> tuple[int, ...]:
@@ -165,7 +165,7 @@ class Layout:
 
 
 class Stage(nn.Module):
-    """Residual blocks at one resolution, then a change of resolution or nothing."""
+    """Residual blocks at one resolution, then optionally a change of resolution."""
 
     def __init__(self, inward: int, outward: int, depth: int, layout: Layout, scale: nn.Module) -> None:
         """Builds the stage."""
@@ -181,7 +181,7 @@ class Stage(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """An image [c, h, w] to maps at 1/factor of its size."""
+    """Maps an image [c, h, w] to feature maps at 1/factor of its size."""
 
     def __init__(self, channels: int, outward: int, layout: Layout = Layout()) -> None:
         """Builds the network: `channels` in, `outward` out."""
@@ -214,7 +214,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Maps of a latent back to an image, `factor` times as large."""
+    """Maps a latent to an image `factor` times as large."""
 
     def __init__(self, inward: int, channels: int, layout: Layout = Layout()) -> None:
         """Builds the network: `inward` channels in, `channels` out."""
@@ -248,44 +248,44 @@ class ImageDecoder(nn.Module):
 
 
 class ToVector(nn.Module):
-    """An image encoder with a vector at its end."""
+    """An image encoder that returns a vector."""
 
     def __init__(self, shape: tuple[int, int, int], outward: int, layout: Layout = Layout(), *, channels: int = 16) -> None:
-        """Builds it for images of this shape; `channels` maps are flattened into the last linear layer."""
+        """Builds it for images of this shape; `channels` feature maps are flattened into the last linear layer."""
         super().__init__()
         self.shape = shape
         self.trunk = ImageEncoder(shape[0], channels, layout)
         self.outward = nn.Linear(channels * math.prod(layout.size(shape[1:])), outward)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """One vector an image."""
+        """One vector for each image."""
         refuse_shape(x, self.shape)
         return self.outward(self.trunk(x).flatten(1))
 
 
 class FromVector(nn.Module):
-    """An image decoder that begins at a vector."""
+    """An image decoder that starts from a vector."""
 
     def __init__(
         self, inward: int, shape: tuple[int, int, int], channels_out: int, layout: Layout = Layout(), *, channels: int = 16
     ) -> None:
-        """Builds it: a vector of `inward` entries to `channels_out` channels at the sides of `shape`."""
+        """Builds it: from a vector of `inward` entries to `channels_out` channels with the sides of `shape`."""
         super().__init__()
         self.size, self.sides, self.vector = (channels, *layout.size(shape[1:])), shape[1:], inward
         self.inward = nn.Linear(inward, math.prod(self.size))
         self.trunk = ImageDecoder(channels, channels_out, layout)
 
     def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
-        """One image a vector."""
+        """One image for each vector."""
         refuse_shape(z, (self.vector,))
         image = self.trunk(self.inward(z).reshape(len(z), *self.size))
         return image[..., : self.sides[0], : self.sides[1]]
 
 
 class Ladder(nn.Module):
-    """The two ways of a ladder: features of x from the bottom up, and a stream from the top down that latents are added to.
+    """The two directions of a ladder: features of x from the bottom up, and a stream from the top down that latents are added to.
 
-    `levels` lists the latents from the bottom, each (halvings, channels): its resolution, counted in halvings after the patch, and its own
+    `levels` lists the latents from the bottom, each (halvings, channels): its resolution, counted in halvings after the patch, and its
     channels. Sønderby et al. (2016), arXiv:1602.02282; Kingma et al. (2016), section 4 and appendix, arXiv:1606.04934.
     """
 
@@ -305,11 +305,11 @@ class Ladder(nn.Module):
 
         Args:
             shape: of one image.
-            channels_out: what is said of x, in channels.
-            levels: of the latents, the bottom first.
-            width: of both ways.
+            channels_out: channels of the output for x.
+            levels: of the latents, from the bottom.
+            width: channels in both directions.
             patch: side of the pixels folded into channels.
-            depth: residual blocks a latent, on each way.
+            depth: residual blocks for each latent, in each direction.
             groups: of the normalisation; must divide the width.
             dropout: inside the residual blocks, in [0, 1).
 
@@ -343,13 +343,13 @@ class Ladder(nn.Module):
         self.outward = nn.Conv2d(width, channels_out * patch**2, 3, padding=1)
 
     def latent_shape(self, k: int) -> tuple[int, int, int]:
-        """Of the latent k, counted from the bottom."""
+        """Shape of latent k, counted from the bottom."""
         halving, channels = self.levels[k]
         h, w = (-(-n // self.multiple) * self.multiple // self.patch // 2**halving for n in self.shape[1:])
         return channels, h, w
 
     def features(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
-        """What x says to each latent, the bottom first."""
+        """The features of x for each latent, from the bottom."""
         refuse_shape(x, self.shape)
         h, found = self.inward(nn.functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.patch)), []
         for halve, up in zip(self.halve, self.up, strict=True):
@@ -370,16 +370,16 @@ class Ladder(nn.Module):
         return self.enlarge[k](self.down[k](stream + self.join[k](z)))
 
     def end(self, stream: Tensor) -> Float[Tensor, "b c h w"]:
-        """What the stream below the last latent says of x."""
+        """The output for x, from the stream below the last latent."""
         image = nn.functional.pixel_shuffle(self.outward(self.norm(stream, activates=True)), self.patch)
         return image[..., : self.shape[1], : self.shape[2]]
 
 
 class PatchCritic(nn.Module):
-    """Tells real patches from made ones: one number a position, above zero for real. Isola et al. (2017), arXiv:1611.07004."""
+    """Discriminates real from reconstructed patches: one number a position, positive for real. Isola et al. (2017), arXiv:1611.07004."""
 
     def __init__(self, channels: int, *, width: int = 32, depth: int = 2, groups: int = 8) -> None:
-        """Builds it: `depth` halvings, the width doubling with each."""
+        """Builds it with `depth` halvings; the width doubles with each."""
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(depth - 1):
@@ -393,7 +393,7 @@ class PatchCritic(nn.Module):
 
 
 class Fourier(nn.Module):
-    """A network that also sees sin and cos of 2^n pi x for each n of `powers`, beside x: grey levels next to each other look apart.
+    """A network that also gets sin and cos of 2^n pi x for each n of `powers`, so that it can distinguish neighbouring grey levels.
 
     Kingma et al. (2021), appendix C, arXiv:2107.00630.
     """
@@ -405,7 +405,7 @@ class Fourier(nn.Module):
         self.powers = tuple(powers)
 
     def hidden(self) -> Iterator[nn.Parameter]:
-        """Those of the network within."""
+        """Those of the wrapped network."""
         return self.net.hidden()  # pyright: ignore[reportCallIssue] - Optimizer asks only networks that have it
 
     def forward(self, x: Float[Tensor, "b *x"], log_snr: Float[Tensor, "b"], cond: CondLike | None = None) -> Tensor:
@@ -415,7 +415,7 @@ class Fourier(nn.Module):
 
 
 def refuse_shape(x: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuses what the network was not built for."""
+    """Refuses inputs of another shape than the network's."""
     if tuple(x.shape[1:]) != tuple(shape):
         wanted = ", ".join(map(str, shape))
         raise ValueError(f"this network takes [b, {wanted}], got {tuple(x.shape)}; the latent or the data do not fit it.")

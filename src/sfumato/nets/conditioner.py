@@ -1,7 +1,7 @@
-"""How networks take their conditions: the level, classes and numbers as one vector, maps beside x.
+"""Embeds conditions for networks: the level, classes and numbers in one vector, maps added to x.
 
-A condition that is not given is a learned value, chosen by `torch.where` (never a multiplication), on the way in, too: what stands in the
-value of a row that is not given reaches neither the output nor a gradient.
+A learned value, chosen by `torch.where` (never by multiplication), replaces a condition that is not given, so the value in such a row
+affects neither the output nor a gradient.
 """
 
 import math
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from sfumato.condition import Classes, Condition, ConditionSpec, CondLike, Map, Numbers, as_cond, refuse_unknown, shape_of
 from sfumato.nets.layers import Features, LogSNRFourier
 
-RATES = 8  # sines and cosines a number
+RATES = 8  # sines and cosines for each number
 
 
 class Conditioner(nn.Module):
-    """One vector a row: features of its log-SNR through an MLP, plus what is made of its classes and numbers. Maps stay maps.
+    """One vector for each row: features of its log-SNR through an MLP, plus embeddings of its classes and numbers. Maps are added to x.
 
-    Conditions are taken in the order of their names, so the order of the mapping means nothing. A condition that is missing is not given in
-    any row. The weights of "labels" are called `label`, as ever since there are checkpoints, those of another condition `on_` and its name.
+    Conditions are used in the order of their names, so the order of the mapping does not matter. A missing condition is not given in any
+    row. The weights of "labels" are called `label`, as in old checkpoints, those of another condition `on_` and its name.
     """
 
     def __init__(
@@ -34,15 +34,15 @@ class Conditioner(nn.Module):
         given: bool = False,
         stem: Callable[[int], nn.Module] | None = None,
     ) -> None:
-        """Makes the embeddings.
+        """Builds the embeddings.
 
         Args:
             width: of the vector.
             conditions: name to spec, as `accepted` returns them.
-            features: `LogSNRFourier`, `TimestepSinusoids` or `LearnedTimesteps`; as many waves as the width where not given.
-            given: refuse examples without their class.
-            stem: makes a layer without bias from so many channels of a map to what the network's first layer makes of x. The sum of both
-                is one layer over x and the map concatenated.
+            features: `LogSNRFourier`, `TimestepSinusoids` or `LearnedTimesteps`; by default Fourier features, as many as the width.
+            given: refuse examples without a class.
+            stem: makes a layer without bias from the given number of map channels to the output of the network's first layer. The sum of
+            both equals one layer over x and the map concatenated.
         """
         super().__init__()
         self.conditions = dict(sorted((conditions or {}).items()))
@@ -63,8 +63,8 @@ class Conditioner(nn.Module):
         """The condition vectors, after a SiLU.
 
         Raises:
-            ValueError: a condition that the network does not have or of another shape, a class out of range, or (on a CPU) none where one
-                must be given.
+            ValueError: a condition that the network does not have or of another shape, a class out of range, or (on a CPU) a missing
+            class that must be given.
         """
         known = as_cond(cond) or {}
         refuse_unknown(known, self.conditions, "this network")
@@ -79,7 +79,7 @@ class Conditioner(nn.Module):
         """For each map its layer, and the map at the size of x.
 
         Raises:
-            ValueError: a map of another number of channels or axes.
+            ValueError: a map with another number of channels or axes.
         """
         known, found = as_cond(cond) or {}, []
         for name in self.conditions:
@@ -93,10 +93,10 @@ class Conditioner(nn.Module):
         return cast("ClassEmbedding | NumberEmbedding | MapStem", getattr(self, _key(name)))
 
     def begin_at_zero(self, *names: str) -> None:
-        """Sets to zero what these conditions add, given or not, so that the network computes what it would without them; they still learn.
+        """Sets the effect of these conditions to zero, so that the network computes the same as without them; they can still learn.
 
         Raises:
-            ValueError: a name that is no condition.
+            ValueError: an unknown name.
         """
         refuse_unknown(names, self.conditions, "this network")
         for name in names:
@@ -104,23 +104,23 @@ class Conditioner(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """A vector for each class, and one for no class, unless one must be given."""
+    """A vector for each class, and one for no class, unless a class must be given."""
 
     def __init__(self, name: str, classes: int, width: int, *, given: bool = False) -> None:
-        """Normal vectors of deviation 0.5."""
+        """Normal vectors of standard deviation 0.5."""
         super().__init__()
         self.name, self.classes, self.must_be_given = name, classes, given
         self.weight = nn.Embedding(classes + (not given), width).weight
         nn.init.normal_(self.weight, std=0.5)
 
     def forward(self, one: Condition | None, count: int) -> Float[Tensor, "b width"]:
-        """The vectors; NaN for a class that is missing where it must be given and nobody looked (off the CPU)."""
+        """The vectors; NaN for a missing class that must be given, if it was not checked (on devices other than the CPU)."""
         if one is None:
             if self.must_be_given:
                 raise ValueError(self._must_be_given())
             return nn.functional.embedding(torch.full((count,), self.classes, device=self.weight.device), self.weight)
         if one.value.ndim != 1 or one.value.is_floating_point():
-            raise ValueError(f'"{self.name}" must be integers [b], a class for each example, got {shape_of(one.value)}.')
+            raise ValueError(f'"{self.name}" must be integers [b], one class for each example, got {shape_of(one.value)}.')
         if one.value.device.type == "cpu" and not torch.compiler.is_compiling():
             self._refuse(one)
         if self.must_be_given:
@@ -128,7 +128,7 @@ class ClassEmbedding(nn.Module):
         return nn.functional.embedding(one.value.where(one.given, self.classes), self.weight)
 
     def begin_at_zero(self) -> None:
-        """Every vector is zero."""
+        """Sets every vector to zero."""
         nn.init.zeros_(self.weight)
 
     def _refuse(self, one: Condition) -> None:
@@ -144,7 +144,7 @@ class ClassEmbedding(nn.Module):
 
 
 class NumberEmbedding(nn.Module):
-    """Sines and cosines of each number, at rates from 0.25 to 8 radians a unit, through an MLP; a learned vector where not given."""
+    """Sines and cosines of each number, at rates from 0.25 to 8 radians a unit, through an MLP; a learned vector if not given."""
 
     def __init__(self, name: str, spec: Numbers, width: int) -> None:
         """Builds the layers."""
@@ -169,14 +169,14 @@ class NumberEmbedding(nn.Module):
         return embedded.where(given, self.missing)
 
     def begin_at_zero(self) -> None:
-        """The last layer and the vector of what is not given are zero."""
+        """Sets the last layer and the vector for "not given" to zero."""
         last = cast(nn.Linear, self.embed[-1])
         for parameter in (last.weight, last.bias, self.missing):
             nn.init.zeros_(parameter)
 
 
 class MapStem(nn.Module):
-    """The first layer for a map, beside that for x; a learned value a channel where not given."""
+    """The first layer for a map, added to that for x; a learned value for each channel if not given."""
 
     def __init__(self, name: str, channels: int, stem: nn.Module) -> None:
         """Keeps the layer, which has no bias."""
@@ -185,7 +185,7 @@ class MapStem(nn.Module):
         self.missing = nn.Parameter(torch.zeros(channels))
 
     def forward(self, one: Condition | None, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b m *size"]:
-        """The map at the size of x: the mean over areas where it is larger, linear between entries where it is smaller."""
+        """The map at the size of x: averaged over areas if it is larger, linearly interpolated if it is smaller."""
         missing = self.missing.reshape(1, -1, *(1,) * (x.ndim - 2))
         if one is None:
             return missing.expand(len(x), -1, *x.shape[2:])
@@ -196,23 +196,23 @@ class MapStem(nn.Module):
         return resized(one.value.where(given, 0), x.shape[2:]).to(missing.dtype).where(given, missing)
 
     def begin_at_zero(self) -> None:
-        """The layer is zero."""
+        """Sets the layer to zero."""
         for parameter in self.stem.parameters():
             nn.init.zeros_(parameter)
 
 
 def _key(name: str) -> str:
-    """What a condition's weights are called; names of modules have no dots."""
+    """The name of a condition's weights; module names have no dots."""
     return "label" if name == "labels" else "on_" + name.replace("%", "%25").replace(".", "%2E")
 
 
 def accepted(
     net: str, consumes: tuple[type[ConditionSpec], ...], conditions: Mapping[str, ConditionSpec] | None
 ) -> dict[str, ConditionSpec]:
-    """The conditions, all of kinds that a network of this name takes.
+    """The conditions, after checking that the network supports their kinds.
 
     Raises:
-        ValueError: the first that it cannot take.
+        ValueError: names the first that it does not support.
     """
     for name, spec in (conditions or {}).items():
         if not isinstance(spec, consumes):
@@ -222,7 +222,7 @@ def accepted(
 
 
 def resized(maps: Float[Tensor, "b c *from"], size: torch.Size) -> Float[Tensor, "b c *size"]:
-    """Maps of this size: along axes that shrink the mean over areas, along axes that grow linear interpolation, as pictures are scaled."""
+    """Maps of this size: axes that shrink are averaged over areas, axes that grow are linearly interpolated, as images are scaled."""
     least = [min(a, b) for a, b in zip(maps.shape[2:], size, strict=True)]
     if list(maps.shape[2:]) != least:
         maps = nn.functional.interpolate(maps, least, mode="area")

@@ -16,7 +16,7 @@ class Block(nn.Module):
     """Attention and a perceptron, each normalised, scaled, shifted and gated by the condition (adaLN-Zero)."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Builds the block; it begins as the identity."""
+        """Builds the block; it is the identity at first."""
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """A transformer over patches of a signal, an image or a volume; sizes that the patch does not divide are padded and cut back."""
+    """A transformer over patches of a signal, an image or a volume; sizes that are not multiples of the patch are padded and cropped."""
 
     consumes = (Classes, Numbers, Map)
 
@@ -63,10 +63,10 @@ class DiT(nn.Module):
             depth: transformer blocks.
             heads: of the attention.
             conditions: name to spec: classes, numbers and maps.
-            out_channels: c where not given; 2c for a learned variance.
+            out_channels: c by default; 2c for a learned variance.
 
         Raises:
-            ValueError: a shape without spatial axes, a width that the heads do not divide, or a condition of another kind.
+            ValueError: a shape without spatial axes, a width that is not a multiple of the heads, or a condition of another kind.
         """
         super().__init__()
         dims = len(shape) - 1
@@ -86,7 +86,7 @@ class DiT(nn.Module):
         self.outward = zeroed(nn.Linear(width, self.out_channels * patch**dims))
 
     def hidden(self) -> Iterator[nn.Parameter]:
-        """The matrices between the first layer and the last, for optimisers that treat them apart."""
+        """The matrices between the first layer and the last, for optimisers that treat them separately."""
         for name, weight in self.blocks.named_parameters():
             if weight.ndim == 2 and "modulation" not in name:
                 yield weight
@@ -108,7 +108,7 @@ class DiT(nn.Module):
         return crop_like(_from_tokens(patches, counts, self.patch), x)
 
     def _waves(self, counts: list[int], device: torch.device) -> Tensor:
-        """Sines and cosines of each patch's place, [n, features]: frequencies from half a turn over the axis to a turn a patch pair."""
+        """Sines and cosines of each patch's position, [n, features]: frequencies from half a turn over the axis to one in two patches."""
         half = self.places.in_features // (2 * len(counts))
         axes = []
         for n in counts:

@@ -16,7 +16,7 @@ from sfumato.nets.layers import refuse_misfit, zeroed
 class MLP(nn.Module):
     """Residual layers, each scaled and shifted by the condition, over the entries of x and sines of random projections of them.
 
-    The projections (Tancik et al. 2020, arXiv:2006.10739) let a small network draw the sharp edges that point sets have.
+    The projections (Tancik et al. 2020, arXiv:2006.10739) let a small network represent the sharp edges of point sets.
     """
 
     consumes = (Classes, Numbers)
@@ -38,8 +38,8 @@ class MLP(nn.Module):
             width: of the hidden layers.
             depth: residual layers.
             conditions: name to spec: classes and numbers.
-            waves: how many random projections; 0 for none.
-            out_channels: shape[0] where not given; twice that for a learned variance.
+            waves: number of random projections; 0 for none.
+            out_channels: shape[0] by default; twice that for a learned variance.
 
         Raises:
             ValueError: a condition of another kind.
@@ -57,11 +57,11 @@ class MLP(nn.Module):
         self.outward = zeroed(nn.Linear(width, math.prod(self.out_shape)))
 
     def hidden(self) -> Iterator[nn.Parameter]:
-        """The matrices between the first layer and the last, for optimisers that treat them apart."""
+        """The matrices between the first layer and the last, for optimisers that treat them separately."""
         return (weight for layer in chain(self.first, self.second) for weight in layer.parameters() if weight.ndim == 2)
 
     def forward(self, x: Float[Tensor, "b *shape"], log_snr: Float[Tensor, "b"], cond: CondLike | None = None) -> Float[Tensor, "b *out"]:
-        """Maps x to its size, or to out_channels of it."""
+        """Maps x to its size, with out_channels."""
         refuse_misfit(x, self.shape, exactly=True)
         condition, flat = self.condition(log_snr, cond), x.flatten(1)
         angles = flat.to(self.projection.dtype) @ self.projection

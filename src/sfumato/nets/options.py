@@ -1,4 +1,4 @@
-"""The options of each network, and how one is built of them."""
+"""The options of each network, and building it from them."""
 
 import copy
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class MLPNet(Options):
 
 
 class UNetNet(Options):
-    """`nets.UNet`, by the names of `nets.UNetLayout`."""
+    """`nets.UNet`, with the option names of `nets.UNetLayout`."""
 
     kind: Literal["unet"] = "unet"
     channels: tuple[Size, ...] = Field(default=(64, 128, 128), min_length=1)
@@ -94,7 +94,7 @@ class PatchUNetNet(Options):
 
 
 class OwnNet(Options):
-    """A network of the user's own, given in Python: called as module(x at unit scale, log_snr [b], cond)."""
+    """Your own network, given in Python: called as module(x at unit scale, log_snr [b], cond)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
     kind: Literal["own"] = "own"
@@ -102,7 +102,7 @@ class OwnNet(Options):
 
     @property
     def is_missing(self) -> bool:
-        """Whether it was read from a file, which cannot hold it."""
+        """Whether it was read from a file, which cannot hold the module."""
         return self.module is None
 
     def build(self, shape: tuple[int, ...], conditions: Conditions, out_channels: int | None = None) -> torch.nn.Module:
@@ -112,7 +112,7 @@ class OwnNet(Options):
             ValueError: there is none, as in a recipe that was read from a file.
         """
         if self.module is None:
-            raise ValueError("net.kind=own is a network of the user's own, which a file cannot hold; train and load it in Python.")
+            raise ValueError("net.kind=own is your own network, which a file cannot hold; train and load it in Python.")
         return copy.deepcopy(self.module)
 
 

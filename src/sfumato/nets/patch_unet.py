@@ -1,8 +1,8 @@
-"""A U-Net over small patches: convolutions where texture is, a few attention blocks where the whole is.
+"""A U-Net over small patches: convolutions at fine resolution, a few attention blocks at the coarsest.
 
 Pixels are folded into channels first (Shi et al. 2016, arXiv:1609.05158, inverted), so no convolution runs at full resolution, where a
-plain U-Net spends most of its time; and the 3×3 convolutions overlap, so no patch border shows, as it does in a transformer.
-Everything is normalised over channels and laid out channels-last, which is the fast way through bfloat16 on CPUs and GPUs alike.
+plain U-Net spends most of its time; and the 3×3 convolutions overlap, so there are no visible patch borders as in a transformer.
+Everything is normalised over channels and stored channels-last, which is fast in bfloat16 on CPUs and GPUs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from sfumato.nets.layers import attend, crop_like, pad_to_multiple, refuse_misfi
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of a map."""
+    """Layer normalisation over the channels of a feature map."""
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Normalises each position."""
@@ -28,10 +28,10 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class ConvBlock(nn.Module):
-    """Two 3×3 convolutions and a residual; the condition scales and shifts what lies between them."""
+    """Two 3×3 convolutions and a residual; the condition scales and shifts between them."""
 
     def __init__(self, channels: int, condition: int) -> None:
-        """Builds the block; it begins as the identity."""
+        """Builds the block; it is the identity at first."""
         super().__init__()
         self.norm = ChannelNorm(channels)
         self.first = Conv3x3(channels, channels)
@@ -46,10 +46,10 @@ class ConvBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention and a perceptron side by side on one modulated norm: one matrix in, one out (arXiv:2302.05442)."""
+    """Self-attention and a perceptron in parallel on one modulated norm: one input matrix, one output matrix (arXiv:2302.05442)."""
 
     def __init__(self, channels: int, heads: int, condition: int, *, expansion: int = 3) -> None:
-        """Builds the block; it begins as the identity."""
+        """Builds the block; it is the identity at first."""
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(channels, elementwise_affine=False)
@@ -65,7 +65,7 @@ class AttentionBlock(nn.Module):
         scale, shift = self.modulation(condition)[:, None].chunk(2, dim=2)
         qkv, wide = self.inward(torch.addcmul(shift, self.norm(tokens), 1 + scale)).split(self.widths, dim=2)
         q, k, v = qkv.reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        # Unit queries and keys bound the logits by the scale, so low precision cannot blow them up.
+        # Unit queries and keys bound the logits by the scale, so low precision cannot make them overflow.
         mixed = attend(nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1), v, scale=8.0)
         mixed = mixed.transpose(1, 2).reshape(b, h * w, c)
         tokens = tokens + self.outward(torch.cat([mixed, nn.functional.gelu(wide, approximate="tanh")], dim=2))
@@ -73,7 +73,7 @@ class AttentionBlock(nn.Module):
 
 
 class PatchUNet(nn.Module):
-    """Folds pixels by `patch`, convolves and halves down to the coarsest resolution, works there, and comes back over skips."""
+    """Folds pixels by `patch`, convolves and halves down to the coarsest resolution, works there, and returns with skips."""
 
     consumes = (Classes, Numbers, Map)
 
@@ -96,14 +96,14 @@ class PatchUNet(nn.Module):
             patch: side of the pixels folded into channels.
             widths: channels at each resolution, each half the one before; at least two.
             depth: convolution blocks at each resolution but the coarsest, on each side.
-            middle: the blocks of the coarsest in order: "c" for convolutions, "a" for attention.
+            middle: the blocks at the coarsest resolution in order: "c" for convolutions, "a" for attention.
             heads: of the attention; must divide the coarsest width.
             conditions: name to spec: classes, numbers and maps.
-            out_channels: c where not given; 2c for a learned variance.
+            out_channels: c by default; 2c for a learned variance.
 
         Raises:
-            ValueError: a shape that is no image's, a single width, heads that do not divide, a middle with other letters, or a condition of
-                another kind.
+            ValueError: a shape that is not an image's, a single width, heads that do not divide, other letters in middle, or a condition of
+            another kind.
         """
         super().__init__()
         if len(shape) != 3:
@@ -111,16 +111,16 @@ class PatchUNet(nn.Module):
                 f"PatchUNet takes images (c, height, width), got shape {shape}; for points use MLP, for signals UNet, for volumes DiT."
             )
         if not middle or set(middle) - {"c", "a"}:
-            raise ValueError(f'middle is spelt with "c" (convolutions) and "a" (attention), got "{middle}".')
+            raise ValueError(f'middle must consist of "c" (convolutions) and "a" (attention), got "{middle}".')
         if len(widths) < 2:
-            raise ValueError(f"PatchUNet needs the widths of two resolutions at least, got {list(widths)}.")
+            raise ValueError(f"PatchUNet needs at least two widths, one for each resolution, got {list(widths)}.")
         fine, coarse = widths[0], widths[-1]
         if coarse % heads:
             raise ValueError(f"{heads} heads do not divide the coarsest width {coarse}.")
         self.shape, self.patch, self.multiple = shape, patch, patch * 2 ** (len(widths) - 1)
         map_stem = lambda channels: nn.Conv2d(channels * patch**2, fine, 3, padding=1, bias=False)  # noqa: E731
         self.condition = Conditioner(coarse, accepted("PatchUNet", self.consumes, conditions), stem=map_stem)
-        # One more input channel of ones: with zero padding, it tells a position how far the border is.
+        # One more input channel of ones: with zero padding, it shows a position how far the border is.
         self.stem = nn.Conv2d(shape[0] * patch**2 + 1, fine, 3, padding=1)
         self.encoder = nn.ModuleList(nn.ModuleList(ConvBlock(c, coarse) for _ in range(depth)) for c in widths[:-1])
         self.halve = nn.ModuleList(nn.Conv2d(4 * c, half, 1) for c, half in pairwise(widths))
@@ -134,7 +134,7 @@ class PatchUNet(nn.Module):
         self.head = zeroed(nn.Conv2d(fine, (out_channels or shape[0]) * patch**2, 3, padding=1))
 
     def hidden(self) -> Iterator[nn.Parameter]:
-        """The matrices between the stem and the head, for optimisers that treat them apart."""
+        """The matrices between the stem and the head, for optimisers that treat them separately."""
         for part in (self.encoder, self.halve, self.middle, self.widen, self.join, self.decoder):
             for name, weight in part.named_parameters():
                 if weight.ndim > 1 and "modulation" not in name:
@@ -166,7 +166,7 @@ class PatchUNet(nn.Module):
 
 
 def through(blocks: nn.Module, maps: Tensor, condition: Tensor) -> Tensor:
-    """The maps after a list of blocks."""
+    """The feature maps after a list of blocks."""
     assert isinstance(blocks, nn.ModuleList)
     for block in blocks:
         maps = block(maps, condition)

@@ -1,8 +1,8 @@
 """The convolutional U-Net of DDPM and ADM, in one and two dimensions, for any size.
 
 Ho et al. (2020), appendix B, arXiv:2006.11239; Dhariwal & Nichol (2021), section 3, arXiv:2105.05233. Halving rounds up and doubling
-returns to the size of the skip it meets, so odd and non-square inputs need no padding. With a `UNetLayout` of theirs it is diffusers'
-`UNet2DModel` and OpenAI's `UNetModel`: `sfumato.convert` carries weights both ways.
+returns to the size of its skip, so odd and non-square inputs need no padding. With the right `UNetLayout` it is diffusers'
+`UNet2DModel` and OpenAI's `UNetModel`: `sfumato.convert` converts weights both ways.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,23 +22,23 @@ from sfumato.nets.layers import Features, LogSNRFourier, attend, conv3, refuse_m
 
 @dataclass(frozen=True, kw_only=True)
 class UNetLayout:
-    """What a `UNet` is made of. Lists have one entry a resolution, from the full one down by halves.
+    """The architecture of a `UNet`. Lists have one entry for each resolution, from full resolution down by halves.
 
     Args:
         channels: at each resolution.
-        blocks: residual blocks a resolution on the way down; one more on the way up.
+        blocks: residual blocks for each resolution on the way down; one more on the way up.
         attention: whether self-attention follows the blocks of a resolution.
-        attention_up: the same on the way up, where it differs.
-        middle: one residual block each at the lowest resolution, and whether attention follows it.
+        attention_up: the same on the way up, if it differs.
+        middle: one entry for each residual block at the lowest resolution: whether attention follows it.
         heads: of the attention; must divide its channels.
-        head_width: channels of a head, where their number is to follow from it.
-        groups: of each normalisation, or the most below that divide the channels.
-        middle_groups: of the middle's attention, where they differ; 0 leaves its input as it is.
+        head_width: channels of a head; then the number of heads follows.
+        groups: of each normalisation; if they do not divide the channels, the largest smaller number that does.
+        middle_groups: of the middle's attention, if they differ; 0 for no normalisation.
         eps: of the normalisations.
-        scales: the condition scales and shifts the second normalisation; false adds it before, where a group of one channel forgets it.
+        scales: the condition scales and shifts the second normalisation; false adds it before (a group of one channel removes it again).
         resample: "conv" is a strided convolution, and one after doubling; "pool" averages and repeats, "block" does so in a residual block.
-        pads_end: the strided convolution's zeros lie after the end, as in TensorFlow, rather than around (where the size is even).
-        width: of the condition's vector; four times the first channels where not given.
+        pads_end: pad the strided convolution at the end only, as in TensorFlow, instead of around (for even sizes).
+        width: of the condition vector; four times the first channels by default.
         dropout: inside the residual blocks, in [0, 1).
 
     Raises:
@@ -62,18 +62,18 @@ class UNetLayout:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be built."""
+        """Checks the layout."""
         if not self.channels or self.blocks < 1:
-            raise ValueError(f"a U-Net has at least one resolution with one block, got {self.channels} and {self.blocks}.")
+            raise ValueError(f"a U-Net needs at least one resolution with one block, got {self.channels} and {self.blocks}.")
         if self.resample not in ("conv", "pool", "block"):
             raise ValueError(f'resample must be "conv", "pool" or "block", got "{self.resample}".')
         for here in (self.attention, self.attention_up):
             if here is not None and len(here) != len(self.channels):
-                raise ValueError(f"channels and attention need one entry a resolution, got {len(self.channels)} and {len(here)}.")
+                raise ValueError(f"channels and attention need one entry for each resolution, got {len(self.channels)} and {len(here)}.")
         for channels in sorted(self.attended()):
             if channels % (self.head_width or self.heads):
                 heads = f"heads of {self.head_width} channels" if self.head_width else f"{self.heads} heads"
-                raise ValueError(f"{heads} do not divide the channels {self.channels} where there is attention.")
+                raise ValueError(f"{heads} do not divide the channels {self.channels} at a resolution with attention.")
 
     @property
     def attention_on_the_way_up(self) -> tuple[bool, ...]:
@@ -81,16 +81,16 @@ class UNetLayout:
         return self.attention if self.attention_up is None else self.attention_up
 
     def attended(self) -> set[int]:
-        """The numbers of channels on which there is attention."""
+        """The channel numbers of layers with attention."""
         either = zip(self.channels, self.attention, self.attention_on_the_way_up, strict=True)
         return {c for c, down, up in either if down or up} | ({self.channels[-1]} if any(self.middle) else set())
 
     def heads_of(self, channels: int) -> int:
-        """How many heads attend on so many channels."""
+        """Number of heads for this many channels."""
         return channels // self.head_width if self.head_width else self.heads
 
     def norm(self, channels: int, groups: int | None = None) -> GroupNorm:
-        """The normalisation of so many channels, in at most so many groups."""
+        """The normalisation for this many channels, in at most this many groups."""
         most = min(groups or self.groups, channels)
         return GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels, self.eps)
 
@@ -114,7 +114,7 @@ class ResBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c *size"], condition: Float[Tensor, "b e"], resize: Callable[[Tensor], Tensor] = lambda x: x
     ) -> Float[Tensor, "b d *sized"]:
-        """resize(x) + f(x, condition), f resizing before its first convolution."""
+        """resize(x) + f(x, condition); f resizes before its first convolution."""
         h, modulation = self.conv1(resize(self.norm1(x, activates=True))), self.modulation(condition)
         if self.scales:
             scale, shift = modulation.chunk(2, dim=1)
@@ -145,10 +145,10 @@ class SelfAttention(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, then self-attention or nothing."""
+    """A residual block, optionally followed by self-attention."""
 
     def __init__(self, block: ResBlock, attention: nn.Module) -> None:
-        """Joins the two."""
+        """Combines the two."""
         super().__init__()
         self.block = block
         self.attention = attention
@@ -159,10 +159,10 @@ class Stage(nn.Module):
 
 
 class Shrink(nn.Module):
-    """To half the resolution, rounded up."""
+    """Halves the resolution, rounded up."""
 
     def __init__(self, channels: int, condition: int, layout: UNetLayout, *, dims: int) -> None:
-        """Builds what `layout.resample` names."""
+        """Builds the kind that `layout.resample` names."""
         super().__init__()
         conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
         self.pads_end = layout.pads_end
@@ -170,23 +170,23 @@ class Shrink(nn.Module):
         self.block = ResBlock(channels, channels, condition, layout, dims=dims) if layout.resample == "block" else None
 
     def forward(self, x: Float[Tensor, "b c *size"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c *half"]:
-        """The smaller map."""
+        """The smaller feature map."""
         if self.conv is not None:
             return self.conv(nn.functional.pad(x, [p for n in reversed(x.shape[2:]) for p in (n % 2, 1)]) if self.pads_end else x)
         return _halved(x) if self.block is None else self.block(x, condition, _halved)
 
 
 class Grow(nn.Module):
-    """To the double resolution."""
+    """Doubles the resolution."""
 
     def __init__(self, channels: int, condition: int, layout: UNetLayout, *, dims: int) -> None:
-        """Builds what `layout.resample` names."""
+        """Builds the kind that `layout.resample` names."""
         super().__init__()
         self.conv = conv3(channels, channels, dims) if layout.resample == "conv" else None
         self.block = ResBlock(channels, channels, condition, layout, dims=dims) if layout.resample == "block" else None
 
     def forward(self, x: Float[Tensor, "b c *size"], condition: Float[Tensor, "b e"], size: torch.Size) -> Float[Tensor, "b c *double"]:
-        """The map of this size."""
+        """The feature map of this size."""
         grown = partial(nn.functional.interpolate, size=size, mode="nearest-exact")
         if self.block is not None:
             return self.block(x, condition, grown)
@@ -212,11 +212,11 @@ class UNet(nn.Module):
 
         Args:
             shape: of one x: (c, length) or (c, height, width).
-            layout: what it is made of.
+            layout: its architecture.
             conditions: name to spec: classes, numbers and maps.
-            out_channels: c where not given; 2c for a learned variance.
-            features: of the log-SNR; as many `LogSNRFourier` as the first channels where not given.
-            given: every example must come with its classes.
+            out_channels: c by default; 2c for a learned variance.
+            features: of the log-SNR; by default `LogSNRFourier`, as many as the first channels.
+            given: every example must come with its class.
 
         Raises:
             ValueError: a shape that is not 1-D or 2-D with channels, a condition of another kind.
@@ -263,7 +263,7 @@ class UNet(nn.Module):
         self.head = zeroed(conv(now, out_channels or shape[0], 3, padding=1))
 
     def hidden(self) -> Iterator[nn.Parameter]:
-        """The convolutions between the stem and the head, for optimisers that treat them apart."""
+        """The convolutions between the stem and the head, for optimisers that treat them separately."""
         for part in (self.down, self.shrink, self.middle, self.up, self.grow):
             for weight in part.parameters():
                 if weight.ndim > 2:
