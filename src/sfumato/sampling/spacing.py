@@ -1,7 +1,7 @@
-"""Which levels a sampler visits: `grid(schedule, steps, spacing=…)`, and the spacings by the names that the field gives them.
+"""The levels of a sampling run: `grid(schedule, steps, spacing=…)`, and the spacings under their usual names.
 
-A spacing maps (schedule, steps) to the times of the steps + 1 levels, from noise to data. Those that speak of a chain's indices
-(`leading`, `ddim_stride`, `openai_sections`) need a `Discrete`; its index i of the papers' code is the level k = i + 1 here.
+A spacing maps (schedule, steps) to the times of the steps + 1 levels, from noise to data. Those that use a chain's indices (`leading`,
+`ddim_stride`, `openai_sections`) need a `Discrete`; index i of the papers' code is our level k = i + 1.
 """
 
 import math
@@ -21,8 +21,8 @@ def grid(schedule: Schedule, steps: int, *, spacing: Spacing | None = None) -> l
     """The steps + 1 levels from noise to data, zero-dimensional and in float64: they multiply tensors of any dtype on any device.
 
     Args:
-        schedule: the schedule whose levels are taken.
-        steps: how many steps join them; each step evaluates the model once, or as often as its method says (Heun twice).
+        schedule: the schedule of the levels.
+        steps: number of steps; each evaluates the model once, or more often for some methods (Heun twice).
         spacing: one of this module's; `log_snr` by default.
 
     Raises:
@@ -31,13 +31,13 @@ def grid(schedule: Schedule, steps: int, *, spacing: Spacing | None = None) -> l
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     if isinstance(schedule, Discrete) and steps > len(schedule):
-        raise ValueError(f"the chain has {len(schedule)} steps, {steps} were asked for; take fewer, or a continuous schedule.")
+        raise ValueError(f"the chain has {len(schedule)} steps, but {steps} were asked for; use fewer, or a continuous schedule.")
     times = (spacing or log_snr)(schedule, steps)
     return [schedule.level(t) for t in times]
 
 
 def uniform(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
-    """t uniform from 1 to 0; on a chain, to the nearest of its levels."""
+    """t uniform from 1 to 0; on a chain, rounded to the nearest levels."""
     return _snap(torch.linspace(1, 0, steps + 1, dtype=torch.float64), schedule)
 
 
@@ -47,19 +47,19 @@ def trailing(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
 
 
 def leading(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
-    """Counts up from the first level in whole strides: the noisiest is left out, as in DDIM's code. Lin et al. (2024), table 2."""
+    """Counts up from the first level in integer strides, without the noisiest level, as in DDIM's code. Lin et al. (2024), table 2."""
     chain = _chain(schedule, "leading")
     return _with_data(torch.arange(steps) * (len(chain) // steps) + 1, chain)
 
 
 def ddim_stride(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
-    """`leading`, for a number of steps that some whole stride gives exactly, as improved-diffusion's "ddimN" asks."""
+    """`leading`, for a number of steps that an integer stride gives exactly, as improved-diffusion's "ddimN" requires."""
     chain = _chain(schedule, "ddim_stride")
     for stride in range(1, len(chain) + 1):
         kept = torch.arange(0, len(chain), stride)
         if len(kept) == steps:
             return _with_data(kept + 1, chain)
-    raise ValueError(f"no whole stride over {len(chain)} steps gives {steps}; take a divisor of {len(chain)}, or spacing.trailing.")
+    raise ValueError(f"no integer stride over {len(chain)} steps gives {steps}; use a divisor of {len(chain)}, or spacing.trailing.")
 
 
 def quadratic(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
@@ -74,10 +74,11 @@ def log_snr(schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
 
 
 @dataclass(frozen=True)
-class softened:  # noqa: N801 - a spacing with an option, called like its sisters
+class softened:  # noqa: N801 - a spacing with an option, named like the others
     """log(1 + scale · alpha/sigma) uniform between the ends: log-SNR uniform near the data, alpha/sigma in the noise.
 
-    Where alpha/sigma is far below 1/scale, x_t says nothing of x0 and the flow is straight: `log_snr` spends a third of its levels there.
+    Where alpha/sigma is far below 1/scale, x_t carries no information on x0 and the flow is straight; `log_snr` wastes a third of its
+    levels there.
     """
 
     scale: float = 20.0
@@ -89,7 +90,7 @@ class softened:  # noqa: N801 - a spacing with an option, called like its sister
 
 
 @dataclass(frozen=True)
-class karras:  # noqa: N801 - a spacing with an option, called like its sisters
+class karras:  # noqa: N801 - a spacing with an option, named like the others
     """(sigma/alpha)^(1/rho) uniform between the ends. Karras et al. (2022), eq. 5, arXiv:2206.00364."""
 
     rho: float = 7.0
@@ -101,11 +102,11 @@ class karras:  # noqa: N801 - a spacing with an option, called like its sisters
 
 
 @dataclass(frozen=True)
-class shifted:  # noqa: N801 - a spacing with an option, called like its sisters
+class shifted:  # noqa: N801 - a spacing with an option, named like the others
     """u' = shift u / (1 + (shift - 1) u), with u = sigma / (alpha + sigma), a rectified flow's time, uniform between the ends.
 
-    It multiplies sigma/alpha by `shift`: more noise for larger images, 3 in SD3. Where that is beyond the schedule's ends (below the first
-    level's noise, above the last's) it is taken to them. Esser et al. (2024), eq. 23, arXiv:2403.03206.
+    It multiplies sigma/alpha by `shift`: more noise for larger images, 3 in SD3. Levels beyond the schedule's ends (below the first
+    level's noise, above the last's) are clamped to them. Esser et al. (2024), eq. 23, arXiv:2403.03206.
     """
 
     shift: float = 3.0
@@ -113,7 +114,7 @@ class shifted:  # noqa: N801 - a spacing with an option, called like its sisters
     def __post_init__(self) -> None:
         """Refuses a shift that is not positive."""
         if not 0 < self.shift < math.inf:
-            raise ValueError(f"shift must be positive, got {self.shift}; 1 leaves the flow's time uniform, SD3 has 3.")
+            raise ValueError(f"shift must be positive, got {self.shift}; 1 keeps the flow's time uniform, SD3 uses 3.")
 
     def __call__(self, schedule: Schedule, steps: int) -> Float[Tensor, "levels"]:
         """The times of the levels."""
@@ -122,8 +123,8 @@ class shifted:  # noqa: N801 - a spacing with an option, called like its sisters
 
 
 @dataclass(frozen=True)
-class openai_sections:  # noqa: N801 - a spacing with an option, called like its sisters
-    """A chain cut into equal sections, each with its own number of evenly kept steps; improved-diffusion's "a,b,c".
+class openai_sections:  # noqa: N801 - a spacing with an option, named like the others
+    """A chain divided into equal sections, each with its own number of evenly spaced steps; improved-diffusion's "a,b,c".
 
     Nichol & Dhariwal (2021), section 4, arXiv:2102.09672, and its public code. Without counts: one section with `steps`.
     """
@@ -138,7 +139,7 @@ class openai_sections:  # noqa: N801 - a spacing with an option, called like its
         """The times of the kept levels and of the data."""
         chain, counts = _chain(schedule, "openai_sections"), self.counts or (steps,)
         if sum(counts) != steps:
-            raise ValueError(f"the sections keep {sum(counts)} steps in all, {steps} were asked for.")
+            raise ValueError(f"the sections keep {sum(counts)} steps in all, but {steps} were asked for.")
         whole, extra = divmod(len(chain), len(counts))
         kept, start = [], 0
         for i, count in enumerate(counts):
@@ -146,7 +147,7 @@ class openai_sections:  # noqa: N801 - a spacing with an option, called like its
             if count > size:
                 raise ValueError(f"a section of {size} steps cannot keep {count}.")
             stride, place = (size - 1) / (count - 1) if count > 1 else 1.0, 0.0
-            for _ in range(count):  # summed up, as the public code does: it decides how halves round
+            for _ in range(count):  # summed as in the public code, which determines how halves are rounded
                 kept.append(start + round(place))
                 place += stride
             start += size
@@ -155,7 +156,7 @@ class openai_sections:  # noqa: N801 - a spacing with an option, called like its
 
 def _chain(schedule: Schedule, name: str) -> Discrete:
     if not isinstance(schedule, Discrete):
-        raise ValueError(f"spacing.{name} counts the steps of a chain, got {schedule!r}; take spacing.uniform, or a Discrete schedule.")
+        raise ValueError(f"spacing.{name} needs the steps of a chain, got {schedule!r}; use spacing.uniform, or a Discrete schedule.")
     return schedule
 
 
@@ -165,7 +166,7 @@ def _with_data(kept: Tensor, chain: Discrete) -> Tensor:
 
 
 def _snap(times: Tensor, schedule: Schedule) -> Tensor:
-    """On a chain, the nearest levels, moved apart where two times would fall on one."""
+    """On a chain, the nearest levels, separated if two times have the same nearest level."""
     if not isinstance(schedule, Discrete):
         return times
     k = (times * len(schedule)).round().long()

@@ -1,12 +1,12 @@
-"""The methods that move x from a level t to a cleaner level s; each is one frozen dataclass.
+"""The methods that move x from a level t to a cleaner level s; each is a frozen dataclass.
 
-All are written in (alpha, sigma) and log-SNR, so they hold under every scaling, and they are safe at both ends: a step to a level without
-noise returns x0, a step from a level without signal is of first order, whatever the method. Where a step is too long for a method's
-order, in itself or beside the step before, it is of a lower one, so that no method is much worse than DDIM. `chain` has the reverse chains
-and Euler's rule, `ode` the multistep and Runge-Kutta solvers of the probability flow, `adams` the one on v, `known` what those that
-remember share, `final` lower orders at the end, `langevin` what walks at one level, `singlestep` the solvers that ask on the way,
-`plms` those with the weights of equal steps, `renoised` what adds noise and takes it away again, `sde` the solvers on a path of noise
-(`brownian`), `adaptive` the one that chooses its steps.
+All are written in (alpha, sigma) and log-SNR, so they work under every scaling, and at both ends: a step to a level without noise returns
+x0, a step from a level without signal is of first order, whatever the method. If a step is too long for a method's order, in itself or
+relative to the previous step, the order is lowered, so that no method is much worse than DDIM. `chain` has the reverse chains and
+Euler-Maruyama, `ode` multistep and Runge-Kutta solvers of the probability flow, `adams` the one on v, `history` what multistep methods
+share, `final` lower orders at the end, `langevin` Langevin dynamics at one level, `singlestep` solvers that evaluate between the levels,
+`plms` those with the weights of equal steps, `renoised` methods that add and remove noise, `sde` solvers on a Brownian path (`brownian`),
+`adaptive` the solver with adaptive steps.
 """
 
 from sfumato.sampling.steps.adams import Adams

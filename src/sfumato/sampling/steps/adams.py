@@ -1,8 +1,8 @@
 """Adams's methods on v: the probability flow as a curve whose tangent the model predicts.
 
 With φ = atan(sigma/alpha) and u = x / hypot(alpha, sigma) = cos φ x0 + sin φ eps, the flow is du/dφ = v = cos φ eps - sin φ x0, under every
-scaling, and nothing is left to integrate for data of unit variance, where v = 0. x0 is a steady forecast in noise and eps near the data; v
-is the one between the levels and the other beyond. Salimans & Ho (2022), appendix D, arXiv:2202.00512, take its first-order step.
+scaling; for data of unit variance v = 0 and there is nothing to integrate. x0 varies slowly in noise and eps near the data; v is good
+at all levels between. Salimans & Ho (2022), appendix D, arXiv:2202.00512, use the first-order step.
 """
 
 import math
@@ -20,27 +20,27 @@ from sfumato.noise import Generator
 from sfumato.sampling.steps.history import PastPrediction, bounded, combine, half_log_snr, latest, refuse_order, remember
 from sfumato.schedule import Level
 
-_SHORT = 0.8  # in half log-SNR: a longer step is not corrected, as the prediction at its end says too little of its middle
-_STRAIGHT, _WIDE = 1.6, 0.25  # in half log-SNR and in φ: over a longer step x is turned where one v is used, not moved along its tangent
+_SHORT = 0.8  # in half log-SNR: a longer step is not corrected, because the prediction at its end is too far from its middle
+_STRAIGHT, _WIDE = 1.6, 0.25  # in half log-SNR and in φ: over longer steps with a single v, x is rotated and not moved along its tangent
 _LONGEST = 3.0  # in half log-SNR: the longest step over which two v are used (`latest`)
-_WHOLE = 1.5  # in φ: no polynomial is laid through v over a wider arc, which is nearly that from noise to data
+_WHOLE = 1.5  # in φ: no polynomial through v over a wider arc, which is nearly the whole way from noise to data
 _PLACES, _MASSES = ((1 + np.polynomial.legendre.leggauss(32)[0]) / 2, np.polynomial.legendre.leggauss(32)[1] / 2)
 
 
 @dataclass(frozen=True)
 class Adams:
-    """v laid through the last `order` levels in log-SNR and integrated over φ, then through the new one too: one evaluation a step.
+    """A polynomial through v at the last `order` levels, integrated over φ and corrected with the new v; one evaluation a step.
 
-    The predictor is of Adams-Bashforth, the corrector of Adams-Moulton one order above, for steps of at most 1.6 nats of log-SNR; the last
-    x is not corrected. Its first steps are of lower order, as are those that are long beside the step before (`Multistep` says how long)
-    or of more than 6 nats. A first-order step that is long turns (x, v) by its arc, as DDIM does, and is exact on data of one point; a step
-    to the data returns x0.
+    The predictor is Adams-Bashforth, the corrector Adams-Moulton of one order more, for steps of at most 1.6 nats of log-SNR; the last x is
+    not corrected. The first steps are of lower order, as are steps that are long relative to the previous one (see `Multistep`), or of more
+    than 6 nats. A long first-order step rotates (x, v) by its arc, as DDIM does, and is exact on data of one point; a step to the data
+    returns x0.
     """
 
     order: int = 3
 
     def __post_init__(self) -> None:
-        """Refuses orders that are not there."""
+        """Checks the order."""
         refuse_order(self.order, 4)
 
     def __call__(
@@ -67,7 +67,7 @@ class Adams:
 
 
 def _advance(x: Tensor, t: Level, s: Level, last: PastPrediction, candidates: Sequence[Sequence[PastPrediction]]) -> Tensor:
-    """x at s from x at t with v laid through the first bounded candidate; without one, along the last v, or turned with it."""
+    """x at s from x at t, with a polynomial through v of the first bounded candidate; without one, along the last v, or rotated."""
     radius, radius_s = _radius(t), _radius(s)
     now, then = half_log_snr(t), half_log_snr(s)
     found = bounded(candidates, lambda places: _arcs(now, then, places))
@@ -85,7 +85,7 @@ def _radius(level: Level) -> float:
 
 
 def _arc(now: float, then: float) -> float:
-    """φ from half log-SNR `then` to `now`."""
+    """The change of φ from half log-SNR `then` to `now`."""
     return math.atan(math.exp(-now)) - math.atan(math.exp(-then))
 
 

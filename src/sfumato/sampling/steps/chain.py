@@ -1,4 +1,4 @@
-"""One prediction, one move: the reverse chains of DDPM and DDIM, and Euler's rule on the reverse SDE."""
+"""Methods with one prediction for each step: the reverse chains of DDPM and DDIM, and Euler's method on the reverse SDE."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ from sfumato.schedule import Level
 class Ancestral:
     """x_s ~ N(μ̃(x_t, x0_hat), variance): the reverse chain. Ho et al. (2020), alg. 2, arXiv:2006.11239.
 
-    The variance is β̃ ("small"), β ("large"), or between the two in its logarithm where the model has learned it ("learned": Nichol &
+    The variance is β̃ ("small"), β ("large"), or interpolated in its logarithm as the model has learned it ("learned": Nichol &
     Dhariwal 2021, eq. 15, arXiv:2102.09672). A step to a level without noise returns the mean.
     """
 
     variance: str = "small"
 
     def __post_init__(self) -> None:
-        """Refuses an unknown variance."""
+        """Checks the variance."""
         if self.variance not in ("small", "large", "learned"):
             raise ValueError(f'variance must be "small", "large" or "learned", got "{self.variance}".')
 
@@ -45,7 +45,7 @@ class DDIM:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses an eta outside [0, 1]."""
+        """Checks eta."""
         refuse_eta(self.eta)
 
     def __call__(
@@ -62,13 +62,13 @@ class DDIM:
 
 @dataclass(frozen=True)
 class EulerMaruyama:
-    """Euler's rule on the reverse SDE, in half log-SNR λ and for u = x / hypot(alpha, sigma), so that no scaling shows.
+    """Euler-Maruyama on the reverse SDE, in half log-SNR λ and for u = x / hypot(alpha, sigma), so it is the same under every scaling.
 
         du = -sigma (alpha v + eps) dλ + sqrt(2) sigma dW,   alpha² + sigma² = 1
 
-    Its first part is the probability flow, the other two are Langevin dynamics that keep the law of x_t. Noise does not depend on u, so the
-    strong order is 1 as the weak one is. Unstable for steps of 2 in λ (4 nats) and more: `Ancestral` solves the linear part exactly, and a
-    step from a level without signal or to one without noise, which is infinite in λ, is Ancestral's.
+    The first part is the probability flow, the other two are Langevin dynamics, which keep the law of x_t. The noise does not depend on u,
+    so strong and weak order are both 1. Unstable for steps of 2 in λ (4 nats) or more: `Ancestral` solves the linear part exactly. A step
+    from a level without signal, or to one without noise, is infinite in λ and uses Ancestral's step.
 
     Reference: Song et al. (2021), eq. 6 and appendix D, arXiv:2011.13456.
     """
@@ -87,6 +87,6 @@ class EulerMaruyama:
 
 
 def refuse_eta(eta: float) -> None:
-    """Refuses an eta outside [0, 1]."""
+    """Checks eta."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1] (0 = deterministic, 1 = ancestral), got {eta}.")

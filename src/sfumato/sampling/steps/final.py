@@ -1,4 +1,4 @@
-"""Lower orders at the end of a walk."""
+"""Lower orders at the end of a run."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,10 +14,10 @@ from sfumato.schedule import Level
 
 @dataclass(frozen=True)
 class LowerOrderFinal:
-    """A method of at most first order in the last step of a walk, second in the one before, and so on: diffusers' `lower_order_final`.
+    """A method of at most first order in the last step of a run, second in the one before, and so on: diffusers' `lower_order_final`.
 
-    `step` is any method with an `order`: Multistep, UniPC, AdamsBashforth, Adams. It is the walk (`sample`, `progressive`, `invert`) that
-    counts the steps; called on its own, this is `step`. Where a walk ends at the data its last step is of first order anyway.
+    `step` is any method with an `order`: Multistep, UniPC, AdamsBashforth, Adams. The sampling loop (`sample`, `progressive`, `invert`)
+    counts the steps; called directly, this is `step`. If a run ends at the data, its last step is of first order anyway.
     """
 
     step: Any
@@ -25,7 +25,7 @@ class LowerOrderFinal:
     def __post_init__(self) -> None:
         """Refuses methods without an order."""
         if not isinstance(getattr(self.step, "order", None), int):
-            raise ValueError(f"only the order of a method that has one can be lowered, got {self.step!r}; take Multistep, UniPC or Adams.")
+            raise ValueError(f"only a method with an order can be lowered, got {self.step!r}; use Multistep, UniPC or Adams.")
 
     def __call__(
         self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: Any, generator: Generator | None

@@ -20,26 +20,26 @@ def refuse_order(order: int, most: int) -> None:
 
 
 def half_log_snr(level: Level) -> float:
-    """λ = log(alpha/sigma): infinite at the ends, as a number, since many small tensors cost more than the large one.
+    """λ = log(alpha/sigma): infinite at the ends; a Python number, because many small tensors cost more than the large one.
 
     Raises:
-        ValueError: a level with one value a row: these methods lay one polynomial for the whole batch.
+        ValueError: a level with one value for each row: these methods use one polynomial for the whole batch.
     """
     if level.alpha.numel() != 1:
-        raise ValueError(f"this method takes one level for all rows, got one of shape {tuple(level.alpha.shape)}; take grid's, or DDIM.")
+        raise ValueError(f"this method takes one level for all rows, got one of shape {tuple(level.alpha.shape)}; use grid, or DDIM.")
     alpha, sigma = float(level.alpha), float(level.sigma)
     return math.inf if sigma == 0 else -math.inf if alpha == 0 else math.log(alpha / sigma)
 
 
 def remember(now: PastPrediction, past: tuple[PastPrediction, ...], most: int) -> tuple[PastPrediction, ...]:
-    """The last predictions, latest first; none but the first of a walk can be without signal, and no polynomial goes through that one."""
+    """The last predictions, latest first; predictions without signal (only the first of a run) are left out, as no polynomial fits them."""
     return (now, *(each for each in past if math.isfinite(each[1])))[:most]
 
 
 def latest(known: Sequence[PastPrediction], then: float, longest: float) -> list[Sequence[PastPrediction]]:
-    """All that is known, all but the oldest, … and the latest two, those that a step to `then` is not too long for.
+    """All past predictions, all but the oldest, … and the latest two: those for which a step to `then` is not too long.
 
-    `longest` is the length, in half log-SNR, for two predictions; so many times two thirds of it for three, a half for four.
+    `longest` is the longest step, in half log-SNR, for two predictions; two thirds of it for three, half for four.
     """
     length = abs(then - known[0][1])
     return [known[:count] for count in range(len(known), 1, -1) if count * length <= 2 * longest]
@@ -48,12 +48,12 @@ def latest(known: Sequence[PastPrediction], then: float, longest: float) -> list
 def bounded(
     candidates: Sequence[Sequence[PastPrediction]], weigh: Callable[[tuple[float, ...]], list[float]]
 ) -> tuple[list[float], Sequence[PastPrediction]] | None:
-    """The first of the candidates whose weights are bounded, after its weights; None where there is no such.
+    """The first candidate with bounded weights, and its weights; None if there is none.
 
-    `weigh` maps half log-SNRs to weights, which sum to the length of the step in the measure that the method integrates over. What the sum
-    of their sizes has above that is extrapolation, and an error of the predictions can grow by as much. Short steps of one length have 2,
-    3.7, 6.7 and 12.2 times it at orders 2 to 5; the bounds let order 2 go up to 1.5 times the step before, order 3 up to 1.15 times. They
-    were chosen on mixtures of several tightnesses, under all schedules and spacings, so that no method is much worse than DDIM.
+    `weigh` maps half log-SNRs to weights, whose sum is the length of the step in the measure of the method's integral. The sum of their
+    absolute values exceeds that by the extrapolation, and can amplify errors of the predictions by as much. For short steps of equal length
+    the ratio is 2, 3.7, 6.7 and 12.2 at orders 2 to 5; the bounds let order 2 go up to 1.5 times the previous step, order 3 up to 1.15
+    times. They were chosen on mixtures of several widths, under all schedules and spacings, so that no method is much worse than DDIM.
     """
     for known in candidates:
         weights = weigh(tuple(at for _, at in known))

@@ -1,4 +1,4 @@
-"""What walks at one level: Langevin dynamics, the annealing of them over levels, and their use as a corrector."""
+"""Methods at a single level: Langevin dynamics, annealed over levels, and as a corrector."""
 
 import math
 from collections.abc import Callable
@@ -23,9 +23,9 @@ def langevin(
     steps: int,
     generator: Generator | None = None,
 ) -> Float[Tensor, "b *x"]:
-    """x + step_size · score(x) + sqrt(2 step_size) z, `steps` times: unadjusted Langevin dynamics, which tend to the law of that score.
+    """x + step_size · score(x) + sqrt(2 step_size) z, `steps` times: unadjusted Langevin dynamics, which converge to the law of that score.
 
-    Its stationary law is off by O(step_size): on N(0, c) its variance is c / (1 - step_size / (2 c)).
+    The stationary law has an error of O(step_size): on N(0, c) its variance is c / (1 - step_size / (2 c)).
 
     Raises:
         ValueError: step_size that is not positive, or steps below 1.
@@ -43,7 +43,7 @@ def langevin(
 
 @runtime_checkable
 class Corrector(Protocol):
-    """Brings x closer to the law of its level, and leaves it at that level."""
+    """Moves x closer to the law of its level, without changing the level."""
 
     def correct(self, predict: Predictor, x: Tensor, level: Level, generator: Generator | None) -> Tensor:
         """Returns x at the same level."""
@@ -54,8 +54,8 @@ class Corrector(Protocol):
 class Langevin:
     """Annealed Langevin dynamics: x / alpha is kept from t to s, then `steps` Langevin steps of size step_size · sigma_s² are made at s.
 
-    The default step_size is NCSN's (ε / sigma_L² = 0.2, of which half is ours); the signal-to-noise ratio r of Song et al. (2021), alg. 4,
-    is step_size = 2 r². As a corrector it only makes the Langevin steps. From a level without signal, or to one without noise, the move
+    The default step_size is NCSN's (ε / sigma_L² = 0.2, half of which is ours); the signal-to-noise ratio r of Song et al. (2021), alg. 4,
+    gives step_size = 2 r². As a corrector it only makes the Langevin steps. From a level without signal, or to one without noise, the step
     is DDIM's.
 
     Reference: Song & Ermon (2019), alg. 1, arXiv:1907.05600.
@@ -65,10 +65,10 @@ class Langevin:
     step_size: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuses what does not walk."""
+        """Checks the options."""
         _refuse_steps(self.steps)
         if not 0 < self.step_size < math.inf:
-            raise ValueError(f"step_size must be positive, in units of sigma², got {self.step_size}; NCSN takes 0.1.")
+            raise ValueError(f"step_size must be positive, in units of sigma², got {self.step_size}; NCSN uses 0.1.")
 
     def __call__(
         self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: None, generator: Generator | None
@@ -81,7 +81,7 @@ class Langevin:
         return self.correct(predict, x, s, generator), None
 
     def correct(self, predict: Predictor, x: Float[Tensor, "b *x"], level: Level, generator: Generator | None) -> Float[Tensor, "b *x"]:
-        """The Langevin steps at this level; none where there is no noise."""
+        """The Langevin steps at this level; none if it has no noise."""
         if not bool(level.sigma.all()):
             return x
         score = lambda x: predict(x, level).score(level)  # noqa: E731

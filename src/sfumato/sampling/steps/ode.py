@@ -1,12 +1,12 @@
-"""Higher-order solvers of the probability flow, and of the reverse SDE where `Multistep` has an eta.
+"""Higher-order solvers of the probability flow, and of the reverse SDE (`Multistep` with eta > 0).
 
-With λ = log(alpha/sigma), half the log-SNR, the flow is linear but for what is predicted:
+With λ = log(alpha/sigma), half the log-SNR, the flow is linear except for the prediction:
 
     d(x/sigma)/dλ =  exp(λ) x0      so  x_s = sigma_s/sigma_t x_t + alpha_s ∫_0^1 h exp(h (u - 1)) x0(u) du
     d(x/alpha)/dλ = -exp(-λ) eps    so  x_s = alpha_s/alpha_t x_t + sigma_s ∫_0^1 g exp(g (u - 1)) eps(u) du,  g = -h
 
 with h = λ_s - λ_t and u from 0 at t to 1 at s: the second is the first with alpha and sigma exchanged. The methods differ in which of the
-two they take and through which levels they lay a polynomial. Lu et al. (2022), eqs. 8 and 9, arXiv:2211.01095.
+two they use and through which levels they fit a polynomial. Lu et al. (2022), eqs. 8 and 9, arXiv:2211.01095.
 """
 
 import math
@@ -33,19 +33,19 @@ _LONGEST_X0, _LONGEST_EPS, _LONGEST_HEUN = 1.5, 2.0, 1.3
 class Heun:
     """The trapezoidal rule on d(x/alpha)/d(sigma/alpha) = eps; two evaluations a step. Karras et al. (2022), alg. 1, arXiv:2206.00364.
 
-    The rule has no meaning over long steps: an error of eps at the step's end is multiplied by half the ratio of sigma/alpha. A step of
-    more than 2.6 nats of log-SNR is Euler's, which is DDIM's, and takes one evaluation; a walk that begins with one says so in a warning.
+    The rule is useless over long steps: an error of eps at the step's end is multiplied by half the ratio of sigma/alpha. A step of more
+    than 2.6 nats of log-SNR is Euler's, which is DDIM's, with one evaluation; a run that starts with one warns.
     """
 
     def __call__(
         self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: bool | None, generator: Generator | None
     ) -> tuple[Float[Tensor, "b *x"], bool]:
-        """One Heun step; Euler's (which is DDIM's) where it is long, s has no noise, or either no signal. Remembers that it has begun."""
+        """One Heun step; DDIM's if it is long, s has no noise, or a level has no signal. Remembers that the run has started."""
         length = abs(half_log_snr(s) - half_log_snr(t))
         if length > _LONGEST_HEUN:
             if memory is None and math.isfinite(length):
                 warnings.warn(
-                    f"Heun's rule has no meaning over a step of {2 * length:.3g} nats of log-SNR, so DDIM's is taken there; take more "
+                    f"Heun's rule is not accurate over a step of {2 * length:.3g} nats of log-SNR, so DDIM's is used there; use more "
                     f"steps (of at most {2 * _LONGEST_HEUN:g} nats), or another sampler.",
                     stacklevel=2,
                 )
@@ -58,21 +58,21 @@ class Heun:
 
 @dataclass(frozen=True)
 class Multistep:
-    """DPM-Solver++: x0 laid through the last `order` levels. Lu et al. (2022), alg. 2 and eq. 18, arXiv:2211.01095.
+    """DPM-Solver++: a polynomial through x0 at the last `order` levels. Lu et al. (2022), alg. 2 and eq. 18, arXiv:2211.01095.
 
     order=1 is DDIM(eta); order=2 is 2M, with half of 1 - exp(-h) for the slope's integral; order=3 integrates the parabola exactly (the
     authors' code takes half of its last term, and has order 2). eta is DDIM's: at 1 it solves the reverse SDE (SDE-DPM-Solver++).
 
-    The first steps are of lower order, and so is one that is long beside the step before (order 2 goes up to 1.5 times its length,
-    order 3 to 1.15 times), or longer than 3 nats of log-SNR (2 for order 3): a curve through the last predictions is no longer a forecast
-    there, and worse than DDIM. A step to a level without noise is always of order 1.
+    The first steps are of lower order, and so is one that is long relative to the previous one (order 2 goes up to 1.5 times its length,
+    order 3 to 1.15 times), or longer than 3 nats of log-SNR (2 for order 3): there an extrapolation of past predictions is worse than DDIM.
+    A step to a level without noise is always of order 1.
     """
 
     order: int = 2
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses orders that are not there, and an eta outside [0, 1]."""
+        """Checks order and eta."""
         refuse_order(self.order, 3)
         refuse_eta(self.eta)
 
@@ -97,16 +97,16 @@ class Multistep:
 
 @dataclass(frozen=True)
 class UniPC:
-    """`Multistep(order)`, and each x corrected once its prediction is there: x0 is laid through that one too; one evaluation a step.
+    """`Multistep(order)`, with each x corrected once its prediction is known: the polynomial then includes that x0; one evaluation a step.
 
-    UniPC-p with B(h) = exp(h) - 1, which shows in the first correction and in the predictor of order 2 alone: all else is exact. The
-    last x of a walk is not corrected, as nothing is predicted there. Zhao et al. (2023), alg. 1 and 2, arXiv:2302.04867.
+    UniPC-p with B(h) = exp(h) - 1, which matters only in the first correction and in the predictor of order 2: all else is exact. The last
+    x of a run is not corrected, because there is no prediction for it. Zhao et al. (2023), alg. 1 and 2, arXiv:2302.04867.
     """
 
     order: int = 2
 
     def __post_init__(self) -> None:
-        """Refuses orders that are not there."""
+        """Checks the order."""
         refuse_order(self.order, 3)
 
     def __call__(
@@ -130,16 +130,16 @@ class UniPC:
 
 @dataclass(frozen=True)
 class AdamsBashforth:
-    """eps laid through the last `order` levels in log-SNR, integrated exactly: the exponential Adams-Bashforth method.
+    """A polynomial through eps at the last `order` levels, integrated exactly: the exponential Adams-Bashforth method.
 
-    The counterpart of `Multistep` for eps, of orders 1 (DDIM) to 4. Its first steps, and those that are long beside the step before, are
-    of lower order as there. Zhang & Chen (2023), eqs. 14 and 15 in λ, arXiv:2204.13902.
+    The counterpart of `Multistep` for eps, of orders 1 (DDIM) to 4. Its first steps, and long ones, are of lower order as there. Zhang &
+    Chen (2023), eqs. 14 and 15 in λ, arXiv:2204.13902.
     """
 
     order: int = 2
 
     def __post_init__(self) -> None:
-        """Refuses orders that are not there."""
+        """Checks the order."""
         refuse_order(self.order, 4)
 
     def __call__(
@@ -162,7 +162,7 @@ class AdamsBashforth:
 
 
 def _move(x: Tensor, t: Level, s: Level, last: PastPrediction, candidates: Sequence[Sequence[PastPrediction]], eta: float = 0.0) -> Tensor:
-    """x at s from x at t with x0 laid through the first bounded candidate, or the last x0 kept; the mean, where eta makes it random."""
+    """x at s from x at t, with a polynomial through the first bounded candidate, or constant x0; the mean, if eta > 0."""
     now, then = half_log_snr(t), half_log_snr(s)
     h = then - now
     kept = math.sqrt(1 + eta**2 * math.expm1(-2 * h)) if eta > 0 else 1.0  # DDIM's sqrt(1 - v / sigma_s²)

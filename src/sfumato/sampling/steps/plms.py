@@ -1,4 +1,4 @@
-"""Linear multistep methods with the coefficients of equal steps, as pseudo numerical methods have them."""
+"""Linear multistep methods with the coefficients of equal steps: pseudo numerical methods."""
 
 import math
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ _BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -5
 
 @dataclass(frozen=True)
 class PLMS:
-    """DDIM's step with an eps of the last `order` levels, weighted as if all steps were equal: PLMS, and iPNDM.
+    """DDIM's step with an eps from the last `order` levels, weighted as if all steps were equal: PLMS, and iPNDM.
 
     With `heun` the first step is the trapezoidal rule (two evaluations), as in PLMS: Liu et al. (2022), eqs. 9 and 12, arXiv:2202.09778,
-    begun as in the code of latent diffusion. Without it the first step is DDIM's: iPNDM, of Zhang & Chen (2023), arXiv:2204.13902.
-    Where the steps in sigma/alpha are equal its order is the nominal one, elsewhere it is 2 at most: `AdamsBashforth` weighs the steps as
-    they are. A step to a level without noise returns x0.
+    started as in the code of latent diffusion. Without it the first step is DDIM's: iPNDM, of Zhang & Chen (2023), arXiv:2204.13902.
+    If the steps in sigma/alpha are equal it has its nominal order, otherwise at most 2: `AdamsBashforth` accounts for the actual steps.
+    A step to a level without noise returns x0.
     """
 
     order: int = 4
     heun: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses orders that are not there."""
+        """Checks the order."""
         refuse_order(self.order, 4)
 
     def __call__(

@@ -1,7 +1,7 @@
-"""What makes a stochastic method of a deterministic one: noise is added, and a longer step takes it away again.
+"""Turns deterministic methods into stochastic ones: noise is added, and a longer step removes it again.
 
-Along the probability flow and with fresh Gaussian noise the marginals are kept whatever the sizes of the two, so an exact step is left
-exact. The inner step begins anew each time (its memory is None), as the x that it had led to is not the one that it goes on from.
+The probability flow and fresh Gaussian noise keep the marginals, whatever their sizes, so exact steps stay exact. The inner step starts
+again each time (its memory is None), because x has changed since its last step.
 """
 
 import math
@@ -24,11 +24,11 @@ from sfumato.schedule import Level
 
 @dataclass(frozen=True)
 class Renoised:
-    """k-diffusion's ancestral methods: the step goes beyond s, to where noise of deviation eta sqrt(β̃) (at most sigma_s) leads back to s.
+    """k-diffusion's ancestral methods: the step goes beyond s, to where noise of std eta sqrt(β̃) (at most sigma_s) leads back to s.
 
-    Of DDIM it makes DDIM(eta) ("Euler ancestral"), of `Singlestep(2)` DPM2 ancestral, of `Singlestep(2, "x0")` DPM++ 2S ancestral. eta is 0
-    or more: 0 is the step itself, 1 ancestral, more trades more of the noise. s_noise scales the noise; other values than 1 change the law.
-    It evaluates what its step does.
+    With DDIM it is DDIM(eta) ("Euler ancestral"), with `Singlestep(2)` DPM2 ancestral, with `Singlestep(2, "x0")` DPM++ 2S ancestral. eta
+    is 0 or more: 0 is the step itself, 1 ancestral, larger values replace more of the noise. s_noise scales the noise; values other than 1
+    change the law. It has as many evaluations as its step.
 
     Reference: get_ancestral_step of k-diffusion; Song et al. (2021), eq. 16, arXiv:2010.02502, for eta.
     """
@@ -38,7 +38,7 @@ class Renoised:
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses scales that are negative or infinite."""
+        """Checks the scales."""
         refuse_negative(eta=self.eta, s_noise=self.s_noise)
 
     def __call__(
@@ -48,7 +48,7 @@ class Renoised:
         now, then = half_log_snr(t), half_log_snr(s)
         if self.eta == 0 or then == math.inf:
             return self.step(predict, x, t, s, None, generator)[0], None
-        share = 1 - min(1.0, -(self.eta**2) * math.expm1(2 * (now - then)))  # of sigma_s² that is left below
+        share = 1 - min(1.0, -(self.eta**2) * math.expm1(2 * (now - then)))  # share of sigma_s² that remains below
         below = level_at(math.inf if share <= 0 else then - math.log(share) / 2)
         x, _ = self.step(predict, x, t, below, None, generator)
         return _noised(x, below, s, self.s_noise, generator), None
@@ -56,11 +56,11 @@ class Renoised:
 
 @dataclass(frozen=True)
 class EDM:
-    """EDM's stochastic sampler: sigma/alpha is raised by the share `churn` with fresh noise, then the step goes from there to s.
+    """EDM's stochastic sampler: fresh noise raises sigma/alpha by the share `churn`, then the step goes from there to s.
 
-    `churn` is the γ of one step: there min(S_churn / N, sqrt(2) - 1) for N steps. s_tmin and s_tmax, in units of sigma/alpha, limit the
-    levels at which noise is added; s_noise scales it, and other values than 1 change the law. With churn = 0 it is the step itself, Heun's
-    by default (two evaluations a step).
+    `churn` is the γ of one step: in the paper min(S_churn / N, sqrt(2) - 1) for N steps. s_tmin and s_tmax, in units of sigma/alpha, limit
+    the levels at which noise is added; s_noise scales it, and values other than 1 change the law. With churn = 0 it is the step itself, by
+    default Heun's (two evaluations a step).
 
     Reference: Karras et al. (2022), alg. 2 and table 5, arXiv:2206.00364.
     """
@@ -72,7 +72,7 @@ class EDM:
     s_noise: float = 1.003
 
     def __post_init__(self) -> None:
-        """Refuses a churn outside [0, sqrt(2) - 1], limits that are not ordered, and a negative scale."""
+        """Checks the options."""
         if not 0 <= self.churn <= math.sqrt(2) - 1 + 1e-9:
             raise ValueError(f"churn must lie in [0, sqrt(2) - 1], got {self.churn}; it is S_churn / N of Karras et al. for N steps.")
         if not 0 <= self.s_tmin <= self.s_tmax:
@@ -92,10 +92,10 @@ class EDM:
 
 @dataclass(frozen=True)
 class Restart:
-    """Restart sampling: where the walk passes sigma/alpha = low it goes back up to high with fresh noise and down again, `times` times.
+    """Restart sampling: when the run passes sigma/alpha = low, it goes back up to high with fresh noise and down again, `times` times.
 
-    Each way down takes `steps` steps of their own, uniform in (sigma/alpha)^(1/7), so times · steps steps of the method come on top of the
-    walk's, and one more to stop at `low`. A step that is itself a Restart has a second interval, which may not meet the first.
+    Each way down has `steps` steps, uniform in (sigma/alpha)^(1/7), so there are times · steps additional steps of the method, and one more
+    to stop at `low`. A step that is itself a Restart has a second interval, which must not overlap the first.
 
     Reference: Xu et al. (2023), section 3 and alg. 1, arXiv:2306.14878.
     """
@@ -107,7 +107,7 @@ class Restart:
     steps: int = 3
 
     def __post_init__(self) -> None:
-        """Refuses an empty interval and numbers below 1."""
+        """Checks the options."""
         if not 0 < self.low < self.high < math.inf:
             raise ValueError(f"0 < low < high must hold, in units of sigma/alpha, got {self.low} and {self.high}.")
         for name, number in (("times", self.times), ("steps", self.steps)):
@@ -117,7 +117,7 @@ class Restart:
     def __call__(
         self, predict: Predictor, x: Float[Tensor, "b *x"], t: Level, s: Level, memory: Any, generator: Generator | None
     ) -> tuple[Float[Tensor, "b *x"], Any]:
-        """One step of the method, with its restarts where it passes `low`."""
+        """One step of the method, with its restarts if it passes `low`."""
         stop = -math.log(self.low)
         if not half_log_snr(t) < stop <= half_log_snr(s):
             return self.step(predict, x, t, s, memory, generator)
@@ -140,7 +140,7 @@ def _noised(x: Tensor, t: Level, above: Level, s_noise: float, generator: Genera
 
 
 def refuse_negative(**scales: float) -> None:
-    """Refuses scales that are negative, infinite or no number."""
+    """Refuses scales that are negative, infinite or NaN."""
     for name, value in scales.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be 0 or more, got {value}.")

@@ -1,7 +1,7 @@
-"""Solvers of the reverse SDE on a Brownian path that each row has of its own: more steps follow the same path more closely.
+"""Solvers of the reverse SDE on a Brownian path for each row: more steps follow the same path more closely.
 
-With N the path in units of sigma (`brownian`), all but x0 is integrated exactly. Noise does not depend on x: the strong order is 1, and
-the weak one 2.
+With N the path in units of sigma (`brownian`), everything but x0 is integrated exactly. The noise does not depend on x, so the strong order
+is 1, and the weak order 2.
 """
 
 import math
@@ -23,10 +23,10 @@ from sfumato.schedule import Level
 
 @dataclass(frozen=True)
 class SinglestepSDE:
-    """DPM++ SDE: x0 predicted half-way (in half log-SNR) stands for the whole step; two evaluations a step.
+    """DPM++ SDE: x0 predicted at the midpoint (in half log-SNR) is used for the whole step; two evaluations a step.
 
-    eta is DDIM's: the noise of a step has variance eta² β̃, 1 is the reverse SDE and 0 DPM-Solver++(2S); between the two the weak order is
-    1. s_noise scales the noise; other values than 1 change the law. A step to a level without noise returns x0; one from a level without
+    eta is DDIM's: the noise of a step has variance eta² β̃, 1 is the reverse SDE and 0 DPM-Solver++(2S); in between, the weak order is 1.
+    s_noise scales the noise; values other than 1 change the law. A step to a level without noise returns x0; one from a level without
     signal is of first order.
 
     Reference: sample_dpmpp_sde of k-diffusion, with r = 1/2.
@@ -36,7 +36,7 @@ class SinglestepSDE:
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses an eta outside [0, 1] and a negative scale."""
+        """Checks the options."""
         refuse_eta(self.eta)
         refuse_negative(s_noise=self.s_noise)
 
@@ -53,7 +53,7 @@ class SinglestepSDE:
         return self._move(x, t, s, x0, path), path
 
     def _move(self, x: Tensor, t: Level, s: Level, x0: Tensor, path: Path) -> Tensor:
-        """x at s where x0 stays as it is."""
+        """x at s for constant x0."""
         now, then = half_log_snr(t), half_log_snr(s)
         kept = math.sqrt(1 + self.eta**2 * math.expm1(2 * (now - then)))  # DDIM's sqrt(1 - v / sigma_s²)
         x_s = to_level(x, t, s, x0, kept)
@@ -64,13 +64,14 @@ class SinglestepSDE:
 
 @dataclass(frozen=True)
 class MultistepSDE:
-    """DPM++ 2M SDE with k-diffusion's eta: the rate of the Langevin dynamics that go with the probability flow; one evaluation a step.
+    """DPM++ 2M SDE with k-diffusion's eta: the rate of the Langevin dynamics added to the probability flow; one evaluation a step.
 
         d(x/sigma) = (1 + eta) exp(λ) x0 dλ - eta x/sigma dλ + sqrt(2 eta) dW
 
     The noise of a step has variance sigma_s² (1 - exp(-2 eta h)). eta is 0 or more: 0 is the probability flow, 1 the reverse SDE (that of
-    `Multistep(2, 1)`, on a path), more forgets faster what earlier steps got wrong. s_noise scales the noise; other values than 1 change
-    the law. x0 is laid through the last two levels, but for the first step and those more than four times as long as the step before.
+    `Multistep(2, 1)`, on a path); larger values reduce errors of earlier steps faster. s_noise scales the noise; values other than 1 change
+    the law. x0 is extrapolated from the last two levels, except in the first step and in steps more than four times as long as the previous
+    one.
 
     Reference: sample_dpmpp_2m_sde of k-diffusion ("midpoint").
     """
@@ -79,7 +80,7 @@ class MultistepSDE:
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses scales that are negative or infinite."""
+        """Checks the options."""
         refuse_negative(eta=self.eta, s_noise=self.s_noise)
 
     def __call__(
@@ -96,7 +97,7 @@ class MultistepSDE:
         x0, now, then = predict(x, t).x0, half_log_snr(t), half_log_snr(s)
         h, known = then - now, x0
         if h <= 4 * (now - at) < math.inf:
-            x0 = torch.lerp(before, x0, 1 + h / (2 * (now - at)))  # half-way to s
+            x0 = torch.lerp(before, x0, 1 + h / (2 * (now - at)))  # at the midpoint
         rate = self.eta * h if self.eta > 0 else 0.0
         x_s = to_level(x, t, s, x0, math.exp(-rate))
         if rate > 0 and then < math.inf:

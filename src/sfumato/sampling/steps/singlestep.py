@@ -1,6 +1,6 @@
-"""Methods that begin anew at each level: one step asks for predictions at levels of its own between t and s.
+"""Methods without memory: a step evaluates the predictor at levels of its own between t and s.
 
-Those levels lie at unit scale (alpha² + sigma² = 1), as a network sees them anyway, so that no scaling shows.
+Those levels have unit scale (alpha² + sigma² = 1), as networks see x_t anyway, so the methods are the same under every scaling.
 """
 
 import math
@@ -20,19 +20,19 @@ from sfumato.schedule import Level, vp_scales
 
 @dataclass(frozen=True)
 class Singlestep:
-    """DPM-Solver of order 2 or 3 in one step: x0 or eps is expanded in half log-SNR about t, from levels on the way to s.
+    """DPM-Solver of order 2 or 3 in one step: x0 or eps is expanded in half log-SNR around t, from levels between t and s.
 
-    Order 2 asks half-way too (two evaluations a step), order 3 at a third and at two thirds (three). On "eps" it is DPM-Solver-2 and -3:
-    Lu et al. (2022), alg. 1 and 2, arXiv:2206.00927; order 2 is also k-diffusion's DPM2. On "x0" it is DPM-Solver++(2S), and the same of
-    order 3: Lu et al. (2022), alg. 1, arXiv:2211.01095. A step to a level without noise, or from one without signal, is DDIM's (one
-    evaluation).
+    Order 2 evaluates also at the midpoint (two evaluations a step), order 3 at one and two thirds (three). On "eps" it is DPM-Solver-2 and
+    -3: Lu et al. (2022), alg. 1 and 2, arXiv:2206.00927; order 2 is also k-diffusion's DPM2. On "x0" it is DPM-Solver++(2S), and its
+    analogue of order 3: Lu et al. (2022), alg. 1, arXiv:2211.01095. A step to a level without noise, or from one without signal, is DDIM's
+    (one evaluation).
     """
 
     order: int = 2
     on: str = "eps"
 
     def __post_init__(self) -> None:
-        """Refuses other orders and other unknowns."""
+        """Checks the options."""
         if self.order not in (2, 3):
             raise ValueError(f"order must be 2 or 3, got {self.order}; order 1 is DDIM.")
         if self.on not in ("eps", "x0"):
@@ -59,24 +59,24 @@ class Singlestep:
         return prediction.eps if self.on == "eps" else prediction.x0
 
     def _move(self, x: Tensor, t: Level, s: Level, value: Tensor) -> Tensor:
-        """x at s, where x0 or eps stays as it is."""
+        """x at s for constant x0 or eps."""
         return to_level(x, t, s, value, 1.0) if self.on == "x0" else to_level(x, _exchanged(t), _exchanged(s), value, 1.0)
 
     def _curve(self, t: Level, s: Level) -> float:
-        """How far x at s moves for each unit that x0 or eps, linear in λ, rises from t to s; beside what _move has of its start."""
+        """The change of x at s for each unit by which x0 or eps, linear in λ, rises from t to s, in addition to `_move`."""
         length = half_log_snr(s) - half_log_snr(t)
         g, scale = (length, s.sigma) if self.on == "eps" else (-length, s.alpha)
         return -float(scale) * (math.expm1(g) / g - 1)
 
 
 def to_level(x: Tensor, t: Level, s: Level, x0: Tensor, kept: float) -> Tensor:
-    """x at s where x0 stays as it is and, of x_t's noise, `kept` is what a reverse SDE leaves of it (1 along the probability flow)."""
+    """x at s for constant x0, where a reverse SDE keeps the share `kept` of x_t's noise (1 for the probability flow)."""
     ratio = float(s.sigma) / float(t.sigma) * kept
     return torch.add(ratio * x, x0, alpha=float(s.alpha) - float(t.alpha) * ratio)
 
 
 def level_at(half: float) -> Level:
-    """The level of this half log-SNR at unit scale, zero-dimensional and in float64 as those of a grid."""
+    """The level of this half log-SNR at unit scale, zero-dimensional and in float64 like those of a grid."""
     return Level(*vp_scales(torch.tensor(2 * half, dtype=torch.float64)))
 
 
