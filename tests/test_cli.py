@@ -141,7 +141,7 @@ BAD = {
     "no zoo name": (["sample", "zoo:", "--out", "s.npz"], 2, "there is no zoo:"),
     "true for a number": (["train", "digits", "--set", "training.steps=true"], 2, "must be a number, not true or false"),
     "empty range of a schedule": (["train", "tiny.yaml", "--set", "schedule.log_snr_max=-20"], 2, "log_snr_min < log_snr_max"),
-    "spacing for chains on a curve": (["train", "tiny.yaml", "--set", "sampling.spacing=leading"], 2, "counts the steps of a chain"),
+    "spacing for chains on a curve": (["train", "tiny.yaml", "--set", "sampling.spacing=leading"], 2, "needs the steps of a chain"),
     "guidance never trained": (
         ["train", "digits", "--set", "sampling.guidance=2", "--set", "training.label_drop=0"],
         2,

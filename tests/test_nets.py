@@ -122,7 +122,7 @@ def test_labels_out_of_range_are_refused(name):
     ("make", "message"),
     [
         (lambda: sf.nets.UNet((3,)), "for points use MLP"),
-        (lambda: Layout(channels=(16, 32)), "one entry a resolution"),
+        (lambda: Layout(channels=(16, 32)), "one entry for each resolution"),
         (lambda: Layout(channels=(16, 30), attention=(False, True)), "4 heads do not divide"),
         (lambda: Layout(channels=(16, 32), attention=(True, False), head_width=32), "heads of 32 channels do not divide"),
         (lambda: Layout(channels=()), "at least one resolution"),
@@ -130,8 +130,8 @@ def test_labels_out_of_range_are_refused(name):
         (lambda: sf.nets.DiT((3,)), "at least one spatial axis"),
         (lambda: sf.nets.DiT((3, 8, 8), width=50, heads=4), "multiple of heads"),
         (lambda: sf.nets.PatchUNet((3, 8)), "takes images"),
-        (lambda: sf.nets.PatchUNet((3, 8, 8), widths=(32,)), "two resolutions at least"),
-        (lambda: sf.nets.PatchUNet((3, 8, 8), middle="cxc"), "middle is spelt"),
+        (lambda: sf.nets.PatchUNet((3, 8, 8), widths=(32,)), "at least two widths"),
+        (lambda: sf.nets.PatchUNet((3, 8, 8), middle="cxc"), "middle must consist of"),
     ],
 )
 def test_bad_options_are_refused(make, message):

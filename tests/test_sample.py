@@ -153,7 +153,7 @@ def test_openai_sections_are_evenly_kept():
 
 def test_ddim_stride_refuses_what_no_stride_gives():
     assert kept(sf.grid(sf.Discrete.linear(1000), 50, spacing=sf.spacing.ddim_stride), 1000)[:2] == [981, 961]
-    with pytest.raises(ValueError, match="no whole stride over 1000 steps gives 999"):
+    with pytest.raises(ValueError, match="no integer stride over 1000 steps gives 999"):
         sf.grid(sf.Discrete.linear(1000), 999, spacing=sf.spacing.ddim_stride)
 
 
@@ -192,7 +192,7 @@ def test_spacings_never_visit_a_level_twice():
     [
         (lambda: sf.grid(sf.Cosine(), 0), "steps must be at least 1"),
         (lambda: sf.grid(sf.Discrete.linear(100), 101), "the chain has 100 steps, 101 were asked for"),
-        (lambda: sf.grid(sf.Cosine(), 10, spacing=sf.spacing.leading), "counts the steps of a chain"),
+        (lambda: sf.grid(sf.Cosine(), 10, spacing=sf.spacing.leading), "needs the steps of a chain"),
         (lambda: sf.grid(sf.Discrete.linear(100), 10, spacing=sf.spacing.openai_sections([5, 6])), "keep 11 steps"),
         (lambda: sf.grid(sf.Discrete.linear(100), 90, spacing=sf.spacing.openai_sections([80, 10])), "cannot keep 80"),
         (lambda: sf.sample(mixture, torch.zeros(1, 2), [], sf.steps.DDIM()), "at least two levels"),

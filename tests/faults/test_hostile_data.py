@@ -128,7 +128,7 @@ BOMBS = {
 def test_pickles_of_cifar_are_read_without_being_run(hear, home, name):
     (home / "test_batch").write_bytes(BOMBS[name])
     error = hear("cifar10", home, train=False)["error"]
-    assert "test_batch is no file of CIFAR" in error
+    assert "test_batch is not a CIFAR file" in error
     assert "cifar-10-python.tar.gz again" in error
 
 
@@ -232,7 +232,7 @@ def test_zip_bombs_stay_small(hear, home):
     assert (home / "a.zip").stat().st_size < 20_000_000
     heard = hear("folder", home / "a.zip", limit_broken=10)
     assert heard["rows"] == 1
-    assert "may have 268435456 bytes, got 270000000" in heard["skipped"][1]
+    assert "at most 268435456 bytes, got 270000000" in heard["skipped"][1]
 
 
 def test_a_picture_whose_text_is_a_bomb(hear, home):
