@@ -1,8 +1,8 @@
-"""Data: batches a second, and the first and second opening of 50,000 images.
+"""Data: batches a second, and the time to open 50,000 images the first and the second time.
 
-Batches are of 128 images of 32×32×3 in random order with random flips, as training takes them: from an array in memory, and from the memory
-map of the cache. The folder holds PNGs of noise in 100 classes; each opening is a process of its own, timed without its imports, with
-the fingerprint and the split. Files are in the system's own cache. A few minutes.
+Batches are of 128 images of 32×32×3 in random order with random flips, as in training: from an array in memory, and from the memory map of
+the cache. The folder contains PNGs of noise in 100 classes; each opening is a new process, timed without its imports, with the
+fingerprint and the split. Files are in the system's file cache. A few minutes.
 Run: python benchmarks/data.py [--images 50000] [--out benchmarks/data.md]
 """
 
@@ -33,7 +33,7 @@ print(json.dumps([time.perf_counter() - start, time.process_time() - busy]))
 
 
 def rate(dataset: data.Dataset, seconds: float = 3.0, batch: int = 128) -> tuple[float, float]:
-    """Images, flipped at random, a second by the clock and of the processor: the best of three."""
+    """Images with random flips, per second of wall-clock and of processor time: the best of three."""
     generator, rng, best = torch.Generator().manual_seed(0), np.random.default_rng(0), (0.0, 0.0)
     for _ in range(3):
         order, count, start, busy = rng.permutation(len(dataset)), 0, time.perf_counter(), time.process_time()
@@ -58,7 +58,7 @@ def make(root: Path, count: int) -> None:
 
 
 def opening(root: Path, cache: Path) -> tuple[float, float]:
-    """Seconds by the clock and of the processor, in a new process."""
+    """Wall-clock and processor seconds, in a new process."""
     environment = os.environ | {"SFUMATO_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     answer = subprocess.run([sys.executable, "-c", OPEN, str(root)], capture_output=True, text=True, check=True, env=environment)
     clock, busy = json.loads(answer.stdout)

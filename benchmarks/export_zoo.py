@@ -1,4 +1,4 @@
-"""Makes a shipped model of a run: the averaged weights in half precision, the recipe, the manifest, and a card with its figures.
+"""Exports a run for the zoo: averaged weights in half precision, the recipe, the manifest, and a card with its figures.
 
     python benchmarks/export_zoo.py runs/zoo-fashion fashion --figure "fd@fashion_cnn=0.5" --figure "label accuracy=0.93"
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--set", dest="changes", action="append", default=[], help="of the recipe's sampling options")
     options = parser.parse_args()
     if any(not change.startswith("sampling.") for change in options.changes):
-        raise SystemExit("only sampling.* may change: the rest says how the model was trained.")
+        raise SystemExit("only sampling.* may change: the rest describes how the model was trained.")
     recipe = load_recipe(options.run / "recipe.yaml", options.changes)
     width = recipe.training.ema[0]
     checkpoint = latest(options.run)
@@ -36,7 +36,7 @@ def main() -> None:
     tensors = read_tensors(checkpoint / f"ema-{width:.3f}.safetensors")
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     if not all(bool(value.isfinite().all()) for value in half.values() if value.is_floating_point()):
-        raise SystemExit("a weight does not fit half precision.")
+        raise SystemExit("a weight overflows half precision.")
     error = max(
         ((value - half[name].float()).norm() / value.norm().clamp(min=1e-12)).item()
         for name, value in tensors.items()

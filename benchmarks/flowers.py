@@ -1,14 +1,14 @@
-"""Latent beside pixel diffusion on images of 64×64 with classes: images a second at equal parameters, quality after equal minutes.
+"""Latent compared with pixel diffusion on images of 64×64 with classes: images a second at equal parameters, quality after equal minutes.
 
     sfumato train folder --set data.path=FLOWERS.zip --set net.widths=[64,128,248] --set net.heads=8 --set net.middle=caca \
         --set training.held_out=0.02 --steps 1300 --out runs/flowers-pixel
     sfumato train ldm-flowers --set data.path=FLOWERS.zip --out runs/flowers-latent
     python benchmarks/flowers.py runs/flowers-pixel runs/flowers-latent --out docs/latent/flowers
 
-Speed: whole training steps, data and optimiser included, of the latent run's own network and of a pixel network with as many parameters,
-in turns; the median of each. Quality: the Fréchet distance between features of samples and of all images (the last layer but one of a
-classifier that is trained here, for this page alone: it compares with no other page), and the share of samples that it gives the class
-asked for.
+Speed: whole training steps, including data and optimiser, of the latent run's network and of a pixel network with as many parameters,
+alternating; the median of each. Quality: the Fréchet distance between features of samples and of all images (the second-last layer of a
+classifier that is trained here, for this page only: other pages have other features), and the share of samples that it assigns to the
+requested class.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from latent import hasten, told
+from latent import described, speed_up
 from quality.distance import frechet
 from quality.protocol import processor
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from sfumato.noise import seeded
 from sfumato.pictures import sheet
 from sfumato.recipe import load_recipe
 
-EQUAL = ["net.widths=[64,128,248]", "net.heads=8", "net.middle=caca"]  # 5.4 million parameters, where the recipe ldm has 5.6
+EQUAL = ["net.widths=[64,128,248]", "net.heads=8", "net.middle=caca"]  # 5.4 million parameters, the recipe ldm has 5.6
 ROUNDS, WARM, STEPS = 3, 3, 9
 
 
@@ -82,7 +82,7 @@ def judge(dataset: Dataset, epochs: int) -> tuple[Judge, float]:
 
 @torch.no_grad()
 def seen(net: Judge, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Features in double precision, and guesses."""
+    """Features in double precision, and predicted classes."""
     features = torch.cat([net.features(part) for part in x.split(200)])
     return features.double().numpy(), net.head(features).argmax(1).numpy()
 
@@ -128,9 +128,9 @@ def quality(runs: dict[str, tuple[Path, sf.Model]], dataset: Dataset, count: int
 
     some = np.random.default_rng(0).permutation(len(x))[:count]
     lines = [
-        f"The classifier is right about {accuracy:.1%} of the tenth of the images that it did not see. {count:,} samples each.",
+        f"The classifier's accuracy on the held-out tenth of the images is {accuracy:.1%}. {count:,} samples each.",
         "",
-        "| model | trained | Fréchet distance | class as asked |",
+        "| model | trained | Fréchet distance | requested class |",
         "| --- | --- | ---: | ---: |",
         row(f"*{count:,} of the images*", "", features[some], float((guesses == np.asarray(labels))[some].mean())),
     ]
@@ -138,7 +138,7 @@ def quality(runs: dict[str, tuple[Path, sf.Model]], dataset: Dataset, count: int
         samples = run.sample(count)
         sheet(samples.values[:64], columns=8).save(out / f"samples-{name}.png")
         part, guessed = seen(net, torch.cat([run.spec.codec.encode(values) for values in np.array_split(samples.values, 10)]))
-        parameters, trained = told(folder)
+        parameters, trained = described(folder)
         lines.append(row(name, f"{trained}; {parameters} parameters", part, float((guessed == samples.labels).mean())))
         print(lines[-1], flush=True)
     return lines
@@ -155,10 +155,10 @@ def main() -> None:
     pixel, latent = sf.load(options.pixel), sf.load(options.latent)
     if pixel.recipe.what == "latent-diffusion" or latent.recipe.what != "latent-diffusion":
         raise SystemExit("give a run of the recipe folder, then one of ldm-flowers.")
-    hasten((pixel, latent))
+    speed_up((pixel, latent))
     options.out.mkdir(parents=True, exist_ok=True)
     text = [
-        "# Latent beside pixel diffusion",
+        "# Latent compared with pixel diffusion",
         "",
         f"Written by `benchmarks/flowers.py` on {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}.",
         "",

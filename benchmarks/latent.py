@@ -1,10 +1,10 @@
-"""One table of bits/dim for the whole family: VAE, hierarchical VAEs, latent diffusion, diffusion, variational diffusion.
+"""A table of bits/dim for the whole family: VAE, hierarchical VAEs, latent diffusion, diffusion, variational diffusion.
 
-All bound -log2 P(x) / d for trained runs on the same images of bytes, level by level, with standard errors of the mean over the images.
-VAEs and ladders: the evidence lower bound, and the importance-weighted bound of K draws. Diffusion models, variational or not: the bound of
-continuous time, T → ∞, under their own schedule (no cleaner than the data's grid needs), and that of T steps. A model that knows labels is
-measured without them (the others have none), and with them in a column of its own. Beside the table: reconstructions, samples of each, and
-where on the scale of noise the diffusion models' bits come from.
+All are bounds on -log2 P(x) / d for trained runs on the same images of bytes, by level, with standard errors of the mean over the images.
+VAEs and ladders: the evidence lower bound, and the importance-weighted bound of K draws. Diffusion models, variational or not: the
+continuous-time bound (T → ∞) under their own schedule (not cleaner than the data's grid requires), and that of T steps. A model with labels
+is measured without them (the others have none), and with them in its own column. The page also has reconstructions, samples of each model,
+and the log-SNRs at which the diffusion models' bits are.
 
 Run: python benchmarks/latent.py VAE=runs/vae-fashion "HVAE 2"=runs/hvae2-fashion … --data '{kind: fashion, train: false}' \
          --count 500 --out docs/latent
@@ -43,7 +43,7 @@ VAES = ("vae", "ladder")
 
 @dataclass(frozen=True)
 class Row:
-    """What is measured of a run: named parts in bits/dim, each the values of all images."""
+    """The measurements of a run: named parts in bits/dim, with the values of all images."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -56,7 +56,7 @@ class Row:
 
 
 def measure(run: sf.Model, x: Tensor, labels: Tensor | None, first: int, *, draws: int, steps: int, values: int) -> Row:
-    """The bounds of one batch; its noise depends on (first) alone."""
+    """The bounds of one batch; its noise depends on (first) only."""
     if run.recipe.what in VAES:
         bound = latent.bound(run.network, x, draws=4, generator=seeded(0, first))
         levels = [bound.prior, *bound.steps.unbind(1)]
@@ -79,7 +79,7 @@ def measure(run: sf.Model, x: Tensor, labels: Tensor | None, first: int, *, draw
 
 
 def schedule_of(run: sf.Model, values: int) -> Schedule:
-    """The run's; a fixed curve from where sigma is a sixth of the distance of two values, if it begins cleaner: there x is known."""
+    """The run's schedule; if it starts cleaner, a fixed curve from where sigma is a sixth of the grid spacing: there x is known exactly."""
     options, enough = getattr(run.recipe, "schedule", None), 2 * math.log(6 * (values - 1) / 2)
     if not isinstance(options, CurveSchedule) or options.log_snr_max <= enough:
         return run.schedule
@@ -115,22 +115,22 @@ def draw_levels(curves: dict[str, tuple[Tensor, Tensor]], path: Path) -> None:
 
 
 def refuse_other(run: sf.Model, path: str, shape: tuple[int, ...], held_out: float, values: int) -> None:
-    """Ends where the figures of a run would not compare with the others'."""
+    """Refuses a run whose figures could not be compared with the others'."""
     training = run.recipe.training
     if run.spec.shape != shape:
-        raise SystemExit(f"{path} is of images {run.spec.shape}, the data are {shape}.")
+        raise SystemExit(f"{path} was trained on images {run.spec.shape}, but the data are {shape}.")
     if held_out and (training.held_out, training.seed) != (held_out, 0):
-        raise SystemExit(f"{path} left out a share of {training.held_out} by the seed {training.seed}, not {held_out} by 0.")
+        raise SystemExit(f"{path} held out a share of {training.held_out} with seed {training.seed}, not {held_out} with seed 0.")
     if run.recipe.what in VAES:
         width = getattr(run.network.likelihood, "bin_width", None)
         if width is None or abs(width * (values - 1) - 2) > 1e-6:
-            raise SystemExit(f"{path} has the likelihood {run.network.likelihood}, which is no probability of {values} values.")
+            raise SystemExit(f"{path} has the likelihood {run.network.likelihood}, which is not a probability of {values} values.")
     elif run.recipe.what != "latent-diffusion" and float(run.schedule.level(0.0).sigma) == 0:
-        raise SystemExit(f"{path} is of a chain that begins without noise: its bound in continuous time is infinite.")
+        raise SystemExit(f"{path} has a chain that starts without noise: its bound in continuous time is infinite.")
 
 
-def hasten(runs: Iterable[sf.Model]) -> None:
-    """Has runs compute as training and the command line do: memory kept, by the kernels where they can be had."""
+def speed_up(runs: Iterable[sf.Model]) -> None:
+    """Makes runs compute as fast as training and the command line do: memory kept, compiled kernels if available."""
     keep_memory()
     for run in runs:
         use(run.network, is_on=compiled())
@@ -141,7 +141,7 @@ def figure(values: Tensor) -> str:
     return f"{values.mean():.3f} ± {values.std() / len(values) ** 0.5:.3f}"
 
 
-def told(folder: Path) -> tuple[str, str]:
+def described(folder: Path) -> tuple[str, str]:
     """Parameters and training, from the run's own reports (of both stages)."""
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("report.json")) + sorted(folder.glob("*/report.json"))]
     parameters = sum(report["parameters"] for report in reports)
@@ -153,12 +153,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
     parser.add_argument("--data", required=True, help="the options of a recipe's data, as YAML")
-    parser.add_argument("--held-out", type=float, default=0.0, help="measure on this share, which the trainings left out by the seed 0")
+    parser.add_argument("--held-out", type=float, default=0.0, help="measure on this share, which the trainings held out with seed 0")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--draws", type=int, default=64, help="K of the importance-weighted bounds")
     parser.add_argument("--steps", type=int, default=1000, help="T of the discrete bounds")
-    parser.add_argument("--values", type=int, default=256, help="how many values the data have")
-    parser.add_argument("--out", type=Path, required=True, help="latent.md's folder, and the pictures'")
+    parser.add_argument("--values", type=int, default=256, help="number of values of the data")
+    parser.add_argument("--out", type=Path, required=True, help="folder of latent.md and the pictures")
     options = parser.parse_args()
     dataset = TypeAdapter(data_union()).validate_python(yaml.safe_load(options.data)).load()
     if options.held_out:
@@ -169,7 +169,7 @@ def main() -> None:
     runs = {name: (path, sf.load(path)) for name, _, path in (argument.partition("=") for argument in options.runs)}
     for path, run in runs.values():
         refuse_other(run, path, dataset.shape, options.held_out, options.values)
-    hasten(run for _, run in runs.values())
+    speed_up(run for _, run in runs.values())
     options.out.mkdir(parents=True, exist_ok=True)
     lines = ["| model | parameters | trained on | bits/dim | its parts | other bounds |", "| --- | ---: | ---: | ---: | --- | --- |"]
     some, pictures = dataset.values[rows[:16]], [dataset.values[rows[:16]]]
@@ -190,7 +190,7 @@ def main() -> None:
                 for first in range(0, len(x), BATCH)
             ]
         )
-        parameters, trained = told(Path(path))
+        parameters, trained = described(Path(path))
         parts = ", ".join(f"{key} {value.mean():.3f}" for key, value in measured.parts.items())
         others = ", ".join(f"{key}: {figure(value)}" for key, value in measured.tighter.items())
         lines.append(f"| {name} | {parameters} | {trained} | {figure(measured.total)} | {parts} | {others or '–'} |")

@@ -1,9 +1,9 @@
-"""Bits/dim of `zoo:digits` by the variational bound, on chains of several lengths, and by the probability-flow ODE.
+"""Bits/dim of `zoo:digits` from the variational bound, on chains of several lengths, and from the probability-flow ODE.
 
-All bound -log2 P(x0) / 64 for one model on the same digits, given their labels; their 17 grey levels stand 2/16 apart in [-1, 1], so a bin
-is that wide. Chains are uniform in log-SNR between the ends that the recipe samples from, and the flow joins the same ends: how noisy the
-first level is decides what is measured, so figures for different ends do not compare. Chains of more than 100 steps are measured at 100
-of their terms, drawn anew for every 50 digits. Each figure is a mean over the digits with its standard error.
+All are bounds on -log2 P(x0) / 64 for one model on the same digits, given their labels; their 17 grey levels are 2/16 apart in [-1, 1],
+which is the bin width. Chains are uniform in log-SNR between the ends of the recipe's sampling schedule, and the flow joins the same ends:
+the noise of the first level affects the result, so figures for different ends cannot be compared. For chains of more than 100 steps, 100
+of the terms are drawn again for every 50 digits. Each figure is a mean over the digits with its standard error.
 
 Run: python benchmarks/likelihood.py [--count 300] [--first 9] [--out benchmarks/likelihood.md]
 """
@@ -27,7 +27,7 @@ BATCH = 50
 
 
 def digits(run: sf.Model, count: int) -> tuple[Tensor, Tensor]:
-    """The first digits with their labels, on their exact grid: the bytes round it by up to half of 1/255."""
+    """The first digits with their labels, on their exact grid: bytes round it by up to half of 1/255."""
     known = data.digits()
     x0 = run.spec.codec.encode(known.values[:count]).double()
     return (x0 / WIDTH).round() * WIDTH, torch.as_tensor(known.labels)[:count]
@@ -40,7 +40,7 @@ def chain(ends: sf.Schedule, steps: int) -> list[Level]:
 
 
 def measured(x0: Tensor, labels: Tensor, bits: Callable[[Tensor, dict[str, Tensor], int], Tensor]) -> tuple[float, float, float]:
-    """Mean bits/dim over the digits, its standard error, and the seconds that it took."""
+    """Mean bits/dim over the digits, its standard error, and the seconds it took."""
     started = time.perf_counter()
     parts = [bits(x, {"labels": y}, i) for i, (x, y) in enumerate(zip(x0.split(BATCH), labels.split(BATCH), strict=True))]
     total = torch.cat(parts)

@@ -2,9 +2,9 @@
 
     python benchmarks/operations.py [--threads 1]
 
-"Before" is with torch's kernels, "after" with sfumato's. Convolutions and products are held against a product of large matrices, by the
-operations of a plain convolution: Winograd's makes fewer, so it can pass that. The rest is held against a copy of large tensors, by the
-bytes of the shapes that an operation reads and as many written as its largest input has: what passes the copy is in the cache.
+"Before" uses torch's kernels, "after" sfumato's. Convolutions and products are compared with a product of large matrices, by the number of
+operations of a plain convolution: Winograd's algorithm needs fewer, so it can exceed 100%. The rest is compared with a copy of large
+tensors, by the bytes read and as many written as the largest input has: more than 100% means that the data are in the cache.
 """
 
 import argparse
@@ -83,14 +83,14 @@ def main() -> None:
     torch.set_num_threads(parser.parse_args().threads)
     keep_memory()
     if not compiled():
-        raise SystemExit("there is no kernel to compare: see the log.")
+        raise SystemExit("there is no compiled kernel to compare: see the log.")
     flops, bandwidth = ceiling(torch.float32, torch.get_num_threads()), copied()
     lines = [
         "# Where the time goes",
         "",
         f"Written by `operations.py` on {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32. "
         f"A product of large matrices does {flops / 1e9:.0f} GFLOP/s, a copy of 64 MB {bandwidth / 1e9:.1f} GB/s (read and written): "
-        "the two ceilings. What bounds a pass now is the first line of its table.",
+        "the two limits. The first line of each table takes most of the time.",
         "",
     ]
     torch.manual_seed(0)

@@ -4,10 +4,10 @@
     python benchmarks/same_bits.py BASE --head HEAD     # two commits
     python benchmarks/same_bits.py BASE --only points,unet
 
-Nothing is stored: bits differ between processors, so both sides are trained here, with seed 0 and one thread. Both sides use this Python's
-packages; only sfumato's own source differs. Exit code 1 where a case of plain denoisers (the first five) differs, or a sample of the zoo by
-more than one grey level. The other kinds are reported with the largest difference of each metric, as the order of their draws may change
-with a release (CHANGELOG says when).
+Nothing is stored: bits differ between processors, so both sides are trained here, with seed 0 and one thread. Both use the packages of this
+Python; only sfumato differs. Exit code 1 if a case of plain denoisers (the first five) differs, or a sample of the zoo by more than
+one grey level. For other kinds the largest difference of each metric is reported, since the order of their draws may change in a release
+(see CHANGELOG).
 """
 
 import argparse
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def _checkout(commit: str | None, folder: Path) -> Path:
-    """The source folder of a commit, unpacked; of the working tree where none is named."""
+    """The source folder of a commit, unpacked; of the working tree by default."""
     if commit is None:
         return ROOT / "src"
     folder.mkdir()
@@ -121,7 +121,7 @@ def _zoo(sides: list[Path], scratch: Path) -> list[str]:
 
 
 def compare(base: Path, head: Path) -> list[str]:
-    """What differs between two run folders, but for clocks: metrics, weights, averages, the optimiser's state."""
+    """The differences between two run folders, except times: metrics, weights, averages, the optimiser's state."""
     found = []
     for path in sorted(base.rglob("metrics.jsonl")):
         name = path.relative_to(base)

@@ -1,7 +1,7 @@
-"""Every toy recipe: minutes to train, and how far 10,000 samples lie from fresh data.
+"""Every toy recipe: time to train, and the distance of 10,000 samples from fresh data.
 
-The distance is the sliced 2-Wasserstein distance over 500 fixed directions, in the data's own units, beside the same distance between two
-fresh draws of the true distribution. Both are means of five pairs: a single pair's distance strays by a third either way.
+The distance is the sliced 2-Wasserstein distance over 500 fixed directions, in the data's units, beside the same distance between two
+fresh draws of the true distribution. Both are means over five pairs: the distance of a single pair varies by a third.
 Run: python benchmarks/toys.py [NAME …] [--out runs/toys]
 """
 

@@ -1,9 +1,9 @@
-"""What the safety of a training costs: checkpoints, the guard, the logs, as shares of its time. Writes training.md beside this file.
+"""The cost of safety in training: checkpoints, the guard, the logs, as shares of its time. Writes training.md in this folder.
 
     python benchmarks/training.py [--steps 120]
 
-The recipe `fashion` (the small set that ships) on this machine. Each part is timed where it is called, inside a real run; the checkpoint's
-share is that of one write in the default interval; the logs are losses and bits by noise level, records, TensorBoard.
+The recipe `fashion` (on the small data set in the package) on this machine. Each part is timed inside a real run; the share of a checkpoint
+is one write per default interval; the logs are losses and bits by noise level, records, TensorBoard.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PARTS: dict[str, list[tuple[type, str]]] = {
 
 
 def timed(method: Callable[..., Any], spent: dict[str, float], part: str) -> Callable[..., Any]:
-    """The method, with its time added to a part's."""
+    """The method, with its time added to a part."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -74,7 +74,7 @@ def main() -> None:
         ),
     ]
     lines = [
-        "# What the safety of a training costs",
+        "# The cost of safety in training",
         "",
         f"Written by `benchmarks/training.py`: recipe `fashion`, {args.steps} steps of {recipe.training.batch} images, "
         f"{1e3 * step:.0f} ms each ({records[-1]['images_per_second']:.0f} images/s); {processor()}, {torch.get_num_threads()} threads, "

@@ -1,4 +1,4 @@
-"""What a sampler costs beside its network: microseconds an evaluation with a network that returns what it returned before.
+"""The cost of a sampler without its network: microseconds an evaluation with a network that returns its previous output.
 
 python benchmarks/accuracy/overhead.py, in the peers' environment; run.py writes the same figures into RESULTS.md.
 """
@@ -115,7 +115,7 @@ def azula() -> dict[str, Callable[[], float]]:
 
 
 def floor() -> Callable[[], float]:
-    """x ← a x + b y, twice over memory: what no sampler can do without."""
+    """x ← a x + b y, two passes over memory: the lower limit for any sampler."""
     x, y = X.clone(), torch.zeros_like(X)
 
     def run() -> None:

@@ -21,12 +21,12 @@ from sfumato.bench.libraries import k_diffusion
 
 
 class Unfit(Exception):
-    """This setting has no run with so few evaluations, or no meaning."""
+    """This setting cannot run with so few evaluations, or makes no sense."""
 
 
 @dataclass
 class Network:
-    """eps of x at a level, for as many evaluations as are allowed."""
+    """eps of x at a level, for a limited number of evaluations."""
 
     predict: sf.Predictor
     allowed: int
@@ -51,7 +51,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Setting:
-    """One peer's sampler with its options; `run` returns the endpoint and whether it lies at the data or at the chain's first level."""
+    """One peer's sampler with its options; `run` returns the endpoint and whether it is at the data or at the chain's first level."""
 
     library: str
     name: str

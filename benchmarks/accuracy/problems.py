@@ -1,4 +1,4 @@
-"""The two mixtures, the chain, the noise and the true endpoints that every sampler is held against."""
+"""The two mixtures, the chain, the noise and the reference endpoints for all samplers."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ FIRST, LAST = CHAIN.level(1 / 1000), CHAIN.level(1.0)
 
 @dataclass(frozen=True)
 class Problem:
-    """A mixture and the noise that every sampler starts from: x_T = sigma_T · noise at the chain's last level."""
+    """A mixture and the noise that all samplers start from: x_T = sigma_T · noise at the chain's last level."""
 
     name: str
     mixture: sf.GaussianMixture
@@ -35,7 +35,7 @@ class Problem:
 
     @cached_property
     def at_data(self) -> Tensor:
-        """x0 at that solution: where a step to sigma = 0 from the first level arrives."""
+        """x0 at that solution: the endpoint of a step to sigma = 0 from the first level."""
         return self.mixture(self.at_first, FIRST).x0
 
     def error(self, x: Tensor, *, at_data: bool) -> float:

@@ -1,4 +1,4 @@
-"""Writes results.json and RESULTS.md: endpoint errors and overhead, ours and the peers' in one run. See README.md beside this file."""
+"""Writes results.json and RESULTS.md: endpoint errors and overhead, ours and the peers' in one run. See README.md in this folder."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """One process a problem, then the overhead alone on the machine."""
+    """One process for each problem, then the overhead alone on the machine."""
     started = time.perf_counter()
     with ProcessPoolExecutor(len(PROBLEMS)) as pool:
         rows = [row for part in pool.map(measure, range(len(PROBLEMS))) for row in part]
@@ -60,7 +60,7 @@ def measure(index: int) -> list[Row]:
 
 
 def ours(problem: Problem) -> Iterator[Row]:
-    """Each solver on each spacing; the walks tuned on noise of their own."""
+    """Each solver on each spacing; and levels tuned on other noise."""
     row = lambda name, n, x: {  # noqa: E731
         "problem": problem.name,
         "library": "sfumato",
@@ -105,7 +105,7 @@ def theirs(problem: Problem) -> Iterator[Row]:
 
 
 def machine() -> dict[str, Any]:
-    """What ran it."""
+    """The machine."""
     names = ("torch", "numpy", "diffusers", "k-diffusion", "azula", "sfumato")
     return {
         "processor": processor("model name"),
