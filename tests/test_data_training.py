@@ -31,7 +31,7 @@ def arrays(tmp_path, values):
 
 def opened(recipe, out, **options):
     said = []
-    return prepare(recipe, recipe.data.load(), out, say=said.append, made_from={}, **{"resume": False, **options}), said
+    return prepare(recipe, recipe.data.load(), out, on_message=said.append, made_from={}, **{"resume": False, **options}), said
 
 
 def sample(*arguments):

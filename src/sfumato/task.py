@@ -260,7 +260,7 @@ class Task(Options):
         """Numbers for each line of metrics.jsonl, from the averaged model on held-out examples (training ones if none are held out)."""
         return {}
 
-    def finish(self, model: Any, examples: Source, held_out: Source, say: Callable[[str], None]) -> dict[str, str]:
+    def finish(self, model: Any, examples: Source, held_out: Source, on_message: Callable[[str], None]) -> dict[str, str]:
         """Called after the last step with the averaged model: returns files for the run folder, name to text."""
         return {}
 

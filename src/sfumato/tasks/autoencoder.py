@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MEASURED = "latent.json"  # in the folder of an autoencoder: scaling of the latent, reconstruction error
 MOST_MEASURED = 2048  # examples for these measurements
-JUDGED = 64  # examples for the error in metrics.jsonl
+EVALUATED = 64  # examples for the error in metrics.jsonl
 COLLAPSED = 0.01  # smallest share of the latent's variance that depends on the images
 
 logger = logging.getLogger(__name__)
@@ -107,11 +107,11 @@ class AutoencoderTask(Task):
     @torch.no_grad()
     def metrics(self, model: Autoencoder, held_out: Source) -> dict[str, float]:
         """Mean absolute error and PSNR of reconstructed images."""
-        x = examples_of(held_out, JUDGED, model).x
+        x = examples_of(held_out, EVALUATED, model).x
         apart = model.decode(model.encode(x), x.shape[2:]) - x
         return {"residual": float(apart.abs().mean()), "psnr": float(10 * (4 / apart.square().flatten(1).mean(1)).log10().mean())}
 
-    def finish(self, model: Autoencoder, examples: Source, held_out: Source, say: Callable[[str], None]) -> dict[str, str]:
+    def finish(self, model: Autoencoder, examples: Source, held_out: Source, on_message: Callable[[str], None]) -> dict[str, str]:
         """Measures the latent."""
         return {MEASURED: measured(model, examples).to_json()}
 

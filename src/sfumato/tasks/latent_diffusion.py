@@ -133,7 +133,7 @@ class LatentDiffusion(Diffusion):
                 raise ValueError(f"{first.name} is {first.sampler.kind}, not an autoencoder; {hint}, with model.path=….")
             refuse_other(spec, first.network, first.spec, first.name)
 
-    def _latents(self, source: Source, earlier: "Sequence[Model]", out: Path, say: Callable[[str], None]) -> Source:
+    def _latents(self, source: Source, earlier: "Sequence[Model]", out: Path, on_message: Callable[[str], None]) -> Source:
         """The latents of the training examples, from RUN/latents.npz, which is written if it does not exist."""
         assert isinstance(self, Recipe)
         path, first = out / "latents.npz", earlier[0]
@@ -160,7 +160,7 @@ class LatentDiffusion(Diffusion):
             storage.write_text(out / MEASURED, Measured(model.scaling, model.residual, weights).to_json())
             with storage.writing(path), storage.aside(path) as partial, partial.open("wb") as file:
                 np.savez(file, **arrays)
-            say(f"Encoded {len(arrays['arr_0'])} images to {path}, {' × '.join(map(str, arrays['arr_0'].shape[1:]))} each.")
+            on_message(f"Encoded {len(arrays['arr_0'])} images to {path}, {' × '.join(map(str, arrays['arr_0'].shape[1:]))} each.")
         return data.npz(path, scaling="all", channels="first")
 
     def build(self, spec: DataSpec, earlier: "Sequence[Model]" = ()) -> Any:

@@ -25,7 +25,7 @@ from sfumato.task import LossTerms, Request, Sampler, State, Task, examples_of, 
 if TYPE_CHECKING:
     from sfumato.model import Model
 
-JUDGED = 200  # examples for the bound in metrics.jsonl
+EVALUATED = 200  # examples for the bound in metrics.jsonl
 
 
 class GaussianOptions(Options):
@@ -197,7 +197,7 @@ class VAETask(Task):
 
     def examine(self, model: Any, spec: DataSpec, source: Source) -> None:
         """Refuses data that the likelihood cannot represent."""
-        x = examples_of(source, JUDGED, model).x
+        x = examples_of(source, EVALUATED, model).x
         if spec.is_bytes and not isinstance(self.likelihood, BernoulliOptions):
             refuse_other_values(x, self.likelihood.values, "likelihood.values")
         with torch.no_grad():
@@ -205,17 +205,17 @@ class VAETask(Task):
 
     def metrics(self, model: Any, held_out: Source) -> dict[str, float]:
         """The bound in bits/dim, and each level's divergence in nats."""
-        x = examples_of(held_out, JUDGED, model).x
+        x = examples_of(held_out, EVALUATED, model).x
         bound = latent.bound(model, x, generator=seeded(0, 0))
         levels = torch.cat([bound.prior[:, None], bound.steps], 1).mean(0) * x[0].numel() * math.log(2)
         nats = {f"nats_{len(levels) - i}": float(value) for i, value in enumerate(levels)}
         return {"bits_per_dim": float(bound.total.mean()), **dict(sorted(nats.items()))}
 
-    def finish(self, model: Any, examples: Source, held_out: Source, say: Callable[[str], None]) -> dict[str, str]:
+    def finish(self, model: Any, examples: Source, held_out: Source, on_message: Callable[[str], None]) -> dict[str, str]:
         """Reports collapsed levels."""
-        for use in latent.level_use(model, examples_of(held_out, JUDGED, model).x, generator=seeded(0, 1)):
+        for use in latent.level_use(model, examples_of(held_out, EVALUATED, model).x, generator=seeded(0, 1)):
             if use.is_collapsed:
-                say(f"Posterior collapse: {use}")
+                on_message(f"Posterior collapse: {use}")
         return {}
 
     def sampler(self, model: Any, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> "VAESampler":

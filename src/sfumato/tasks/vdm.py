@@ -18,7 +18,7 @@ from sfumato.tasks.diffusion import DiffusionSampler, refuse_guidance, refuse_le
 from sfumato.tasks.options import Sampling
 from sfumato.tasks.vae import refuse_other_values
 
-JUDGED = 64  # examples for the bound in metrics.jsonl
+EVALUATED = 64  # examples for the bound in metrics.jsonl
 
 
 class VDMModel(Options):
@@ -99,11 +99,11 @@ class VDMTask(Task):
     def examine(self, model: latent.VDM, spec: DataSpec, source: Source) -> None:
         """Refuses values that are not on the grid."""
         super().examine(model, spec, source)
-        refuse_other_values(examples_of(source, JUDGED, model).x, self.model.values, "model.values")
+        refuse_other_values(examples_of(source, EVALUATED, model).x, self.model.values, "model.values")
 
     def metrics(self, model: latent.VDM, held_out: Source) -> dict[str, float]:
         """The bound in bits/dim, given the conditions, and the current ends of the schedule."""
-        batch = examples_of(held_out, JUDGED, model)
+        batch = examples_of(held_out, EVALUATED, model)
         bits = latent.vdm.bound(
             model.denoiser,
             batch.x,

@@ -39,7 +39,7 @@ def prepare(
     out: Path,
     *,
     resume: bool,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
     made_from: Mapping[str, str],
 ) -> PreparedRun:
     """Splits the data, measures them, and checks the run folder.
@@ -49,7 +49,7 @@ def prepare(
         source: its data.
         out: the run folder.
         resume: whether the folder may hold a run already.
-        say: called with notes on the data.
+        on_message: called with notes on the data.
         made_from: fingerprints of the weights of earlier stages, by name.
 
     Raises:
@@ -59,9 +59,9 @@ def prepare(
     refuse_missing(options)
     begun = begin(recipe, out, resume=resume or engine.was_restarted)
     for note in source.notes if engine.is_main else ():
-        say(note)
+        on_message(note)
     if isinstance(source, Dataset) and source.captions is not None and engine.is_main:
-        say("The images have captions, but no kind of model can use them yet: they are ignored.")
+        on_message("The images have captions, but no kind of model can use them yet: they are ignored.")
     if isinstance(source, Stream):
         if options.held_out:
             raise ValueError(f"{source.name} is a stream, so no rows can be held out; set training.held_out=0.")
@@ -71,15 +71,15 @@ def prepare(
     spec = examples.spec
     if spec.data_std is None and isinstance(examples, Source):
         spec = replace(spec, data_std=standard_deviation(examples))
-    engine = _equipped(engine, recipe, spec.shape, begun=None if begun is None else out, say=say)
+    engine = _with_runtime(engine, recipe, spec.shape, begun=None if begun is None else out, on_message=on_message)
     manifest = manifest_of(recipe, source, spec, engine, made_from)
     if begun is not None:
         spec = refuse_other_data(manifest, out)
         if isinstance(examples, Source) and spec.codec != examples.spec.codec:
-            say(f"The data keep the scaling of the run in {out}.")
+            on_message(f"The data keep the scaling of the run in {out}.")
             examples, held_out = examples.scaled_like(spec), None if held_out is None else held_out.scaled_like(spec)
         if (sentence := _extension(begun.training, options, out)) and engine.is_main:
-            say(sentence)
+            on_message(sentence)
     return PreparedRun(engine, source, examples, held_out, spec, texts_of(begun, recipe, manifest, out), begun is None)
 
 
@@ -111,7 +111,9 @@ def standard_deviation(examples: Source) -> float | None:
     return deviation
 
 
-def _equipped(engine: Engine, recipe: Any, shape: Sequence[int | None], *, begun: Path | None, say: Callable[[str], None]) -> Engine:
+def _with_runtime(
+    engine: Engine, recipe: Any, shape: Sequence[int | None], *, begun: Path | None, on_message: Callable[[str], None]
+) -> Engine:
     """The engine with its number format and kernels, the same in all processes.
 
     Args:
@@ -119,7 +121,7 @@ def _equipped(engine: Engine, recipe: Any, shape: Sequence[int | None], *, begun
         recipe: the requested recipe.
         shape: of one x.
         begun: the folder of a resumed run: it keeps its kernels if the recipe leaves the choice to the machine.
-        say: called if sfumato's kernels are used.
+        on_message: called if sfumato's kernels are used.
 
     Raises:
         ValueError: kernels that are not available.
@@ -129,7 +131,9 @@ def _equipped(engine: Engine, recipe: Any, shape: Sequence[int | None], *, begun
         runtime = runtime.model_copy(update={"kernels": begun_with(begun).get("kernels", "torch")})
     by_kernels = not engine.any(not wants_kernels(runtime, recipe.training, shape, engine.device))
     if by_kernels and engine.is_main:
-        say("Normalisations and 3×3 convolutions use sfumato's kernels, which are faster here; --set runtime.kernels=torch uses torch's.")
+        on_message(
+            "Normalisations and 3×3 convolutions use sfumato's kernels, which are faster here; --set runtime.kernels=torch uses torch's."
+        )
     return replace(engine, precision=precision(runtime.precision, engine.device), by_kernels=by_kernels, micro_batch=runtime.micro_batch)
 
 

@@ -68,26 +68,26 @@ class Callbacks:
         """Callbacks that call all of the given ones."""
 
         def all_of(name: str) -> Any:
-            calls = [call for each in several if (call := getattr(each, name)) is not None]
-            return (lambda *values: any([bool(call(*values)) for call in calls])) if calls else None
+            callbacks = [call for each in several if (call := getattr(each, name)) is not None]
+            return (lambda *values: any([bool(call(*values)) for call in callbacks])) if callbacks else None
 
         return cls(**{field.name: all_of(field.name) for field in fields(cls)})
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Passes a message to `on_message`."""
         if self.on_message is not None:
             self.on_message(text)
 
     def once(self) -> "Callbacks":
         """The same callbacks, without repeated messages: stages of one run open the same data on the same machine."""
-        told: set[str] = set()
+        sent: set[str] = set()
 
-        def say(text: str) -> None:
-            if text not in told:
-                told.add(text)
-                self.say(text)
+        def message(text: str) -> None:
+            if text not in sent:
+                sent.add(text)
+                self.message(text)
 
-        return replace(self, on_message=say)
+        return replace(self, on_message=message)
 
 
 def train(
@@ -134,23 +134,30 @@ def train(
         recipe = recipe_of(recipe, data=PythonData(name=source.name), training=training or Training(), runtime=runtime or Runtime())
     if init_from is not None:
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"init_from": str(init_from)})})
-    calls = Callbacks.joined([callbacks] if isinstance(callbacks, Callbacks) else callbacks)
+    callbacks = Callbacks.joined([callbacks] if isinstance(callbacks, Callbacks) else callbacks)
     if not Engine.begin().is_main:  # messages come from one process
-        calls = Callbacks(should_stop=calls.should_stop)
-    _train(recipe, recipe.data.load() if source is None else as_source(source), Path(out), calls=calls.once(), resume=resume, made_from={})
+        callbacks = Callbacks(should_stop=callbacks.should_stop)
+    _train(
+        recipe,
+        recipe.data.load() if source is None else as_source(source),
+        Path(out),
+        callbacks=callbacks.once(),
+        resume=resume,
+        made_from={},
+    )
     return load(Path(out), module=recipe if isinstance(recipe, Task) else None)
 
 
-def _train(recipe: Any, source: Source | Stream, out: Path, *, calls: Callbacks, resume: bool, made_from: Mapping[str, str]) -> None:
+def _train(recipe: Any, source: Source | Stream, out: Path, *, callbacks: Callbacks, resume: bool, made_from: Mapping[str, str]) -> None:
     """Trains a model, in one training or in stages."""
-    start = prepare(recipe, source, out, resume=resume, say=calls.say, made_from=made_from)
+    start = prepare(recipe, source, out, resume=resume, on_message=callbacks.message, made_from=made_from)
     if recipe.stages(out):
-        _train_stages(recipe, start, out, calls)
+        _train_stages(recipe, start, out, callbacks)
     else:
-        fit(recipe, start, out, calls)
+        fit(recipe, start, out, callbacks)
 
 
-def _train_stages(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) -> None:
+def _train_stages(recipe: Any, start: PreparedRun, out: Path, callbacks: Callbacks) -> None:
     """Trains each stage into its folder; a stopped run resumes in the stage where it stopped."""
     source, engine = start.source, start.engine
     if isinstance(source, Stream):
@@ -167,14 +174,14 @@ def _train_stages(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) 
     for stage in recipe.stages(out):
         data = None
         if engine.is_main:
-            data = stage.source(source, earlier, out, calls.say)
+            data = stage.source(source, earlier, out, callbacks.message)
         engine.wait()
-        data = stage.source(source, earlier, out, calls.say) if data is None else data
-        stage_calls = calls
-        if (on_step := calls.on_step) is not None and done:
-            stage_calls = replace(calls, on_step=_later(on_step, done))
+        data = stage.source(source, earlier, out, callbacks.message) if data is None else data
+        stage_calls = callbacks
+        if (on_step := callbacks.on_step) is not None and done:
+            stage_calls = replace(callbacks, on_step=_later(on_step, done))
         made_from = {model.name if path is None else path: weights_fingerprint(model.network) for model, path in _named(earlier, out)}
-        _train(stage.recipe, data, out / stage.name, calls=stage_calls, resume=True, made_from=made_from)
+        _train(stage.recipe, data, out / stage.name, callbacks=stage_calls, resume=True, made_from=made_from)
         earlier.append(load(out / stage.name))
         done += stage.recipe.training.steps
     if engine.is_main:
@@ -194,7 +201,7 @@ def _named(models: Sequence[Model], out: Path) -> Iterator[tuple[Model, str | No
         yield model, str(Path(model.name).relative_to(out)) if inside else None
 
 
-def fit(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) -> None:
+def fit(recipe: Any, start: PreparedRun, out: Path, callbacks: Callbacks) -> None:
     """Runs the training loop for any kind of model into `out`; continues from its newest checkpoint if there is one.
 
     Raises:
@@ -205,19 +212,19 @@ def fit(recipe: Any, start: PreparedRun, out: Path, calls: Callbacks) -> None:
         torch.manual_seed(options.seed)
         model = recipe.build(start.spec).to(engine.device)
     if start.is_new and options.init_from:
-        calls.say(begin_from(recipe.trained(model), options.init_from))
+        callbacks.message(begin_from(recipe.trained(model), options.init_from))
     state = TrainState.begin(recipe, model, options)
-    judged = start.held_out or start.examples
-    if isinstance(judged, Source):
-        recipe.examine(model, start.spec, judged)  # refuses what cannot work before anything is written
-    loop = TrainingLoop(recipe, state, start, out, calls)
+    examples = start.held_out or start.examples
+    if isinstance(examples, Source):
+        recipe.examine(model, start.spec, examples)  # refuses what cannot work before anything is written
+    loop = TrainingLoop(recipe, state, start, out, callbacks)
     origin, has_run = state.origin(), bool(storage.steps_in(out / "checkpoints"))
     engine.wait()  # until every process has checked the folder before it changes
     with only_writer(out) if engine.is_main else nullcontext():
         accumulator = Accumulator()
         if has_run:
             accumulator = storage.load_newest_valid(out, state.load, set_aside=engine.is_main)
-            calls.say(f"Resuming {out} after step {state.step} of {options.steps}.")
+            callbacks.message(f"Resuming {out} after step {state.step} of {options.steps}.")
         for name, text in start.texts.items() if engine.is_main else ():
             with storage.writing(out / name):
                 storage.write_text(out / name, text)
@@ -240,7 +247,7 @@ class TrainingLoop:
     state: TrainState
     start: PreparedRun
     out: Path
-    calls: Callbacks
+    callbacks: Callbacks
 
     @property
     def options(self) -> Training:
@@ -253,7 +260,7 @@ class TrainingLoop:
         return self.start.engine
 
     @property
-    def judged(self) -> Source | None:
+    def metric_examples(self) -> Source | None:
         """The examples for metrics: held-out ones, else training ones; None for a stream."""
         source = self.start.held_out or self.start.examples
         return source if isinstance(source, Source) else None
@@ -284,18 +291,18 @@ class TrainingLoop:
                 result = step_once()
                 state.seconds = time.perf_counter() - started
                 self._note(accumulator, result)
-                if self.calls.on_step is not None:
-                    self.calls.on_step(state.step, result.loss)
+                if self.callbacks.on_step is not None:
+                    self.callbacks.on_step(state.step, result.loss)
                 if state.step % options.log_every == 0 or state.step == options.steps:
                     record = self._record(accumulator, (state.step - before) * options.batch / max(state.seconds - marked, 1e-9))
                     with storage.writing(self.out):
                         metrics.write(json.dumps(record) + "\n")
                         metrics.flush()
                         trackers.log(record)
-                    if self.calls.on_log is not None:
-                        self.calls.on_log(record)
+                    if self.callbacks.on_log is not None:
+                        self.callbacks.on_log(record)
                     accumulator, marked, before = Accumulator(), state.seconds, state.step
-                stopping = self.engine.any(self.calls.should_stop is not None and self.calls.should_stop())
+                stopping = self.engine.any(self.callbacks.should_stop is not None and self.callbacks.should_stop())
                 self._keep(accumulator, trackers, stopping=stopping)
 
     def end(self) -> None:
@@ -305,8 +312,8 @@ class TrainingLoop:
         if _is_report_of(self.out / "report.json", self.state.step):
             return
         texts = {}
-        if self.judged is not None and isinstance(self.start.examples, Source):
-            texts = self.recipe.finish(self.state.averaged(), self.start.examples, self.judged, self.calls.say)
+        if self.metric_examples is not None and isinstance(self.start.examples, Source):
+            texts = self.recipe.finish(self.state.averaged(), self.start.examples, self.metric_examples, self.callbacks.message)
         for name, text in {**texts, "report.json": json.dumps(_report(self.state, self.options), indent=2)}.items():
             with storage.writing(self.out / name):
                 storage.write_text(self.out / name, text)
@@ -331,7 +338,7 @@ class TrainingLoop:
         else:
             origin()
         state.guard.returns, state.guard.in_a_row = returns + 1, 0
-        self.calls.say(
+        self.callbacks.message(
             f"{options.patience} steps in a row up to step {broken} could not be applied ({kept}): going back to step {state.step}, "
             f"at {state.guard.rate:g} of the recipe's learning rate."
         )
@@ -371,7 +378,7 @@ class TrainingLoop:
             return
         accumulator.rejected += 1
         step = self.state.step
-        self.calls.say(f"Step {step} of {self.options.steps}: {result.objection}; it was not applied.")
+        self.callbacks.message(f"Step {step} of {self.options.steps}: {result.objection}; it was not applied.")
         if self.engine.is_main and len(list((self.out / REJECTED).glob("*.npz"))) < MOST_REJECTED:
             batch, terms = result.batch, result.terms
             arrays = {"x0": batch.x, "losses": terms.per_example} | ({} if terms.log_snr is None else {"log_snr": terms.log_snr})
@@ -386,7 +393,11 @@ class TrainingLoop:
     def _record(self, accumulator: Accumulator, rate: float) -> dict[str, float | int]:
         """A line of metrics.jsonl."""
         state, options = self.state, self.options
-        found = {} if self.judged is None or not self.recipe.has_metrics else self.recipe.metrics(state.averaged(), self.judged)
+        found = (
+            {}
+            if self.metric_examples is None or not self.recipe.has_metrics
+            else self.recipe.metrics(state.averaged(), self.metric_examples)
+        )
         return {
             "step": state.step,
             "seconds": round(state.seconds, 3),
@@ -411,8 +422,8 @@ class TrainingLoop:
         if self.engine.is_main and (stopping or self.is_due or state.step == options.steps):
             storage.fsync(self.out / "metrics.jsonl")
             state.save(self.out / "checkpoints", accumulator, options.keep)  # from here on the step is never repeated
-            if self.calls.on_checkpoint is not None:
-                self.calls.on_checkpoint(self.out / "checkpoints" / f"{state.step:08d}")
+            if self.callbacks.on_checkpoint is not None:
+                self.callbacks.on_checkpoint(self.out / "checkpoints" / f"{state.step:08d}")
         if self.is_due:
             self._show(trackers)
         if stopping and state.step < options.steps:
@@ -428,9 +439,9 @@ class TrainingLoop:
                 trackers.show(self.sheet, self.state.step)
 
     def _draw(self, averaged: nn.Module) -> None:
-        if self.judged is not None:
-            model, judged = Model(str(self.out), self.recipe, self.start.spec, averaged), self.judged
-            _draw_or_warn(lambda: self.recipe.sheet(model, judged), self.sheet)
+        if self.metric_examples is not None:
+            model, examples = Model(str(self.out), self.recipe, self.start.spec, averaged), self.metric_examples
+            _draw_or_warn(lambda: self.recipe.sheet(model, examples), self.sheet)
 
 
 def _draw_or_warn(draw: Callable[[], Image | None], path: Path) -> None:
