@@ -70,12 +70,12 @@ def _better(pictures: Sequence[Picture], height: int, width: int) -> tuple[float
     sides = range(8, 2 * max(height, width) + 8, 8)
     sizes = [(h, w) for h in sides for w in sides if abs(math.log(h * w / (height * width))) < math.log(2)]
 
-    def judged(size: tuple[int, int]) -> tuple[float, float]:
+    def cost(size: tuple[int, int]) -> tuple[float, float]:
         left = sum(_lost(picture, *size) for picture in pictures) / len(pictures)
         return left + abs(math.log(size[0] * size[1] / (height * width))) / 4, left
 
-    best = min(sizes, key=judged, default=(height, width))
-    return judged(best)[1], best
+    best = min(sizes, key=cost, default=(height, width))
+    return cost(best)[1], best
 
 
 def _lost(picture: Picture, height: int, width: int) -> float:

@@ -26,7 +26,7 @@ from sfumato.recipe import load_recipe
 from sfumato.schedule import Level
 from sfumato.storage import CheckpointError, folder_of, name_of, read_manifest, read_spec, read_state, read_tensors, steps_in
 
-JUDGED = 96  # examples for the loss by level
+COMPARED = 96  # examples for the loss by level
 LEVELS = 6
 FITTED = 20_000  # most examples for fitting the Gaussian
 MOST_DIMENSIONS = 1024  # most dimensions with a full covariance
@@ -180,13 +180,13 @@ class Outcome:
         if self.run is None or not self.has_data:
             return None
         is_held_out = len(self.plan.rows[1]) >= 32
-        judged, seen = self.plan.some(JUDGED, held_out=is_held_out), self.plan.some(JUDGED)
+        examples, training = self.plan.some(COMPARED, held_out=is_held_out), self.plan.some(COMPARED)
         schedule = self.run.schedule
         low, high = np.quantile(self.plan.drawn.numpy(), [0.05, 0.95])
         visited = [log_snr(level) for level in self.plan.levels[:-1]]
         points = np.linspace(max(low, min(visited)), min(high, max(visited)), LEVELS)
         levels = [schedule.level(t) for t in schedule.time(torch.as_tensor(points))]
-        model = _errors(self.run.predictor, *judged, levels)
+        model = _errors(self.run.predictor, *examples, levels)
         if not np.isfinite(model).all():
             return None
         untrained = self.recipe.build(self.run.spec).eval()
@@ -195,10 +195,10 @@ class Outcome:
         return LevelErrors(
             tuple(map(float, points)),
             model,
-            None if raw is None else _errors(raw, *judged, levels),
-            _errors(untrained, *judged, levels),
-            _errors(gaussian, judged[0], None, levels),
-            _errors(self.run.predictor, *seen, levels) if is_held_out else None,
+            None if raw is None else _errors(raw, *examples, levels),
+            _errors(untrained, *examples, levels),
+            _errors(gaussian, examples[0], None, levels),
+            _errors(self.run.predictor, *training, levels) if is_held_out else None,
             is_full,
         )
 

@@ -181,25 +181,27 @@ def loss(
     """
     law = model.posterior(x)
     raw = law.sample(generator)
-    made = model.decoder(raw)[..., : x.shape[2], : x.shape[3]]
-    seen = (made - x).abs().flatten(1).mean(1)
+    decoded = model.decoder(raw)[..., : x.shape[2], : x.shape[3]]
+    reconstruction = (decoded - x).abs().flatten(1).mean(1)
     if features is not None:
-        seen = seen + features_weight * perceptual(features, made, x)
+        reconstruction = reconstruction + features_weight * perceptual(features, decoded, x)
     standard = Normal(torch.zeros_like(law.mean), law.mean.new_zeros(()))
-    total = seen + kl_weight * law.kl(standard).flatten(1).sum(1) / x[0].numel()
+    total = reconstruction + kl_weight * law.kl(standard).flatten(1).sum(1) / x[0].numel()
     if model.critic is None or critic_weight == 0:
         return total
     frozen = {name: value.detach() for name, value in model.critic.named_parameters()}
-    fooled = -torch.func.functional_call(model.critic, frozen, (made,)).flatten(1).mean(1)
-    judged = 0.5 * ((1 - model.critic(x)).relu() + (1 + model.critic(made.detach())).relu()).flatten(1).mean(1)
-    return total + critic_weight * balance(seen.mean(), fooled.mean(), model.decoder.outward.weight) * fooled + judged
+    adversarial = -torch.func.functional_call(model.critic, frozen, (decoded,)).flatten(1).mean(1)
+    critic_loss = 0.5 * ((1 - model.critic(x)).relu() + (1 + model.critic(decoded.detach())).relu()).flatten(1).mean(1)
+    return (
+        total + critic_weight * balance(reconstruction.mean(), adversarial.mean(), model.decoder.outward.weight) * adversarial + critic_loss
+    )
 
 
-def balance(seen: Tensor, fooled: Tensor, weight: Tensor) -> Tensor:
-    """|∇ seen| / |∇ fooled| at this weight, at most 1e4. Esser et al. (2021), eq. 7, arXiv:2012.09841."""
+def balance(reconstruction: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
+    """|∇ reconstruction| / |∇ adversarial| at this weight, at most 1e4. Esser et al. (2021), eq. 7, arXiv:2012.09841."""
     if not weight.requires_grad:
-        return seen.new_ones(())
-    norms = [torch.autograd.grad(part, weight, retain_graph=True)[0].norm() for part in (seen, fooled)]
+        return reconstruction.new_ones(())
+    norms = [torch.autograd.grad(part, weight, retain_graph=True)[0].norm() for part in (reconstruction, adversarial)]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
 
 
