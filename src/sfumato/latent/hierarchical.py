@@ -40,20 +40,20 @@ class LadderVAE(nn.Module):
         Raises:
             ValueError: an x that does not fit the network.
         """
-        features, stream, latents = self.net.features(x), self.net.begin(len(x)), []
+        features, stream, latents = self.net.features(x), self.net.top_stream(len(x)), []
         for k in reversed(range(self.depth)):
             p, q = self._laws(k, stream, features[k])
             z = q.sample(generator)
             latents.append(LatentDraw(z, q, p))
-            stream = self.net.go_on(k, stream, z)
-        return Trace(latents, self.likelihood.log_prob(self.net.end(stream), x))
+            stream = self.net.below(k, stream, z)
+        return Trace(latents, self.likelihood.log_prob(self.net.output(stream), x))
 
     def encode(self, x: Float[Tensor, "b c h w"], generator: Generator | None = None, *, temperature: float = 0.0) -> list[Tensor]:
         """The latents of x, z_T first: the encoder's means, or draws with `temperature` times the standard deviation."""
-        features, stream, zs = self.net.features(x), self.net.begin(len(x)), []
+        features, stream, zs = self.net.features(x), self.net.top_stream(len(x)), []
         for k in reversed(range(self.depth)):
             zs.append(draw(self._laws(k, stream, features[k])[1], generator, temperature))
-            stream = self.net.go_on(k, stream, zs[-1])
+            stream = self.net.below(k, stream, zs[-1])
         return zs
 
     def decode(
@@ -66,15 +66,15 @@ class LadderVAE(nn.Module):
         """
         refuse_count(latents, self.depth)
         assert latents[0] is not None
-        stream = self.net.begin(len(latents[0]))
+        stream = self.net.top_stream(len(latents[0]))
         for k, given in zip(reversed(range(self.depth)), latents, strict=True):
             z = draw(as_normal(self.net.prior[k](stream)), generator, temperature) if given is None else given
-            stream = self.net.go_on(k, stream, z)
-        return self.net.end(stream)
+            stream = self.net.below(k, stream, z)
+        return self.net.output(stream)
 
     def top(self, count: int, generator: Generator | None = None, *, temperature: float = 1.0) -> Float[Tensor, "n c h w"]:
         """z_T from its prior, whose mean and variance are learned."""
-        return draw(as_normal(self.net.prior[self.depth - 1](self.net.begin(count))), generator, temperature)
+        return draw(as_normal(self.net.prior[self.depth - 1](self.net.top_stream(count))), generator, temperature)
 
     def _laws(self, k: int, stream: Tensor, features: Tensor) -> tuple[Normal, Normal]:
         p = as_normal(self.net.prior[k](stream))

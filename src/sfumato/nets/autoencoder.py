@@ -90,7 +90,7 @@ class Attention(nn.Module):
         return x + self.outward(mixed).mT.reshape(x.shape)
 
 
-class Halve(nn.Conv2d):
+class Downsample(nn.Conv2d):
     """Half the resolution: a 3×3 convolution of stride 2, padded at the ends only."""
 
     def __init__(self, channels: int) -> None:
@@ -102,7 +102,7 @@ class Halve(nn.Conv2d):
         return super().forward(nn.functional.pad(input, (0, 1, 0, 1)))
 
 
-class Double(Conv3x3):
+class Upsample(Conv3x3):
     """Twice the resolution: each position repeated, then a 3×3 convolution."""
 
     def __init__(self, channels: int) -> None:
@@ -191,7 +191,7 @@ class ImageEncoder(nn.Module):
         before = [layout.widths[0], *layout.widths[:-1]]
         self.inward = nn.Conv2d(channels * layout.patch**2, layout.widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
-            Stage(last, width, layout.depth, layout, Halve(width) if after else nn.Identity())
+            Stage(last, width, layout.depth, layout, Downsample(width) if after else nn.Identity())
             for last, width, after in zip(before, layout.widths, ahead, strict=True)
         )
         self.middle = layout.middle()
@@ -227,7 +227,7 @@ class ImageDecoder(nn.Module):
         self.inward = nn.Conv2d(inward, widths[0], 3, padding=1)
         self.middle = layout.middle()
         self.stages = nn.ModuleList(
-            Stage(last, width, layout.depth + 1, layout, Double(width) if after else nn.Identity())
+            Stage(last, width, layout.depth + 1, layout, Upsample(width) if after else nn.Identity())
             for last, width, after in zip(before, widths, ahead, strict=True)
         )
         self.norm = GroupNorm(layout.groups, widths[-1], eps=1e-6)
@@ -328,7 +328,7 @@ class Ladder(nn.Module):
         stack = lambda: nn.Sequential(*(ResBlock(width, width, groups, dropout) for _ in range(depth)))  # noqa: E731
         self.inward = nn.Conv2d(shape[0] * patch**2, width, 3, padding=1)
         steps = [now - before for before, now in zip([0, *halvings], halvings, strict=False)]
-        self.halve = nn.ModuleList(nn.Sequential(*(Halve(width) for _ in range(step))) for step in steps)
+        self.halve = nn.ModuleList(nn.Sequential(*(Downsample(width) for _ in range(step))) for step in steps)
         self.up = nn.ModuleList(stack() for _ in levels)
         self.top = nn.Parameter(torch.zeros(1, width, *self.latent_shape(len(levels) - 1)[1:]))
         self.prior = nn.ModuleList(zeroed(nn.Conv2d(width, 2 * c, 3, padding=1)) for _, c in levels)
@@ -338,7 +338,7 @@ class Ladder(nn.Module):
         )
         self.join = nn.ModuleList(nn.Conv2d(c, width, 1) for _, c in levels)
         self.down = nn.ModuleList(stack() for _ in levels)
-        self.enlarge = nn.ModuleList(nn.Sequential(*(Double(width) for _ in range(step))) for step in steps)
+        self.enlarge = nn.ModuleList(nn.Sequential(*(Upsample(width) for _ in range(step))) for step in steps)
         self.norm = GroupNorm(groups, width, eps=1e-6)
         self.outward = nn.Conv2d(width, channels_out * patch**2, 3, padding=1)
 
@@ -356,11 +356,11 @@ class Ladder(nn.Module):
             found.append(h := up(halve(h)))
         return found
 
-    def begin(self, count: int) -> Float[Tensor, "b width h w"]:
+    def top_stream(self, count: int) -> Float[Tensor, "b width h w"]:
         """The stream above the topmost latent."""
         return self.top.expand(count, *self.top.shape[1:])
 
-    def go_on(self, k: int, stream: Tensor, z: Tensor) -> Tensor:
+    def below(self, k: int, stream: Tensor, z: Tensor) -> Tensor:
         """The stream below latent k, at the resolution of the next.
 
         Raises:
@@ -369,7 +369,7 @@ class Ladder(nn.Module):
         refuse_shape(z, self.latent_shape(k))
         return self.enlarge[k](self.down[k](stream + self.join[k](z)))
 
-    def end(self, stream: Tensor) -> Float[Tensor, "b c h w"]:
+    def output(self, stream: Tensor) -> Float[Tensor, "b c h w"]:
         """The output for x, from the stream below the last latent."""
         image = nn.functional.pixel_shuffle(self.outward(self.norm(stream, activates=True)), self.patch)
         return image[..., : self.shape[1], : self.shape[2]]

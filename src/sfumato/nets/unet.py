@@ -158,7 +158,7 @@ class Stage(nn.Module):
         return self.attention(self.block(x, condition))
 
 
-class Shrink(nn.Module):
+class Downsample(nn.Module):
     """Halves the resolution, rounded up."""
 
     def __init__(self, channels: int, condition: int, layout: UNetLayout, *, dims: int) -> None:
@@ -176,7 +176,7 @@ class Shrink(nn.Module):
         return _halved(x) if self.block is None else self.block(x, condition, _halved)
 
 
-class Grow(nn.Module):
+class Upsample(nn.Module):
     """Doubles the resolution."""
 
     def __init__(self, channels: int, condition: int, layout: UNetLayout, *, dims: int) -> None:
@@ -248,7 +248,7 @@ class UNet(nn.Module):
                 skips.append(now := c)
             self.down.append(stage)
             if i < len(channels) - 1:
-                self.shrink.append(Shrink(c, width, layout, dims=dims))
+                self.shrink.append(Downsample(c, width, layout, dims=dims))
                 skips.append(c)
         self.middle = nn.ModuleList(Stage(res(now, now), attend_on(now, here, layout.middle_groups)) for here in layout.middle)
         for i, (c, here) in reversed(list(enumerate(zip(channels, layout.attention_on_the_way_up, strict=True)))):
@@ -258,7 +258,7 @@ class UNet(nn.Module):
                 now = c
             self.up.append(stage)
             if i > 0:
-                self.grow.append(Grow(c, width, layout, dims=dims))
+                self.grow.append(Upsample(c, width, layout, dims=dims))
         self.norm = layout.norm(now)
         self.head = zeroed(conv(now, out_channels or shape[0], 3, padding=1))
 
