@@ -49,7 +49,7 @@ def test_an_own_module_is_trained_loaded_and_sampled(tmp_path):
 
 def test_a_run_of_an_own_module_needs_it_back(tmp_path):
     sf.train(sf.Diffusion(net=OwnNet()), POINTS, tmp_path / "run", training=FEW)
-    with pytest.raises(ValueError, match=r"trained with a network of the user's own.*sf\.load\(.*module=NETWORK\)"):
+    with pytest.raises(ValueError, match=r"trained with your own network.*sf\.load\(.*module=NETWORK\)"):
         sf.load(tmp_path / "run")
     with pytest.raises(sf.CheckpointError, match="size mismatch"):
         sf.load(tmp_path / "run", module=OwnNet(3))
