@@ -17,7 +17,7 @@ SMALL = (Question("forward, batch 2", "forward", 2, rounds=3, least_ratio=1e-9),
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "difusers"], "there is no difusers to measure against; there are diffusers, "),
+        (["--against", "difusers"], "unknown library difusers; there are diffusers, "),
         (["--only", "batch 17"], 'no question has "batch 17" in its name; they are forward, batch 1; '),
         (["--against", "azula", "--only", "sampler"], "azula is not installed here (no module azula); pip install azula"),
     ],

@@ -1,7 +1,7 @@
-"""A kind of model, as the trainer, the commands and a user see it: a `Task` is options and functions of them, without state of its own.
+"""A kind of model, as used by the trainer, the commands and a user: a `Task` is a set of options and functions of them, without state.
 
-A kind is one file: its options, its loss, its `Sampler`. The trainer draws batches and applies steps; whatever noise, times, latents or
-masks a loss needs, the task draws itself from the step's `Draw`. A `Recipe` is a task with its data and how it is trained.
+A kind is one file: its options, its loss, its `Sampler`. The trainer draws batches and applies steps; noise, times, latents or masks that
+a loss needs are drawn by the task from the step's `Draw`. A `Recipe` is a task with its data and training options.
 """
 
 from collections.abc import Callable, Mapping, Sequence

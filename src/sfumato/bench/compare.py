@@ -1,4 +1,4 @@
-"""The comparison: one worker a library, asked in turns, medians and quartiles, ratios, and the floor."""
+"""The comparison: one process for each library, in turns; medians and quartiles, ratios, and the limits of the machine."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from sfumato.tasks.options import Sampling
 
 @dataclass(frozen=True)
 class Question:
-    """What is measured, and the targets: diffusers' time over ours at least, our memory over theirs at most."""
+    """A measurement, and its targets: the least ratio of diffusers' time to ours, the largest ratio of our memory to theirs."""
 
     name: str
     task: str
@@ -43,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Figure:
-    """One library's answer: seconds (median and quartiles of the rounds), peak memory beyond its start, error against diffusers' output."""
+    """One library's result: seconds (median and quartiles), peak memory beyond its start, error against diffusers' output."""
 
     question: str
     library: str
@@ -72,7 +72,7 @@ QUESTIONS = (
 
 
 def asked_here() -> tuple[Question, ...]:
-    """The questions for this processor: without bfloat16 products, float32 is its best and has to reach what was wanted of either."""
+    """The questions for this processor: without bfloat16 products, float32 must reach the targets of both."""
     if multiplies_bfloat16():
         return QUESTIONS
     wanted: dict[tuple[str, int], float] = {}
@@ -92,23 +92,21 @@ def bench(
     questions: Sequence[Question] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measures sfumato beside other libraries, in this Python's environment.
+    """Measures sfumato and other libraries in this Python's environment.
 
     Args:
         against: names of `LIBRARIES`.
         only: questions whose name contains this.
-        threads: of each library; torch's own number where not given.
-        questions: what is measured; `asked_here` where not given.
-        say: told of each answer.
+        threads: of each library; torch's default if None.
+        questions: what to measure; `asked_here` by default.
+        say: called with each result.
 
     Raises:
-        ValueError: a library that there is not, or that is not installed here; no such question.
+        ValueError: an unknown library, or one that is not installed here; no such question.
     """
     wrong = [name for name in against if name not in LIBRARIES or name == "sfumato"]
     if wrong:
-        raise ValueError(
-            f"there is no {wrong[0]} to measure against; there are {', '.join(name for name in LIBRARIES if name != 'sfumato')}."
-        )
+        raise ValueError(f"unknown library {wrong[0]}; there are {', '.join(name for name in LIBRARIES if name != 'sfumato')}.")
     questions = asked_here() if questions is None else questions
     chosen = [question for question in questions if only in question.name]
     if not chosen:
@@ -137,7 +135,7 @@ def bench(
 
 
 class _Worker:
-    """A library in a process of its own; use it as a context."""
+    """A library in its own process; used as a context manager."""
 
     def __init__(self, library: str, question: Question, folder: Path, threads: int) -> None:
         asked = {"library": library, "task": question.task, "folder": str(folder), "batch": question.batch}
@@ -145,7 +143,7 @@ class _Worker:
         self.library = library
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "sfumato.bench.worker", json.dumps(asked)]
-        self.words = TemporaryFile("w+")  # noqa: SIM115 - closed by __exit__; what it says may be more than a pipe holds
+        self.words = TemporaryFile("w+")  # noqa: SIM115 - closed by __exit__; its output may be more than a pipe holds
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, text=True, env=environment
         )
@@ -164,7 +162,7 @@ class _Worker:
         if not line:
             self.words.seek(0)
             last = self.words.read().strip().splitlines()[-1:]
-            raise ChildProcessError(f"measuring {self.library} failed: {last[0] if last else 'it ended without a word'}")
+            raise ChildProcessError(f"measuring {self.library} failed: {last[0] if last else 'it ended without a message'}")
         return json.loads(line)
 
     def __enter__(self) -> "_Worker":
@@ -185,7 +183,7 @@ def _ask(question: Question, libraries: Sequence[str], folder: Path, threads: in
             worker = stack.enter_context(_Worker(library, replace(question, precision=_precision(question, library)), folder, threads))
             if "missing" in worker.start:
                 missing = worker.start["missing"]
-                raise ValueError(f"{library} is not installed here (no module {missing}); pip install {library}, or leave it out.")
+                raise ValueError(f"{library} is not installed here (no module {missing}); pip install {library}, or omit it.")
             if "unasked" in worker.start:
                 unasked.append((library, worker.start["unasked"]))
             else:
@@ -196,7 +194,7 @@ def _ask(question: Question, libraries: Sequence[str], folder: Path, threads: in
         for _ in range(question.rounds):
             for worker in workers:
                 records[worker.library].append(worker.ask("go"))
-                time.sleep(0.05)  # the others' threads go to sleep
+                time.sleep(0.05)  # let the other processes' threads go to sleep
         errors: dict[str, float] = {}
         if question.task == "forward":
             truth = folder / f"{question.name}.pt"
@@ -208,7 +206,7 @@ def _ask(question: Question, libraries: Sequence[str], folder: Path, threads: in
 
 
 def _precision(question: Question, library: str) -> str:
-    return question.precision if library == "sfumato" else "float32"  # theirs stay as they are used
+    return question.precision if library == "sfumato" else "float32"  # the others run as they are normally used
 
 
 def _figure(question: Question, library: str, records: Sequence[dict[str, Any]], operations: int, error: float | None) -> Figure:
@@ -226,7 +224,7 @@ def _line(figure: Figure, answers: Sequence[Figure]) -> str:
 
 
 def _targets(question: Question, figures: Sequence[Figure]) -> list[dict[str, Any]]:
-    """What was wanted of a question and what was seen; nothing where either library has no answer."""
+    """The targets of a question and the results; empty if either library has no result."""
     answers = {figure.library: figure for figure in figures if figure.question == question.name}
     if not {"sfumato", "diffusers"} <= answers.keys():
         return []
@@ -249,7 +247,7 @@ def _targets(question: Question, figures: Sequence[Figure]) -> list[dict[str, An
 
 
 def ceiling(dtype: torch.dtype, threads: int, size: int = 2048) -> float:
-    """Operations a second of a product of two large matrices: what this machine does at best."""
+    """Operations a second of a product of two large matrices: this machine's limit."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     a, best = torch.randn(size, size).to(dtype), float("inf")
@@ -262,7 +260,7 @@ def ceiling(dtype: torch.dtype, threads: int, size: int = 2048) -> float:
 
 
 def _write_pipeline(folder: Path) -> None:
-    """The model that all get, with weights that are not zero."""
+    """The model that all libraries use, with non-zero weights."""
     chain = Discrete.linear(CHAIN_STEPS)
     layout = UNetLayout(channels=(64, 128, 128), attention=(False, False, True), middle=(True, False), heads=1, head_width=8, scales=False)
     generator = torch.Generator().manual_seed(0)

@@ -103,14 +103,14 @@ def openai_weights(net: UNet, *, interleaved: bool = True) -> dict[str, Tensor]:
     wanted = {"middle": (True, False), "middle_groups": None, "eps": 1e-5, "groups": 32, "pads_end": False}
     for name, value in wanted.items():
         if getattr(layout, name) != value:
-            raise ValueError(f"{name}={getattr(layout, name)} cannot be represented in a UNetModel, where it is {value}.")
+            raise ValueError(f"{name}={getattr(layout, name)} cannot be represented in a UNetModel, which has {value}.")
     if not isinstance(features, TimestepSinusoids) or not features.cosine_first or features.shift != 0:
-        raise ValueError("a UNetModel sees cosines, then sines, of the number of its step; this network's features are others.")
+        raise ValueError("a UNetModel uses cosines, then sines, of the step index; this network's features are others.")
     return give(net, _names(net, interleaved))
 
 
 def _layout(tensors: Mapping[str, Tensor], heads: int, head_width: int | None) -> UNetLayout:
-    """What the weights' names and shapes tell of the network."""
+    """What the names and shapes of the weights determine about the network."""
 
     def numbers(pattern: str) -> list[int]:
         return sorted({int(found[1]) for name in tensors if (found := re.match(pattern, name))})
@@ -149,7 +149,7 @@ def _names(net: UNet, interleaved: bool) -> Names:
     attends = layout.attention_on_the_way_up[::-1]
 
     def place(group: str, i: int, j: int) -> str:
-        """Where theirs keeps the j-th block of the i-th resolution, or what resamples after it."""
+        """Their name for the j-th block of the i-th resolution, or for the resampling after it."""
         return {
             "down": f"input_blocks.{1 + i * stride + j}.",
             "up": f"output_blocks.{i * stride + j}.",

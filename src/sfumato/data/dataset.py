@@ -206,16 +206,16 @@ class Dataset(Source):
         return self.scaled(spec.codec) if isinstance(spec.codec, Scaling) and spec.codec != self.scaling else self
 
     def scaled(self, scaling: Scaling) -> "Dataset":
-        """The same values under another Scaling, which is no longer measured: that of a run that was begun on them, say."""
+        """The same values with another Scaling, such as that of an existing run; it is no longer measured."""
         return replace(self, scaling=scaling, measured=None)
 
     def split_indices(
         self, held_out: float, seed: int, *, by: HeldOutBy = "random"
     ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " m"]]:
-        """Rows to train on and rows held out, both ascending.
+        """Training rows and held-out rows, both ascending.
 
-        "random": rows are ranked by a hash of their own content and the seed, labels aside, and the first held_out · n are held out.
-        So the choice depends neither on the order of the rows nor on the machine, and exact copies fall on one side.
+        "random": rows are ranked by a hash of their values and the seed, without labels, and the first held_out · n are held out. So the
+        choice depends neither on the order of the rows nor on the machine, and exact copies stay together.
         "block": the last held_out · n rows are held out, for rows ordered in time.
 
         Args:
@@ -255,13 +255,13 @@ class Dataset(Source):
         return np.fromiter(hashes, dtype=np.uint64, count=len(self))
 
     def split(self, how: Split | float, seed: int = 0) -> tuple["Dataset", "Dataset"]:
-        """The data to train on and the data held out. Rows of a memory-mapped file stay there.
+        """The training data and the held-out data. Rows of a memory-mapped file stay there.
 
-        A measured Scaling is measured again on the rows to train on, and holds for both.
+        A measured Scaling is measured again on the training rows, and used for both.
 
         Args:
-            how: `Random` (a share of the rows by their content; what a number stands for), `Block` or `Group`.
-            seed: of a share that is given as a number.
+            how: `Random` (a share of the rows by their values; a number means this), `Block` or `Group`.
+            seed: for a share that is given as a number.
 
         Raises:
             ValueError: as `split_indices`.
@@ -272,7 +272,7 @@ class Dataset(Source):
         return self._rows(kept, f"{self.name}[train]", scaling), self._rows(held, f"{self.name}[held out]", scaling)
 
     def split_rows(self, how: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to train on and rows held out, both ascending: of `Random` and `Block`, those of `split_indices`.
+        """Training rows and held-out rows, both ascending: for `Random` and `Block`, those of `split_indices`.
 
         Raises:
             ValueError: as `split_indices`; a gap of a `Block` that leaves nothing to train on.
@@ -283,7 +283,7 @@ class Dataset(Source):
             return self.split_indices(how.share, how.seed)
         kept, held = self.split_indices(how.share, 0, by="block")
         if how.gap >= len(kept):
-            raise ValueError(f"{self.name}: a gap of {how.gap} rows leaves none of {len(kept)} to train on; take a smaller one.")
+            raise ValueError(f"{self.name}: a gap of {how.gap} rows leaves none of {len(kept)} to train on; use a smaller one.")
         return kept[: len(kept) - how.gap], held
 
     def _measured_on(self, rows: np.ndarray) -> Scaling:
@@ -301,7 +301,7 @@ class Dataset(Source):
 
 
 def _condition(rows: Values, spec: ConditionSpec) -> Condition:
-    """Rows of a condition as the model sees them."""
+    """Rows of a condition as the model gets them."""
     array = np.asarray(rows)
     if isinstance(spec, Classes):
         value = torch.from_numpy(array.astype(np.int64))
@@ -329,14 +329,14 @@ def of_images(
     skipped: tuple[str, ...] = (),
     **more: Any,
 ) -> Dataset:
-    """Images [n, h, w, c] as a data set: bytes are brought to [-1, 1]; 16 bits, of which most files use a part, are standardised.
+    """Images [n, h, w, c] as a data set: bytes are scaled to [-1, 1]; 16-bit images, which often use a part of the range, are standardised.
 
     Args:
         labels: as `Dataset` takes them, like the rest.
         classes: as above.
         name: as above.
-        by: how 16 bits are standardised, as `Scaling.measure` takes it.
-        skipped: files that could not be read, which `notes` tell of too.
+        by: how 16-bit images are standardised, as in `Scaling.measure`.
+        skipped: files that could not be read; `notes` mentions them.
         more: as `Dataset` takes it.
 
     Raises:
@@ -368,7 +368,7 @@ class _SubsetMetadata:
 
 
 def _as_slice(rows: np.ndarray) -> np.ndarray | slice:
-    """Ascending rows without a gap as a slice, which needs no copy."""
+    """Consecutive ascending rows as a slice, which needs no copy."""
     start, stop = int(rows[0]), int(rows[-1]) + 1
     return slice(start, stop) if stop - start == len(rows) else rows
 

@@ -215,14 +215,14 @@ class Share:
 
 
 def score(readings: Sequence[Scene], wanted: "SceneBatch | Iterable[Scene]") -> dict[str, Share]:
-    """The share of pictures that have right each of what `matches` judges, among those of which it was wanted.
+    """The share of pictures that are right in each property of `matches`, among those where it was wanted.
 
     Args:
-        readings: what was read from the pictures.
+        readings: the results of `read`.
         wanted: the batch that the pictures should show, or a scene for each of them (`map(parse, captions)`).
 
     Raises:
-        ValueError: for another number of scenes than of readings, or for none.
+        ValueError: different numbers of scenes and readings, or none.
     """
     scenes = tuple(wanted if isinstance(wanted, Iterable) else wanted.scenes)
     if not readings or len(readings) != len(scenes):

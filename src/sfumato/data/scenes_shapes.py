@@ -1,4 +1,4 @@
-"""What scenes are made of: colours, shapes, sizes, places and relations, each under the name that captions and readings use."""
+"""The parts of scenes: colours, shapes, sizes, places and relations, with the names that captions and readings use."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 BACKGROUND = (235, 235, 235)
-FINE = 4  # points a pixel along either axis, of which the share inside a shape is the pixel's coverage
+FINE = 4  # points for each pixel along an axis; the share inside a shape is the pixel's coverage
 
-# At least 30° apart as seen from the background, so that a pixel half covered still tells its colour.
+# At least 30° apart as seen from the background, so that a half-covered pixel still shows its colour.
 COLOURS: Mapping[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (40, 165, 60),
@@ -30,7 +30,7 @@ class Shape:
             Beyond a corner it is the distance to the farther side's line, so that a band around the border keeps its corners.
         area: of the shape of radius 1.
         perimeter: of the shape of radius 1.
-        centroid: how far below the centre the centre of mass lies, in radii.
+        centroid: distance of the centre of mass below the centre, in radii.
     """
 
     distance: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -58,17 +58,17 @@ SHAPES: Mapping[str, Shape] = {
     "triangle": Shape(_triangle, 2.0, 2 + 2 * math.sqrt(5), centroid=1 / 3),
 }
 
-# Ranges of the radius, as a share of the picture's side; a reader divides in the middle of the gap.
+# Ranges of the radius, as a share of the picture's side; a reader uses the middle of the gap as threshold.
 SIZES: Mapping[str, tuple[float, float]] = {"small": (0.13, 0.15), "large": (0.19, 0.21)}
 
 # Ranges of one coordinate of the centre (share of the side): near 0, middle, near 1. An object keeps MARGIN from the picture's edge.
 THIRDS = ((0.0, 0.38), (0.46, 0.54), (0.62, 1.0))
 MARGIN = 0.03
-# Two objects: free space between their bounding boxes, and how far aside one may stand, as a share of their distance along the relation.
+# Two objects: free space between their bounding boxes, and their largest sideways offset, as a share of their distance along the relation.
 GAP = 0.09
 ASIDE = 0.6
 
-# A place's name, its column and row among THIRDS, and how a caption says it.
+# A place's name, its column and row among THIRDS, and its words in a caption.
 PLACES: Mapping[str, tuple[int, int, str]] = {
     "top left": (0, 0, "at the top left"),
     "top": (1, 0, "at the top"),
@@ -81,7 +81,7 @@ PLACES: Mapping[str, tuple[int, int, str]] = {
     "bottom right": (2, 2, "at the bottom right"),
 }
 
-# A relation and the same seen from the other object.
+# A relation, and the same relation seen from the other object.
 RELATIONS: Mapping[str, str] = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
 
@@ -91,13 +91,13 @@ def size_of(radius: float) -> str:
 
 
 def place_of(x: float, y: float) -> str:
-    """The place in which a centre (shares of the side, y downwards) lies; every centre lies in one."""
+    """The place of a centre (shares of the side, y downwards)."""
     column, row = (min(range(3), key=lambda i: max(THIRDS[i][0] - at, at - THIRDS[i][1])) for at in (x, y))
     return next(name for name, place in PLACES.items() if place[:2] == (column, row))
 
 
 def relation_of(first: tuple[float, float], second: tuple[float, float]) -> str:
-    """How the first centre lies to the second, by the larger of the two distances."""
+    """The relation of the first centre to the second, by the larger of the two distances."""
     dx, dy = first[0] - second[0], first[1] - second[1]
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
@@ -111,5 +111,5 @@ def blocks(values: Shaped[np.ndarray, "n h w c"], side: int) -> Float32[np.ndarr
 
 
 def points(count: int) -> Float32[np.ndarray, "m"]:
-    """The points along an axis of `count` pixels, FINE a pixel, of which the share inside a shape is a pixel's coverage."""
+    """The points along an axis of `count` pixels, FINE for each pixel; the share inside a shape is a pixel's coverage."""
     return (np.arange(count * FINE, dtype=np.float32) + 0.5) / FINE

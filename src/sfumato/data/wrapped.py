@@ -37,7 +37,7 @@ def as_source(given: Any) -> Source | Stream:
         return TorchSource(given)
     if isinstance(given, Iterator):
         raise ValueError(
-            "an iterator can be read only once, so a resumed run could not replay it; pass an iterable, whose iter() starts anew."
+            "an iterator can be read only once, so a resumed run could not replay it; pass an iterable, whose iter() starts again."
         )
     if isinstance(given, Iterable):
         return IterableStream(given)

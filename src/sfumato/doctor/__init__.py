@@ -1,4 +1,4 @@
-"""What is wrong with a recipe or a run, or will be, and what to do about it: `doctor.recipe`, `doctor.run`."""
+"""Finds present and future problems of a recipe or a run, and says what to do about them: `doctor.recipe`, `doctor.run`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,12 +14,12 @@ __all__ = ["Check", "Finding", "Limit", "Outcome", "Plan", "Reading", "Severity"
 
 
 def recipe(source: str | Path | Recipe | Plan, changes: Sequence[str] = (), *, trial_seconds: float = 10.0) -> tuple[Finding, ...]:
-    """Looks at a recipe before its training: options, data, and a short trial on them. The worst findings come first.
+    """Checks a recipe before its training: options, data, and a short trial on them. The worst findings come first.
 
     Args:
         source: a recipe, its name, its file, or a `Plan` of it.
         changes: `path=value`, as `sfumato train --set` takes them.
-        trial_seconds: how long the trial may take.
+        trial_seconds: duration of the trial.
 
     Raises:
         ValueError: there is no such recipe, or a change does not fit.
@@ -33,12 +33,12 @@ def recipe(source: str | Path | Recipe | Plan, changes: Sequence[str] = (), *, t
 
 
 def run(model: str | Path | Outcome, changes: Sequence[str] = (), *, samples: int = 256) -> tuple[Finding, ...]:
-    """Looks at a run during or after its training: its curve, its losses by level, its samples, and what `recipe` looks at but the trial.
+    """Checks a run during or after its training: its curve, its losses by level, its samples, and the checks of `recipe` but the trial.
 
     Args:
         model: a run folder, `zoo:NAME`, or an `Outcome` of one.
-        changes: `path=value`: where the data are now, or how it is to be sampled.
-        samples: how many are drawn, at most.
+        changes: `path=value` changes of the place of the data, or of the sampling.
+        samples: how many to draw, at most.
 
     Raises:
         ValueError: there is no such model, or a change does not fit.
@@ -48,7 +48,7 @@ def run(model: str | Path | Outcome, changes: Sequence[str] = (), *, samples: in
         there = [stage for stage in stages if (outcome.folder / stage.name / "recipe.yaml").is_file()]
         found = {s.name: run(_stage_of(outcome, s, changes, samples)) for s in there}
         return _worst_first(_of_stage(finding, name, outcome.recipe) for name, findings in found.items() for finding in findings)
-    left_out = {"data-refused"} | ({"floats-for-images"} if outcome.is_later_stage else set())  # `data-elsewhere` says it; latents are none
+    left_out = {"data-refused"} | ({"floats-for-images"} if outcome.is_later_stage else set())  # see data-elsewhere; latents are no images
     return _worst_first([*examine(outcome), *(finding for finding in examine(outcome.plan) if finding.id not in left_out)])
 
 
@@ -57,13 +57,13 @@ def _stage_of(whole: Outcome, stage: Stage, changes: Sequence[str], samples: int
 
 
 def _changes_of(stage: Stage, whole: Recipe, changes: Sequence[str]) -> list[str]:
-    """Those changes of the whole, of where its data are and how it is sampled, that are changes of a stage."""
+    """The changes of the whole recipe (place of the data, sampling) that apply to a stage."""
     groups = {"sampling"} | ({"data"} if stage.recipe.data == whole.data else set())
     return [change for change in changes if change.partition("=")[0].partition(".")[0] in groups & set(type(stage.recipe).model_fields)]
 
 
 def _of_stage(finding: Finding, name: str, whole: Recipe) -> Finding:
-    """The finding with its stage named, and its advice in the options of the whole."""
+    """The finding with the name of its stage, and advice in options of the whole recipe."""
     change = finding.change.replace("--set training.", f"--set {name}_training.") if hasattr(whole, f"{name}_training") else finding.change
     return replace(finding, measured=f"In the stage {name}: {finding.measured}", change=change)
 

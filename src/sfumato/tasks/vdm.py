@@ -82,7 +82,7 @@ class VDMTask(Task):
         net = self.net.build((channels * (1 + 2 * len(powers)), *spec.sizes[1:]), spec.conditions, channels)
         if powers:
             net = nets.Fourier(net, powers)
-        # Scaled as if the data had unit variance, x_t reaches the network as it is: only so do its Fourier features fit the grid of values.
+        # data_std=1 leaves x_t unscaled: only then do its Fourier features fit the grid of values.
         denoiser = Denoiser(net, target_of(self.model.target), data_std=1.0)
         return latent.VDM(denoiser, self.model.schedule(), bin_width=self.model.bin_width)
 

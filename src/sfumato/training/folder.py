@@ -25,7 +25,7 @@ from sfumato.training.engine import Engine
 OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.partial", ".lock"}  # of a run killed at its start
 
 
-def begin(recipe: Any, out: Path, *, resume: bool) -> Any | None:
+def recipe_to_resume(recipe: Any, out: Path, *, resume: bool) -> Any | None:
     """The recipe of the run in `out`, if there is one to resume.
 
     Raises:
@@ -34,20 +34,20 @@ def begin(recipe: Any, out: Path, *, resume: bool) -> Any | None:
     if (out / "recipe.yaml").is_file():
         if not resume:
             raise ValueError(f"{out} already holds a run; add --resume to continue it, or choose another --out.")
-        begun = load_recipe(out / "recipe.yaml")
-        _refuse_changes(begun, recipe, out)
-        return begun
+        existing = load_recipe(out / "recipe.yaml")
+        _refuse_changes(existing, recipe, out)
+        return existing
     if out.exists() and (not out.is_dir() or any(path.name not in OURS for path in out.iterdir())):
         raise ValueError(f"{out} exists and is not a run folder; choose another --out.")
     return None
 
 
-def _refuse_changes(begun: Any, recipe: Any, out: Path) -> None:
+def _refuse_changes(existing: Any, recipe: Any, out: Path) -> None:
     """On resuming, only options in `options.MAY_CHANGE` may change, and the number of steps may grow."""
-    before, now = begun.training.steps, recipe.training.steps
+    before, now = existing.training.steps, recipe.training.steps
     if now < before:
         raise ValueError(f"{out} was started with training.steps={before}; a run can be made longer, not shorter. Got {now}.")
-    wrong = [change for change in begun.differences(recipe) if not change.startswith("training.steps:")]
+    wrong = [change for change in existing.differences(recipe) if not change.startswith("training.steps:")]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         hint = "resume with the old one"
@@ -56,21 +56,21 @@ def _refuse_changes(begun: Any, recipe: Any, out: Path) -> None:
         raise ValueError(f"{out} was started with another recipe ({'; '.join(wrong[:5])}{more}); {hint}, or choose another --out.")
 
 
-def texts_of(begun: Any | None, recipe: Any, manifest: Mapping[str, Any], out: Path) -> dict[str, str]:
+def files_to_write(existing: Any | None, recipe: Any, manifest: Mapping[str, Any], out: Path) -> dict[str, str]:
     """The files to write before the first step, name to text: all for a new run, the changed ones for a run that is made longer.
 
     Args:
-        begun: the recipe of the run in `out`; None for a new run.
+        existing: the recipe of the run in `out`; None for a new run.
         recipe: the requested recipe.
         manifest: of a new run.
         out: the run folder.
     """
-    if begun is not None:
-        if recipe.training.steps == begun.training.steps:
+    if existing is not None:
+        if recipe.training.steps == existing.training.steps:
             return {}
-        steps = [begun.training.steps, recipe.training.steps]
-        recipe = begun.model_copy(update={"training": begun.training.model_copy(update={"steps": steps[1]})})
-        manifest = begun_with(out)
+        steps = [existing.training.steps, recipe.training.steps]
+        recipe = existing.model_copy(update={"training": existing.training.model_copy(update={"steps": steps[1]})})
+        manifest = manifest_in(out)
         done = max(steps_in(out / "checkpoints"), default=0)
         extended = [*manifest.get("extended", []), {"after_step": done, "from_steps": steps[0], "to_steps": steps[1]}]
         manifest = {**manifest, "recipe_sha256": _sha256(recipe), "extended": extended}
@@ -81,7 +81,7 @@ def _sha256(recipe: Options) -> str:
     return hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
 
 
-def begun_with(out: Path) -> dict[str, Any]:
+def manifest_in(out: Path) -> dict[str, Any]:
     """The manifest of the run in `out`."""
     return json.loads((out / "manifest.json").read_text())
 
@@ -92,14 +92,14 @@ def refuse_other_data(manifest: Mapping[str, Any], out: Path) -> DataSpec:
     Raises:
         ValueError: one of them has changed.
     """
-    spec, begun = read_spec(out), begun_with(out)
+    spec, existing = read_spec(out), manifest_in(out)
     for what, before, now in (
-        ("data", begun.get("data", {}).get("fingerprint"), manifest["data"]["fingerprint"]),
-        ("precision", begun.get("precision"), manifest["precision"]),
+        ("data", existing.get("data", {}).get("fingerprint"), manifest["data"]["fingerprint"]),
+        ("precision", existing.get("precision"), manifest["precision"]),
     ):
         if before != now:
             raise ValueError(f"{out} was started with another {what} ({before} → {now}); restore the old one, or choose another --out.")
-    for stage, weights in begun.get("made_from", {}).items():
+    for stage, weights in existing.get("made_from", {}).items():
         if (now := manifest.get("made_from", {}).get(stage)) != weights:
             raise ValueError(
                 f"{out} was made from other weights of {stage} ({weights[:12]} → {str(now)[:12]}); restore those, or delete {out} (and "

@@ -77,7 +77,7 @@ class Optimizer:
         return float(nn.utils.clip_grad_norm_(self.parameters, self.options.clip))
 
     def step(self, step: int, share: float = 1.0) -> None:
-        """Moves the weights at a share of the rate of this step (1, 2, …)."""
+        """Updates the weights with a share of the learning rate of this step (1, 2, …)."""
         for part, peak in zip(self.parts, self.peaks, strict=True):
             for group in part.param_groups:
                 group["lr"] = peak * self.rate(step) * share
@@ -87,7 +87,7 @@ class Optimizer:
             part.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The optimisers' states as named tensors."""
+        """The states of the optimisers as named tensors."""
         named = {}
         for i, part in enumerate(self.parts):
             for index, state in part.state_dict()["state"].items():
@@ -95,10 +95,10 @@ class Optimizer:
         return named
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes up saved states.
+        """Restores saved states.
 
         Raises:
-            ValueError: they are of other parameters.
+            ValueError: they are for other parameters.
         """
         for i, part in enumerate(self.parts):
             state: dict[int, dict[str, Any]] = {}
@@ -115,7 +115,7 @@ class Optimizer:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; at 0.2 sqrt(max(out, in)) of the rate, the root mean square of AdamW's steps.
 
-    torch.optim.Muon iterates in bfloat16 everywhere, which a processor without bfloat16 products does 400 times more slowly.
+    torch.optim.Muon iterates in bfloat16 everywhere, which is 400 times slower on a processor without bfloat16 products.
 
     Reference: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon; Liu et al. (2025), eq. 4, arXiv:2502.16982.
     """

@@ -15,7 +15,7 @@ from sfumato.options import Runtime, Training
 from sfumato.runtime import precision
 from sfumato.storage import steps_in
 from sfumato.training.engine import Engine
-from sfumato.training.folder import begin, begun_with, manifest_of, refuse_other_data, texts_of
+from sfumato.training.folder import files_to_write, manifest_in, manifest_of, recipe_to_resume, refuse_other_data
 from sfumato.training.optim import rate_at
 from sfumato.training.trackers import refuse_missing
 
@@ -57,7 +57,7 @@ def prepare(
     """
     options, engine = recipe.training, Engine.begin()
     refuse_missing(options)
-    begun = begin(recipe, out, resume=resume or engine.was_restarted)
+    existing = recipe_to_resume(recipe, out, resume=resume or engine.was_restarted)
     for note in source.notes if engine.is_main else ():
         on_message(note)
     if isinstance(source, Dataset) and source.captions is not None and engine.is_main:
@@ -71,16 +71,16 @@ def prepare(
     spec = examples.spec
     if spec.data_std is None and isinstance(examples, Source):
         spec = replace(spec, data_std=standard_deviation(examples))
-    engine = _with_runtime(engine, recipe, spec.shape, begun=None if begun is None else out, on_message=on_message)
+    engine = _with_runtime(engine, recipe, spec.shape, existing=None if existing is None else out, on_message=on_message)
     manifest = manifest_of(recipe, source, spec, engine, made_from)
-    if begun is not None:
+    if existing is not None:
         spec = refuse_other_data(manifest, out)
         if isinstance(examples, Source) and spec.codec != examples.spec.codec:
             on_message(f"The data keep the scaling of the run in {out}.")
             examples, held_out = examples.scaled_like(spec), None if held_out is None else held_out.scaled_like(spec)
-        if (sentence := _extension(begun.training, options, out)) and engine.is_main:
+        if (sentence := _extension(existing.training, options, out)) and engine.is_main:
             on_message(sentence)
-    return PreparedRun(engine, source, examples, held_out, spec, texts_of(begun, recipe, manifest, out), begun is None)
+    return PreparedRun(engine, source, examples, held_out, spec, files_to_write(existing, recipe, manifest, out), existing is None)
 
 
 def _extension(before: Training, now: Training, out: Path) -> str:
@@ -112,7 +112,7 @@ def standard_deviation(examples: Source) -> float | None:
 
 
 def _with_runtime(
-    engine: Engine, recipe: Any, shape: Sequence[int | None], *, begun: Path | None, on_message: Callable[[str], None]
+    engine: Engine, recipe: Any, shape: Sequence[int | None], *, existing: Path | None, on_message: Callable[[str], None]
 ) -> Engine:
     """The engine with its number format and kernels, the same in all processes.
 
@@ -120,15 +120,15 @@ def _with_runtime(
         engine: the processes.
         recipe: the requested recipe.
         shape: of one x.
-        begun: the folder of a resumed run: it keeps its kernels if the recipe leaves the choice to the machine.
+        existing: the folder of a resumed run: it keeps its kernels if the recipe leaves the choice to the machine.
         on_message: called if sfumato's kernels are used.
 
     Raises:
         ValueError: kernels that are not available.
     """
     runtime = recipe.runtime.model_copy(update={"precision": recipe.precision(recipe.runtime.precision)})
-    if runtime.kernels == "auto" and begun is not None:
-        runtime = runtime.model_copy(update={"kernels": begun_with(begun).get("kernels", "torch")})
+    if runtime.kernels == "auto" and existing is not None:
+        runtime = runtime.model_copy(update={"kernels": manifest_in(existing).get("kernels", "torch")})
     by_kernels = not engine.any(not wants_kernels(runtime, recipe.training, shape, engine.device))
     if by_kernels and engine.is_main:
         on_message(
