@@ -207,9 +207,9 @@ def test_a_round_of_split_gibbs_keeps_the_posterior():
 
     generator = torch.Generator().manual_seed(4)
     rho = 0.12  # below noise_std over the largest singular value
-    x = method._near(z, rho, Spectrum.of(observed), generator)
+    x = method.near(z, rho, Spectrum.of(observed), generator)
     with torch.no_grad():
-        after = method._denoised(oracle, x, rho, None, generator)
+        after = method.denoised(oracle, x, rho, None, generator)
     assert scores(after, posterior) < 4.5
     assert scores(x, posterior) > 6  # x itself is more spread
 

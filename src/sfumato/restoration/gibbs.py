@@ -66,13 +66,13 @@ class SplitGibbs:
         noisy = [level for level in levels if ratio(level) > 0]
         z = every.y.new_zeros(len(every.y), *shape)
         for i, level in enumerate([*noisy, *noisy[-1:] * self.tail]):
-            x = self._near(z, ratio(level), spectrum, generator)
-            z = self._denoised(predict, x, ratio(level), conds, generator)
+            x = self.near(z, ratio(level), spectrum, generator)
+            z = self.denoised(predict, x, ratio(level), conds, generator)
             if on_step is not None:
                 on_step(i, z)
         return Draws(z.reshape(count, b, *shape))
 
-    def _near(self, z: Tensor, rho: float, spectrum: Spectrum, generator: Generator | None) -> Tensor:
+    def near(self, z: Tensor, rho: float, spectrum: Spectrum, generator: Generator | None) -> Tensor:
         """x ~ N(x; z, rho²) p(y | x), coordinate by coordinate."""
         seen = spectrum.seen
         noise = torch.where(seen, spectrum.noise, 1).square()
@@ -82,7 +82,7 @@ class SplitGibbs:
         mean, variance = c + gain * (spectrum.y_bar - c), rho**2 * (1 - gain)
         return spectrum.svd.from_v(mean + variance.sqrt() * spectrum.noise_like(z, generator)).reshape(z.shape)
 
-    def _denoised(self, predict: Predictor, x: Tensor, rho: float, cond: CondLike | None, generator: Generator | None) -> Tensor:
+    def denoised(self, predict: Predictor, x: Tensor, rho: float, cond: CondLike | None, generator: Generator | None) -> Tensor:
         """z ~ p(z | x = z + rho n), by the reverse chain."""
         walk = at_ratios(geometric(rho, min(rho / 2, max(rho / 30, 0.01)), self.inner))
         return sample(predict, walk[0].alpha * x, walk, steps.Ancestral(), cond, generator=generator)

@@ -50,7 +50,8 @@ class Full:
         self.covariance, self.observed = covariance.double(), observed
         self.h = observed.linear.matrix.to(covariance.device)
         self.across = self.covariance @ self.h.mT
-        self.factor = _cholesky(self.h @ self.across + observed.variance.double()[:, :, None] * torch.eye(len(self.h)).to(self.h))
+        self.system = self.h @ self.across + observed.variance.double()[:, :, None] * torch.eye(len(self.h)).to(self.h)
+        self.factor = _cholesky(self.system)
 
     def gain(self, r: Float[Tensor, "n m"]) -> Float[Tensor, "n d"]:
         """C Hᵀ (H C Hᵀ + noise_std² I)⁻¹ r: how far r = y - H x0_hat moves the mean of x0."""
@@ -62,23 +63,27 @@ class Full:
 
     def log_likelihood(self, r: Float[Tensor, "n m"]) -> Float[Tensor, "n"]:
         """log N(r; 0, H C Hᵀ + noise_std² I), in nats."""
-        white = torch.linalg.solve_triangular(self.factor, r.double()[..., None], upper=False)
-        return -0.5 * (white.square().sum((1, 2)) + r.shape[1] * _LOG_2_PI) - self.factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        return _log_normal(r.double(), self.factor)
 
     def rows(self, rows: Tensor) -> "Full":
         """Those of some rows, which all have one y."""
         chosen = object.__new__(Full)
         chosen.covariance, chosen.observed, chosen.h = self.covariance[rows], self.observed, self.h
-        chosen.across, chosen.factor = self.across[rows], self.factor[rows]
+        chosen.across, chosen.system, chosen.factor = self.across[rows], self.system[rows], self.factor[rows]
         return chosen
 
-    def given_next(self, k: float, variance: float, move: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], "Full"]:
-        """The shift of x0's mean and the moments once x_b = (1 - k) x0 + … + sqrt(variance) n is known, which lies `move` from its mean."""
-        c, weight = self.covariance, 1 - k
-        total = _cholesky(weight**2 * c + variance * torch.eye(c.shape[1]).to(c))
-        shift = weight * c @ torch.cholesky_solve(move.double()[..., None], total)
-        rest = c - weight**2 * c @ torch.cholesky_solve(c, total)
-        return shift[..., 0].to(move), Full((rest + rest.mT) / 2, self.observed)
+    def log_likelihood_given(
+        self, r: Float[Tensor, "n m"], weight: float, variance: float, move: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n"]:
+        """log N(y | …) once x_s is known too, in nats: x_s = … + weight x0 + sqrt(variance) n, which lies `move` from its mean.
+
+        r = y - H x0_hat is what it is without x_s.
+        """
+        total = _cholesky(weight**2 * self.covariance + variance * torch.eye(self.covariance.shape[1]).to(self.h))
+        through = torch.cholesky_solve(self.across, total)  # (weight² C + variance I)⁻¹ C Hᵀ
+        shift = weight * (through.mT @ move.double()[..., None])[..., 0]
+        system = self.system - weight**2 * self.across.mT @ through
+        return _log_normal(r.double() - shift, _cholesky(system))
 
 
 class Krylov:
@@ -160,6 +165,12 @@ def square_root(multiply: Callable[[Tensor], Tensor], z: Float[Tensor, "n d"], i
     values, vectors = torch.linalg.eigh(t.double().cpu())
     weights = (vectors * values.clamp(min=0).sqrt()[:, None] @ vectors[:, 0, :, None])[..., 0].to(z)
     return length * torch.einsum("nk,knd->nd", weights, torch.stack(basis[:-1]))
+
+
+def _log_normal(r: Float[Tensor, "n m"], factor: Float[Tensor, "n m m"]) -> Float[Tensor, "n"]:
+    """log N(r; 0, factor factorᵀ), in nats."""
+    white = torch.linalg.solve_triangular(factor, r[..., None], upper=False)
+    return -0.5 * (white.square().sum((1, 2)) + r.shape[1] * _LOG_2_PI) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
 def _cholesky(matrix: Float[Tensor, "n d d2"]) -> Float[Tensor, "n d d2"]:

@@ -147,7 +147,7 @@ class TwistedSMC:
             prediction, pull = differentiable(predict, x[part], level, given)
             mean, mine = prediction.x0.flatten(1), observed.rows(part)
             if moments is None:  # the mean variance over the first batch, by a random probe: it only has to be about right
-                z = normal_like(mean, generator)
+                z = normal_like(mean, generator).sign()
                 variance = float((z * scale * pull(z).flatten(1)).mean())
                 moments = Isotropic(min(max(variance, 1e-3 * a2 / (1 + a2)), a2), observed)
             inward = mine.linear.adjoint(Isotropic(moments.variance, mine).solve(mine.residual(mean)))
@@ -181,8 +181,8 @@ class TwistedSMC:
             v = kept * u + (1 - kept) * x0 + math.sqrt(variance) * normal_like(flat, generator)
             if b == 0:
                 return v.reshape(x.shape), torch.zeros_like(now.log_twist), now
-            shift, rest = now.moments.given_next(kept, variance, v - kept * u - (1 - kept) * now.x0)
-            before = rest.log_likelihood(observed.residual(now.x0 + shift))  # log p(y | x_s, x_t) by the Gaussian at x_t
+            move, r = v - kept * u - (1 - kept) * now.x0, observed.residual(now.x0)
+            before = now.moments.log_likelihood_given(r, 1 - kept, variance, move)  # log p(y | x_s, x_t) by the Gaussian at x_t
             then = look((s.alpha * v).reshape(x.shape), s)
             return (s.alpha * v).reshape(x.shape), then.log_twist - before, then
         svd, r2 = observed.svd, now.moments.variance
