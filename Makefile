@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test wheel check mutants bench bench-trained docs clean
+.PHONY: demo test test-slow wheel check mutants bench bench-trained docs clean
 
 # Installed once; again when the pins change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -17,8 +17,13 @@ demo: $(VENV)/.installed
 	$(BIN)/sfumato sample runs/demo --count 20 --out runs/demo/reverse.gif
 	@echo "Look at runs/demo/samples.png (one class a column), runs/demo/reverse.gif and runs/demo/report.json."
 
+# Every claim but those of test-slow. The tests of a file run in one process, so that they share what they train.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
+
+# Trainings that are killed, several processes, other libraries' networks and samplers, the longest trainings of the doctor.
+test-slow: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m slow
 
 # Builds the wheel, installs it into an environment of its own, and uses it from there.
 wheel: $(VENV)/.installed

@@ -54,6 +54,17 @@ def betas_of(levels: list[sf.Level]) -> torch.Tensor:
     return (1 - (alphas[:-1] / alphas[1:]).square()).flip(0)
 
 
+def counted(oracle: sf.Predictor) -> tuple[sf.Predictor, list[sf.Level]]:
+    """A predictor that answers as the oracle does, and the levels that it has been asked at, one an evaluation."""
+    asked = []
+
+    def predict(x_t, level, cond=None):
+        asked.append(level)
+        return oracle(x_t, level)
+
+    return predict, asked
+
+
 LOG_2_PI = math.log(2 * math.pi)
 
 

@@ -32,6 +32,7 @@ def test_what_cannot_be_measured_is_a_sentence(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_both_compute_one_function_and_are_counted_alike():
     """The networks of the two libraries have one folder's weights: their outputs agree, and so do their operations."""
     report = bench(["diffusers"], threads=1, questions=SMALL)

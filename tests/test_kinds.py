@@ -1,11 +1,12 @@
-"""Kinds of model that the library has never seen, each a file of its own in `kinds/`: trained, resumed after a kill, logged, sampled."""
+"""Kinds of model that the library has never seen, each a file of its own in `kinds/`: trained, logged, sampled.
+
+Kills and several processes: `faults/test_every_kind.py`.
+"""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -75,21 +76,6 @@ def test_it_is_logged(trained, kind):
     lines = [json.loads(line) for line in (trained / kind / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(10, 301, 10))
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
-
-
-@every_kind
-def test_a_killed_training_goes_on_to_the_same_bits(trained, kind, tmp_path):
-    out = tmp_path / "run"
-    process = subprocess.Popen(command(kind, "train", recipe_file(tmp_path, kind), "--out", out), stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (out / "checkpoints" / "00000100").is_dir():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (out / "report.json").exists()
-    run(kind, "train", recipe_file(tmp_path, kind), "--out", out, "--resume")
-    for name in ("model", "ema-0.100", "optimizer"):
-        ours, theirs = (folder / "checkpoints" / "00000300" / f"{name}.safetensors" for folder in (out, trained / kind))
-        assert ours.read_bytes() == theirs.read_bytes()
 
 
 @every_kind

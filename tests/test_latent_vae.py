@@ -280,6 +280,17 @@ def test_free_nats_charge_nothing_below_them():
     torch.testing.assert_close(half, -trace.log_likelihood + 0.5 * trace.latents[0].divergence)
 
 
+def test_without_free_nats_an_example_costs_the_same_in_every_batch():
+    """Its own bound, also where the one draw of a divergence is negative, as some are: there is no floor at 0."""
+    model, x, negative = small(2), torch.randn(1, 3), 0
+    for seed in range(40):
+        trace = model.trace(x, torch.Generator().manual_seed(seed))
+        divergences = torch.stack([visit.divergence for visit in trace.visits])
+        negative += int((divergences < 0).sum())
+        torch.testing.assert_close(latent.loss(trace, 3) * 3 * NATS, -trace.log_likelihood + divergences.sum(0))
+    assert negative > 0
+
+
 class TwoOfThree(nn.Module):
     """An encoder of three entries of which two follow x, whatever network comes after."""
 

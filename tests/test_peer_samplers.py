@@ -13,7 +13,7 @@ import sfumato as sf
 from sfumato.sampling import invert
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # their warnings
 
 LINEAR = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 EVEN = {**LINEAR, "use_exponential_sigmas": True}  # uniform in log-SNR, so that no step is too long to extrapolate over

@@ -7,7 +7,7 @@ from test_peer_samplers import EVEN, LINEAR, OPEN_END, STEPS, eps_and_x, levels_
 import sfumato as sf
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # their warnings
 
 
 def test_plms():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from problems import SCALES, label, mixture
+from problems import SCALES, counted, label, mixture
 from test_sample_steps import MEAN, VARIANCE, bell, cdf, line
 
 import sfumato as sf
@@ -241,18 +241,13 @@ def test_restart_is_its_step_where_the_walk_does_not_pass():
 
 def test_restart_goes_between_low_and_high():
     """The levels that it asks at: the walk's, low, and `times` times those from high down, whose roots are even."""
-    asked, levels = [], sf.grid(sf.VE(sigma_min=0.01, sigma_max=10.0), 6)
-
-    def predict(x_t, level, cond=None):
-        asked.append((level.sigma / level.alpha).item())
-        return mixture(x_t, level)
-
+    (predict, asked), levels = counted(mixture), sf.grid(sf.VE(sigma_min=0.01, sigma_max=10.0), 6)
     sf.sample(predict, torch.randn(2, 2), levels, sf.steps.Restart(sf.steps.DDIM(), low=0.2, high=2.0, times=2, steps=3))
     even = torch.linspace(2.0 ** (1 / 7), 0.2 ** (1 / 7), 4) ** 7
     walked = [level.sigma.item() for level in levels]
     before, after = [r for r in walked if r > 0.2], [r for r in walked[:-1] if r < 0.2]
     wanted = [*before, *even[:3].tolist(), *even[:3].tolist(), 0.2, *after]
-    torch.testing.assert_close(torch.tensor(asked), torch.tensor(wanted))
+    torch.testing.assert_close(torch.tensor([(level.sigma / level.alpha).item() for level in asked]), torch.tensor(wanted))
 
 
 @pytest.mark.parametrize(
@@ -318,12 +313,7 @@ def test_a_long_step_is_not_taken_for_a_good_one():
 def test_a_tighter_tolerance_takes_more_steps():
     counts = []
     for tolerance in (0.1, 0.01, 0.001):
-        asked = []
-
-        def predict(x_t, level, cond=None, asked=asked):
-            asked.append(level)
-            return mixture(x_t, level)
-
+        predict, asked = counted(mixture)
         step = sf.steps.AdaptiveSDE(rtol=tolerance, atol=tolerance)
         levels = sf.grid(sf.Cosine(log_snr_max=6.0, log_snr_min=-6.0), 1)
         sf.sample(predict, torch.randn(4, 2), levels, step, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import SCALES, gaussian, gaussian_flow, label, mixture
+from problems import SCALES, counted, gaussian, gaussian_flow, label, mixture
 from test_sample_steps import NO_SIGNAL, quantile_error
 from typer.testing import CliRunner
 
@@ -171,12 +171,7 @@ def test_a_sample_is_a_function_of_its_own_generator(step):
     ids=label,
 )
 def test_evaluations_of_ten_steps_to_the_data(step, calls):
-    asked = []
-
-    def predict(x_t, level, cond=None):
-        asked.append(level)
-        return mixture(x_t, level)
-
+    predict, asked = counted(mixture)
     sf.sample(predict, torch.randn(2, 2), sf.grid(sf.Discrete.linear(1000), 10), step)
     assert len(asked) == calls
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from problems import SCALES, every_scales, gaussian, gaussian_flow, label, mixture
+from problems import SCALES, counted, every_scales, gaussian, gaussian_flow, label, mixture
 
 import sfumato as sf
 
@@ -326,12 +326,7 @@ def test_the_scales_do_not_matter(step, scales):
     ids=label,
 )
 def test_evaluations_of_ten_steps(step, calls):
-    asked = []
-
-    def predict(x_t, level, cond=None):
-        asked.append(level)
-        return mixture(x_t, level)
-
+    predict, asked = counted(mixture)
     sf.sample(predict, torch.randn(2, 2), sf.grid(sf.Cosine(log_snr_max=10.0, log_snr_min=-10.0), 10), step)
     assert len(asked) == calls
 

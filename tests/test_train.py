@@ -1,12 +1,7 @@
 """Training as a promise: it learns what can be known, and an interrupted run ends where an uninterrupted one does."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -128,23 +123,6 @@ def test_a_resumed_run_ends_in_the_same_bits(recipe_file, tmp_path, changes):
     strip = lambda run: [{k: v for k, v in line.items() if k not in varying} for line in lines(run)]  # noqa: E731
     assert strip(cut) == strip(whole)
     assert [line["step"] for line in lines(cut)] == [3, 6, 9, 12]
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on(recipe_file, tmp_path):
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "sfumato", "train", str(recipe_file), "--out", str(run), "--steps", "400"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while len(checkpoint.steps_in(run / "checkpoints")) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = checkpoint.steps_in(run / "checkpoints")[-1]
-    assert done < 400
-    out = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert f"after step {done} of 400" in out.stdout
-    assert [line["step"] for line in lines(run)] == [*range(3, 400, 3), 400]
 
 
 def test_training_learns_what_can_be_known(tmp_path):

@@ -1,4 +1,4 @@
-"""Float32, as people train; one shelf of runs a session."""
+"""Float32, as people train, and without checks of shapes, as these are trainings; one shelf of runs a session."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from cases import Shelf
 
 
 @pytest.fixture(autouse=True)
-def _float32():
+def _float32(unchecked):
     torch.set_default_dtype(torch.float32)
 
 

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -39,10 +39,12 @@ def recipe_file(folder: Path, **training: object) -> Path:
 class Life:
     """One process: `sfumato` with these arguments; what it says goes to a file."""
 
-    def __init__(self, arguments: Sequence[object], said: Path, limit: int | None = None) -> None:
-        """Begins; `limit` is the largest file in bytes that it may write."""
+    def __init__(
+        self, arguments: Sequence[object], said: Path, limit: int | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Begins; `limit` is the largest file in bytes that it may write, `environment` what is added to the environment."""
         self.said = said
-        self.process = SERVER.Process(target=_live, args=([str(a) for a in arguments], str(said), limit))
+        self.process = SERVER.Process(target=_live, args=([str(a) for a in arguments], str(said), limit, dict(environment or {})))
         self.process.start()
 
     @property
@@ -67,7 +69,8 @@ def live(arguments: Sequence[object], said: Path) -> int:
     return Life(arguments, said).end()
 
 
-def _live(arguments: list[str], said: str, limit: int | None) -> None:
+def _live(arguments: list[str], said: str, limit: int | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -10,6 +10,8 @@ import pytest
 from lives import Life, live, recipe_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.slow
+
 KILLS, STEPS = 25, 360  # far more than a fast machine makes between so many kills
 VARYING = ("seconds", "images_per_second", "peak_memory_bytes")  # by nature
 

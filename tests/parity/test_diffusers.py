@@ -16,7 +16,7 @@ from sfumato.storage import CheckpointError
 from sfumato.tasks.options import Sampling
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # their warnings
 
 SMALL = {
     "sample_size": 8,

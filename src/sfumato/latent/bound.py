@@ -115,14 +115,16 @@ def loss(trace: Trace, dims: int, *, beta: float = 1.0, free_nats: float = 0.0) 
         trace: of a batch.
         dims: number of entries of x.
         beta: weight of the divergences; 1 gives the bound. Warming it up from 0 prevents the decoder from learning to ignore z. Higgins et
-        al. (2017); Bowman et al. (2016), section 3.1, arXiv:1511.06349.
-        free_nats: KL of each level, averaged over these examples, that is not penalised. Kingma et al. (2016), eq. 15,
-            arXiv:1606.04934.
+            al. (2017); Bowman et al. (2016), section 3.1, arXiv:1511.06349.
+        free_nats: KL of each level, averaged over these examples, that is not penalised; with 0 each KL is penalised as it is, also where
+            its estimate from one draw is negative. Kingma et al. (2016), eq. 15, arXiv:1606.04934.
     """
     cost = -trace.log_likelihood
     for latent in trace.latents:
         divergence = latent.divergence
-        cost = cost + beta * (divergence if float(divergence.mean().detach()) > free_nats else torch.full_like(divergence, free_nats))
+        if free_nats and float(divergence.mean().detach()) <= free_nats:
+            divergence = torch.full_like(divergence, free_nats)
+        cost = cost + beta * divergence
     return cost / (dims * math.log(2))
 
 

@@ -37,7 +37,8 @@ class AutoencoderModel(Options):
     """`latent.Autoencoder`: an image becomes `latent` channels at 1/(patch 2^(len(widths) - 1)) of its size.
 
     `kl_weight` and `critic_weight` as in `latent.autoencoder.loss`; the critic starts after `critic_start` steps, critic_weight=0 disables
-    it.
+    it. Its part is scaled by gradients of the examples that go through the network at once: a part of the batch, where
+    runtime.micro_batch, memory or several processes divide it.
     """
 
     kind: Literal["autoencoder"] = "autoencoder"

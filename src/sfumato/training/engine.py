@@ -68,13 +68,20 @@ class Engine:
         return total
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sums the gradients over the processes, in place, in one message."""
+        """Sums the gradients over the processes, in place, in one message of the same length in all of them.
+
+        Which parameters have a gradient may depend on a process's share of the batch (free nats are an example): one that is missing here
+        counts as zero where another process has it.
+        """
         if self.processes == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        parameters = list(parameters)
+        has_one = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        total = self.sum(torch.cat([has_one, *(gradient.flatten() for gradient in gradients)]))
+        counts, *parts = total.split([len(parameters), *(p.numel() for p in parameters)])
+        for parameter, count, part in zip(parameters, counts.tolist(), parts, strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter) if count else None
 
     def any(self, is_so: bool) -> bool:
         """Whether it is true in at least one process."""
