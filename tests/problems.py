@@ -41,6 +41,10 @@ TARGETS = [sf.x0_target, sf.eps_target, sf.v_target, sf.score_target, sf.flow_ta
 every_target = pytest.mark.parametrize("target", TARGETS, ids=lambda f: f.__name__)
 
 
+few_steps = pytest.mark.filterwarnings("ignore:Heun's rule")  # over steps that are too long for it, as it says
+long_walk = pytest.mark.usefixtures("unchecked")  # in conftest.py
+
+
 def gaussian_flow(x: torch.Tensor, t: sf.Level, s: sf.Level) -> torch.Tensor:
     """The probability flow of `gaussian` from level t to s: along each axis of its covariance, standard scores are kept."""
     axes, variances, mean = gaussian.axes[0], gaussian.variances[0], gaussian.means[0]

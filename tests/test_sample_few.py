@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from problems import gaussian, label, mixture
+from problems import few_steps, gaussian, label, mixture
 
 import sfumato as sf
 from sfumato.sampling import flow
@@ -37,7 +37,6 @@ PAIRS = [
 REMEMBERING = [kind(order) for kind in (sf.steps.Multistep, sf.steps.UniPC, sf.steps.AdamsBashforth, sf.steps.Adams) for order in (1, 2, 3)]
 METHODS = [sf.steps.Heun(), *REMEMBERING]
 NOISE = torch.randn(60, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-steady = pytest.mark.filterwarnings("ignore:Heun's rule")
 
 
 @cache
@@ -59,7 +58,7 @@ def errors(oracle, schedule, levels, steps):
     return [each.sort().values[:-2].square().mean().sqrt().item() for each in found]
 
 
-@steady
+@few_steps
 @pytest.mark.parametrize(("name", "space"), PAIRS)
 def test_one_and_two_steps_are_exact_on_one_point(name, space):
     """There x0 and eps of a walk are known at once: x at every level is alpha x0 + sigma eps with the eps that it began with."""
@@ -70,7 +69,7 @@ def test_one_and_two_steps_are_exact_on_one_point(name, space):
             torch.testing.assert_close(sf.sample(POINT, start, levels, step), end, rtol=0, atol=1e-11, msg=lambda m, s=step: f"{s}: {m}")
 
 
-@steady
+@few_steps
 @pytest.mark.parametrize(("name", "space"), PAIRS)
 def test_no_method_is_much_worse_than_ddim(name, space):
     """By more than a tenth, and a hundredth of the data's scale, on two mixtures at three numbers of steps; most are far better.
@@ -133,7 +132,7 @@ def test_lower_order_final_lowers_the_last_steps(step):
         sf.steps.LowerOrderFinal(sf.steps.DDIM())
 
 
-@steady
+@few_steps
 def test_the_default_of_a_trained_model_at_one_and_two_steps():
     """zoo:digits: the distance of the default, and of others, to a solution of 30 steps is DDIM's at most."""
     model = sf.load("zoo:digits")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from problems import long_walk
 
 import sfumato as sf
 from sfumato.cli import main
@@ -17,6 +18,7 @@ from sfumato.verify.ledger import Result, Row, rows, run, standard_errors, worst
 REFERENCE = Path(os.environ.get("SFUMATO_TEST_REFERENCE", Path(__file__).parents[2] / "shared" / "reference" / "improved_diffusion.npz"))
 
 
+@long_walk
 @pytest.mark.parametrize("each", rows(), ids=lambda each: f"{each.check.__module__.rpartition('.')[2]}: {each.id}")
 def test_a_row_holds(each):
     (result,) = run([each])
