@@ -7,7 +7,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from problems import betas_of, every_scales, gaussian, gaussian_flow, label, mixture
+from problems import betas_of, every_scales, few_steps, gaussian, gaussian_flow, label, mixture
 
 import sfumato as sf
 
@@ -371,6 +371,7 @@ def test_ddim_from_noise_alone_is_finite():
         assert out.isfinite().all()
 
 
+@few_steps
 @pytest.mark.parametrize("step", [sf.steps.DDIM(), sf.steps.Heun(), sf.steps.Multistep()], ids=label)
 def test_a_deterministic_step_draws_nothing(step):
     generator = torch.Generator().manual_seed(3)
@@ -536,6 +537,7 @@ def test_a_misuse_gets_one_sentence(name, unchecked):
         call()
 
 
+@few_steps
 @pytest.mark.parametrize(
     "predict", [mixture, sf.EmpiricalDistribution(torch.zeros(3, 2), torch.tensor([0, 1, 2]))], ids=["mixture", "points"]
 )
