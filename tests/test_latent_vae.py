@@ -285,7 +285,7 @@ def test_without_free_nats_an_example_costs_the_same_in_every_batch():
     model, x, negative = small(2), torch.randn(1, 3), 0
     for seed in range(40):
         trace = model.trace(x, torch.Generator().manual_seed(seed))
-        divergences = torch.stack([visit.divergence for visit in trace.visits])
+        divergences = torch.stack([one.divergence for one in trace.latents])
         negative += int((divergences < 0).sum())
         torch.testing.assert_close(latent.loss(trace, 3) * 3 * NATS, -trace.log_likelihood + divergences.sum(0))
     assert negative > 0

@@ -344,8 +344,8 @@ RECIPE_FAULTS: dict[str, Callable[[Shelf], Plan]] = {
     "rate-too-high": lambda s: s.digits("training.rate=3.0", trial=3.0),
     "rate-too-low": lambda s: s.digits("training.rate=1.0e-9", trial=3.0),
     "memory": lambda s: s.digits("training.batch=100000000", "training.steps=1", "training.warmup=0", trial=0.5),
-    "too-long": lambda s: s.digits("training.steps=1000000000", trial=0.5),
-    "checkpoints-far-apart": lambda s: s.digits("training.steps=100000000", "training.checkpoint_every=50000000", trial=0.5),
+    "too-long": lambda s: s.digits("training.steps=1000000000", trial=3.0),
+    "checkpoints-far-apart": lambda s: s.digits("training.steps=100000000", "training.checkpoint_every=50000000", trial=3.0),
     "nothing-clipped-off": lambda s: s.digits("training.clip=1.0e-5", trial=0.5),
 }
 
