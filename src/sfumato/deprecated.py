@@ -11,16 +11,19 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-def old_names(module: str, **names: str) -> Callable[[str], Any]:
+def old_names(module: str, load: Callable[[str], Any] | None = None, /, **names: str) -> Callable[[str], Any]:
     """A module's `__getattr__` that returns renamed objects under their old names.
 
     Args:
         module: its `__name__`.
+        load: what a module whose names are loaded when they are first used returns for all others.
         names: the new name for each old one.
     """
 
     def get(name: str) -> Any:
         if name not in names:
+            if load is not None:
+                return load(name)
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         warnings.warn(f"{module}.{name} is now called {module}.{names[name]}.", DeprecationWarning, stacklevel=2)
         return getattr(sys.modules[module], names[name])

@@ -23,6 +23,37 @@ MAY_CHANGE = (
     "sampling.",
 )
 
+# Names that the help of a command shows. What they are is defined in tasks/options.py and restoration/tasks.py, which need torch.
+SAMPLER_NAMES = (
+    "adams",
+    "adams-bashforth",
+    "adaptive-sde",
+    "ancestral",
+    "ancestral-large",
+    "ancestral-learned",
+    "ddim",
+    "dpm2",
+    "dpm2-ancestral",
+    "dpmpp-2m-sde",
+    "dpmpp-2s-ancestral",
+    "dpmpp-sde",
+    "edm",
+    "euler-maruyama",
+    "heun",
+    "ipndm",
+    "multistep",
+    "multistep-3",
+    "multistep-sde",
+    "plms",
+    "predictor-corrector",
+    "restart",
+    "singlestep-2",
+    "singlestep-3",
+    "unipc",
+)
+RESTORATION_TASKS = ("inpaint", "upscale", "deblur", "colourise", "denoise", "matrix")
+RESTORATION_METHODS = ("moment-matching", "pigdm", "ddrm", "ddnm", "dps", "repaint", "diffpir", "split-gibbs", "twisted-smc")
+
 
 class Options(BaseModel):
     """A frozen group of options. Unknown names are errors, as are true and false for a number."""

@@ -23,17 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfumato.data.source import DataSpec
+from sfumato.errors import CheckpointError
 
 CHECKSUMS = "checksums.b2"
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-
 ZOO = Path(__file__).parent / "zoo"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, cannot be read, or cannot be written."""
 
 
 def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int | None) -> Path:

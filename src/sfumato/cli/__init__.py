@@ -1,34 +1,47 @@
-"""The command line: `sfumato COMMAND`. One module a command; each parses, calls the library, writes, reports."""
+"""The command line: `sfumato COMMAND`. One module a command; each parses, calls the library, writes, reports.
+
+The module of a command is read when the command is asked for, and the library when the command runs: help and completion load no torch.
+"""
 
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from sfumato.cli.bench import bench
-from sfumato.cli.doctor import doctor
-from sfumato.cli.ema import ema
 from sfumato.cli.imports import import_file
-from sfumato.cli.plot import plot
-from sfumato.cli.recipes import recipes
-from sfumato.cli.restore import restore
-from sfumato.cli.sample import sample
-from sfumato.cli.train import train
-from sfumato.cli.train_classifier import train_classifier
-from sfumato.cli.tune import tune
-from sfumato.cli.verify import verify
-from sfumato.cli.zoo import zoo
-from sfumato.storage import CheckpointError
+from sfumato.errors import CheckpointError
+
+COMMANDS = ("train", "doctor", "train-classifier", "sample", "restore", "plot", "ema", "recipes", "zoo", "tune", "verify", "bench")
+
+
+class Commands(TyperGroup):
+    """The COMMANDS, each the function of its name in the module of its name."""
+
+    def __init__(self, **options: Any) -> None:
+        """Knows the names alone."""
+        super().__init__(**{**options, "commands": {name: TyperCommand(name) for name in COMMANDS}})
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Reads a command's module; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        single = typer.Typer(rich_markup_mode=None, add_completion=False)
+        single.command()(getattr(import_module(f"{__name__}.{name}"), name))
+        return typer.main.get_command(single)
+
 
 app = typer.Typer(
     name="sfumato",
+    cls=Commands,
     help="Train, sample, guide, measure and explain diffusion models on your own data.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
@@ -41,10 +54,6 @@ def options(
     """Train, sample, guide, measure and explain diffusion models on your own data."""
     for file in imports or ():
         import_file(file)
-
-
-for command in (train, doctor, train_classifier, sample, restore, plot, ema, recipes, zoo, tune, verify, bench):
-    app.command()(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

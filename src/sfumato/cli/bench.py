@@ -7,10 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.bench import bench as measure
-from sfumato.bench import cost
-from sfumato.storage import aside
-
 
 def bench(
     against: Annotated[str, typer.Option(help="Other libraries that are installed here, with commas: diffusers,k-diffusion,…")] = "",
@@ -25,6 +21,10 @@ def bench(
 
     Leave the machine alone meanwhile. Example: sfumato bench --against diffusers --only "batch 16"
     """
+    from sfumato.bench import bench as measure
+    from sfumato.bench import cost
+    from sfumato.storage import aside
+
     for option, path, suffix in (("--plot", plot, ".png"), ("--out", out, ".json")):
         if path is not None and path.suffix != suffix:
             raise ValueError(f"{option} must end in {suffix}, got {path}.")

@@ -4,14 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato import doctor as doctors
-from sfumato.doctor.trial import Trial
-from sfumato.recipe import load_recipe
-from sfumato.runtime import keep_memory
+if TYPE_CHECKING:
+    from sfumato.doctor import Finding
+    from sfumato.doctor.trial import Trial
 
 
 def doctor(
@@ -26,6 +25,10 @@ def doctor(
     level and the samples. Exit code 0 where nothing is found (or notes alone), 1 where there is an error or a warning, 2 on bad use.
     Example: sfumato doctor folder --set data.path=flowers --set data.size=64
     """
+    from sfumato import doctor as doctors
+    from sfumato.recipe import load_recipe
+    from sfumato.runtime import keep_memory
+
     keep_memory()
     trial, forecasts = None, list[str]()
     if target.startswith("zoo:") or (Path(target) / "recipe.yaml").is_file():
@@ -45,7 +48,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _forecast(trial: Trial | None, steps: int) -> list[str]:
+def _forecast(trial: "Trial | None", steps: int) -> list[str]:
     if trial is None:
         return []
     return [
@@ -54,14 +57,16 @@ def _forecast(trial: Trial | None, steps: int) -> list[str]:
     ]
 
 
-def _report(findings: Sequence[doctors.Finding]) -> str:
+def _report(findings: "Sequence[Finding]") -> str:
+    from sfumato.doctor import Severity
+
     if not findings:
         return "Nothing found."
     blocks = [
         f"{finding.severity.upper()}  {finding.id}\n  seen    {finding.measured}\n  means   {finding.means}\n  change  {finding.change}\n"
         for finding in findings
     ]
-    counts = [f"{n} {kind}{'s' if n > 1 else ''}" for kind in doctors.Severity if (n := sum(f.severity is kind for f in findings))]
+    counts = [f"{n} {kind}{'s' if n > 1 else ''}" for kind in Severity if (n := sum(f.severity is kind for f in findings))]
     return "\n".join(["", *blocks, ", ".join(counts) + "."])
 
 

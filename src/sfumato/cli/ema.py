@@ -4,9 +4,6 @@ from typing import Annotated
 
 import typer
 
-from sfumato.storage import folder_of
-from sfumato.training.posthoc import reconstruct_ema
-
 
 def ema(
     run: Annotated[str, typer.Argument(help="A run folder, trained with training.snapshot_every above 0.")],
@@ -17,6 +14,9 @@ def ema(
 
     Example: sfumato ema runs/digits --width 0.15
     """
+    from sfumato.storage import folder_of
+    from sfumato.training.posthoc import reconstruct_ema
+
     if run.startswith("zoo:"):
         raise ValueError(f"{run} is part of the package, where nothing is written; name a run folder.")
     path, misfit = reconstruct_ema(folder_of(run), width)

@@ -5,9 +5,6 @@ from typing import Annotated
 
 import typer
 
-from sfumato.curves import draw
-from sfumato.storage import aside
-
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are laid over one another.")],
@@ -18,6 +15,9 @@ def plot(
 
     Example: sfumato plot runs/first runs/second --out both.png
     """
+    from sfumato.curves import draw
+    from sfumato.storage import aside
+
     out = out or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
     if out.suffix.lower() != ".png":
         raise ValueError(f"the picture is a .png, so --out must end in .png, got {out}.")

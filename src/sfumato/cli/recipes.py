@@ -3,10 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-
-from sfumato.recipe import load_recipe, recipe_names
 
 
 def recipes(
@@ -17,6 +13,11 @@ def recipes(
 
     Example: sfumato recipes fashion > mine.yaml
     """
+    from rich.console import Console
+    from rich.table import Table
+
+    from sfumato.recipe import load_recipe, recipe_names
+
     if name is not None:
         typer.echo(load_recipe(name, ["data.path=DATA"] if name in NEED_PATH else []).to_yaml())
         return

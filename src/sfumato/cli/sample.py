@@ -2,21 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from sfumato.classifiers import load_classifier
-from sfumato.cli.progress import Stage, reporter
-from sfumato.kernels import choice
-from sfumato.kernels.build import were_compiled
-from sfumato.loading import load
-from sfumato.model import Model
-from sfumato.runtime import keep_memory
-from sfumato.samples import Samples, check_target
-from sfumato.tasks.options import SAMPLERS
-from sfumato.training.engine import Engine
+from sfumato.options import SAMPLER_NAMES
+
+if TYPE_CHECKING:
+    from sfumato.model import Model
 
 
 def sample(
@@ -25,7 +18,7 @@ def sample(
         Path, typer.Option(help="s.npz, s.csv (tables), s.png or .jpg (a sheet), s.gif (the reverse process), or a folder for PNGs.")
     ],
     count: Annotated[int | None, typer.Option(help="How many; 2000 points or rows, 64 of all else by default.")] = None,
-    sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLERS)}; the recipe's by default.")] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLER_NAMES)}; the recipe's by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler; the recipe's by default.")] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on (model, seed, i) alone.")] = 0,
     labels: Annotated[str | None, typer.Option(help="Classes, taken in turn: 3,5 or sneaker,bag, or none; all in turn by default.")] = None,
@@ -54,6 +47,15 @@ def sample(
 
     Example: sfumato sample zoo:fashion --labels 0,1,2 --count 30 --out sheet.png
     """
+    import torch
+
+    from sfumato.classifiers import load_classifier
+    from sfumato.cli.progress import Stage, reporter
+    from sfumato.loading import load
+    from sfumato.runtime import keep_memory
+    from sfumato.samples import Samples, check_target
+    from sfumato.training.engine import Engine
+
     run, chosen = load(model, ema=ema), _labels(labels)
     if run.sampler.use:
         raise ValueError(f"{model} is {run.sampler.kind}, which makes no samples. {run.sampler.use}")
@@ -99,8 +101,13 @@ def sample(
     engine.wait()
 
 
-def _by_kernels(run: Model, wanted: str, count: int, options: Mapping[str, object]) -> bool:
+def _by_kernels(run: "Model", wanted: str, count: int, options: Mapping[str, object]) -> bool:
     """Tells the network how to compute; whether that is by our kernels. A step is a third of what it is in training."""
+    import torch
+
+    from sfumato.kernels import choice
+    from sfumato.kernels.build import were_compiled
+
     if wanted not in ("auto", "torch", "compiled"):
         raise ValueError(f'--kernels is auto, torch or compiled, got "{wanted}".')
     images = count * run.sampler.evaluations(options) // 3 if choice.has_kernels(run.network) else 0
@@ -118,7 +125,7 @@ def _labels(text: str | None) -> list[str] | None:
     return labels
 
 
-def _cond(run: Model, texts: list[str]) -> dict[str, object]:
+def _cond(run: "Model", texts: list[str]) -> dict[str, object]:
     """Conditions by name, of NAME=VALUE."""
     found: dict[str, object] = {}
     for text in texts:

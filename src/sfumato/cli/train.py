@@ -5,14 +5,6 @@ from typing import Annotated
 
 import typer
 
-from sfumato.cli.progress import Stage, reporter
-from sfumato.cli.stopping import stoppable
-from sfumato.recipe import load_recipe
-from sfumato.runtime import keep_memory
-from sfumato.training import Callbacks
-from sfumato.training import train as train_recipe
-from sfumato.training.engine import Engine
-
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A name (`sfumato recipes` lists them) or a YAML file.")],
@@ -28,6 +20,14 @@ def train(
 
     Example: sfumato train folder --set data.path=flowers --set data.size=64 --out runs/flowers
     """
+    from sfumato.cli.progress import Stage, reporter
+    from sfumato.cli.stopping import stoppable
+    from sfumato.recipe import load_recipe
+    from sfumato.runtime import keep_memory
+    from sfumato.training import Callbacks
+    from sfumato.training import train as train_recipe
+    from sfumato.training.engine import Engine
+
     resolved = load_recipe(recipe, changes or [], steps=steps)
     if out is None and Path(recipe).name == "recipe.yaml":
         raise ValueError(f"{recipe} is the recipe of a run; name the folder of the new run with --out.")

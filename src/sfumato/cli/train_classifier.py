@@ -6,15 +6,6 @@ from typing import Annotated
 
 import typer
 
-from sfumato import classifiers
-from sfumato.classifiers import recipe_for
-from sfumato.cli.progress import Stage, reporter
-from sfumato.cli.stopping import stoppable
-from sfumato.loading import load
-from sfumato.runtime import keep_memory
-from sfumato.training import Callbacks
-from sfumato.training.engine import Engine
-
 
 def train_classifier(
     run: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME, whose data have classes.")],
@@ -31,10 +22,18 @@ def train_classifier(
 
     Example: sfumato train-classifier runs/digits --steps 2000
     """
+    from sfumato import classifiers
+    from sfumato.cli.progress import Stage, reporter
+    from sfumato.cli.stopping import stoppable
+    from sfumato.loading import load
+    from sfumato.runtime import keep_memory
+    from sfumato.training import Callbacks
+    from sfumato.training.engine import Engine
+
     if out is None and run.startswith("zoo:"):
         raise ValueError(f"{run} ships with sfumato; name a folder for its classifier with --out.")
     model = load(run)
-    recipe, folder = recipe_for(model, changes or [], steps=steps), out or Path(run) / "classifier"
+    recipe, folder = classifiers.recipe_for(model, changes or [], steps=steps), out or Path(run) / "classifier"
     keep_memory()
     told = ""
 

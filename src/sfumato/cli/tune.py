@@ -4,10 +4,6 @@ from typing import Annotated
 
 import typer
 
-from sfumato.loading import load
-from sfumato.runtime import keep_memory
-from sfumato.storage import folder_of
-
 
 def tune(
     model: Annotated[str, typer.Argument(help="A run folder.")],
@@ -21,6 +17,10 @@ def tune(
 
     Example: sfumato tune runs/demo --steps 8
     """
+    from sfumato.loading import load
+    from sfumato.runtime import keep_memory
+    from sfumato.storage import folder_of
+
     if model.startswith("zoo:"):
         raise ValueError(
             f"{model} is part of the package, where nothing is written; tune a run folder, or call load({model!r}).tune in Python."

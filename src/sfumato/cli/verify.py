@@ -3,12 +3,12 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.verify import reference as other
-from sfumato.verify.ledger import Result, rows, run
+if TYPE_CHECKING:
+    from sfumato.verify.ledger import Result
 
 
 def verify(
@@ -30,6 +30,8 @@ def verify(
 
 
 def _ledger(only: str | None, as_json: bool, as_markdown: bool) -> bool:
+    from sfumato.verify.ledger import rows, run
+
     chosen = [row for row in rows() if only is None or only in row.id or only in row.function]
     if not chosen:
         raise ValueError(f'no row of the ledger has "{only}" in its id or function; leave --only out for all {len(rows())}.')
@@ -47,6 +49,8 @@ def _ledger(only: str | None, as_json: bool, as_markdown: bool) -> bool:
 
 
 def _reference(path: Path, as_json: bool) -> bool:
+    from sfumato.verify import reference as other
+
     results = list(other.compare(path))
     failed = [result.key for result in results if not result.passed]
     if as_json:
@@ -58,7 +62,7 @@ def _reference(path: Path, as_json: bool) -> bool:
     return bool(results) and not failed
 
 
-def _line(result: Result) -> str:
+def _line(result: "Result") -> str:
     row = result.row
     mark = "ok  " if result.passed else "FAIL"
     return f"{mark}  {result.error:8.1e} <= {row.tolerance:7.1e}  {row.id:34}  {row.equation}" + (
@@ -66,13 +70,13 @@ def _line(result: Result) -> str:
     )
 
 
-def _record(result: Result) -> dict[str, object]:
+def _record(result: "Result") -> dict[str, object]:
     row = result.row
     words = {name: getattr(row, name) for name in ("id", "equation", "notes", "function", "how", "tolerance")}
     return words | {"error": result.error, "passed": result.passed, "raised": result.raised, "seconds": round(result.seconds, 3)}
 
 
-def _page(results: list[Result]) -> list[str]:
+def _page(results: "list[Result]") -> list[str]:
     head = ["| | equation | in the notes | function | held against | error | tolerance |", "| --- | --- | --- | --- | --- | ---: | ---: |"]
     clean = lambda text: text.replace("|", "\\|")  # noqa: E731
     return head + [

@@ -4,10 +4,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-
-from sfumato.storage import ZOO, zoo_names
 
 
 def zoo(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
@@ -15,6 +11,11 @@ def zoo(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback 
 
     Example: sfumato zoo
     """
+    from rich.console import Console
+    from rich.table import Table
+
+    from sfumato.storage import ZOO, zoo_names
+
     table = Table("model", "parameters", "size", "figures", box=None)
     for name in zoo_names():
         card = json.loads((ZOO / name / "card.json").read_text())

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sfumato.options import RESTORATION_TASKS as TASKS
 from sfumato.restoration.gibbs import SplitGibbs
 from sfumato.restoration.guided import DPS, DiffPIR, PiGDM
 from sfumato.restoration.matching import MomentMatching
@@ -11,7 +12,6 @@ from sfumato.restoration.operators import AveragePool, Bicubic, Blur, Grey, Iden
 from sfumato.restoration.smc import TwistedSMC
 from sfumato.restoration.spectral import DDNM, DDRM, RePaint
 
-TASKS = ("inpaint", "upscale", "deblur", "colourise", "denoise", "matrix")
 METHODS: dict[str, type[Method]] = {
     "moment-matching": MomentMatching,
     "pigdm": PiGDM,
