@@ -24,6 +24,14 @@ def test_fashion_small_ships_with_its_licence():
     assert len(files.joinpath("fashion10k.npz").read_bytes()) < 5_000_000
 
 
+def test_digits_ship_with_their_source_and_licence():
+    files = resources.files("sfumato.data")
+    note = files.joinpath("DIGITS-LICENSE").read_text(encoding="utf-8")
+    assert "Alpaydin" in note
+    assert "creativecommons.org/licenses/by/4.0" in note
+    assert len(files.joinpath("digits.npz").read_bytes()) < 60_000
+
+
 def test_digits_keep_their_seventeen_levels():
     data = digits()
     original = load_digits()

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import make_s_curve, make_swiss_roll
 
 from sfumato.data import (
     TOYS,
@@ -204,3 +205,11 @@ def test_real_shapes_share_their_statistics(shape):
     assert len(data) == 142
     np.testing.assert_allclose(data.values.mean(axis=0), [54.26, 47.83], atol=0.01)
     np.testing.assert_allclose(data.values.std(axis=0, ddof=1), [16.77, 26.94], atol=0.01)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+@pytest.mark.parametrize(("ours", "theirs", "noise"), [(swiss_roll, make_swiss_roll, 0.5), (s_curve, make_s_curve, 0.05)])
+def test_rolls_and_curves_are_those_of_scikit_learn_to_the_bit(ours, theirs, noise, seed):
+    """So that data, fingerprints and runs are those of versions that drew them from scikit-learn."""
+    for n in (1, 1000):
+        np.testing.assert_array_equal(ours(n, seed), theirs(n, noise=noise, random_state=seed)[0][:, [0, 2]].astype(np.float32))

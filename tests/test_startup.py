@@ -59,6 +59,25 @@ def test_the_mathematics_loads_no_recipes_and_loading_a_model_no_trainer():
     assert not tops(modules) & others
 
 
+def test_what_enters_itself_where_it_is_defined_is_there_without_being_named():
+    """Kinds of models, data and codecs are known to who loads a run, whatever else was used before."""
+    code = """
+import pkgutil
+from importlib import import_module
+import sfumato as sf
+sf.load
+from sfumato.data.options import DATA_KINDS
+from sfumato.data.source import CODECS
+from sfumato.task import KINDS
+before = [sorted(KINDS), sorted(CODECS), len(DATA_KINDS)]
+for module in pkgutil.walk_packages(sf.__path__, "sfumato."):
+    if not module.name.endswith("__main__"):
+        import_module(module.name)
+print(before == [sorted(KINDS), sorted(CODECS), len(DATA_KINDS)], "vocabulary" in CODECS)
+"""
+    assert loaded(code)[1].split() == ["True", "True"]
+
+
 def test_every_public_name_is_there_under_its_name():
     for name in sf.__all__:
         assert getattr(sf, name) is not None
@@ -80,7 +99,7 @@ def test_every_public_name_is_there_under_its_name():
 def test_type_checkers_see_every_name_and_find_no_fault_in_the_readme(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) > 3
-    head = "import torch\nimport sfumato as sf\nmy_module: torch.nn.Module\nmy_dataset: sf.Source\n"
+    head = "import torch\nimport sfumato as sf\nmy_module = torch.nn.Linear(2, 2)\nmy_dataset = sf.data.toy('moons', 9, 0)\n"
     for i, block in enumerate(blocks):
         (tmp_path / f"block_{i}.py").write_text(head + block, encoding="utf-8")
     lines = [f"sf.{name}" for name in sf.__all__]

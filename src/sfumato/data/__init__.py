@@ -11,6 +11,7 @@ from sfumato.data.idx import idx, read_idx
 from sfumato.data.images import Fit
 from sfumato.data.scaling import IMAGES, Channels, Scaling, Standard
 from sfumato.data.scenes import SceneBatch, Scenes
+from sfumato.data.symbols import Vocabulary
 from sfumato.data.table import table
 from sfumato.data.toys import (
     TOYS,
@@ -41,6 +42,7 @@ __all__ = [
     "SceneBatch",
     "Scenes",
     "Standard",
+    "Vocabulary",
     "cache_folder",
     "checkerboard",
     "cifar10",

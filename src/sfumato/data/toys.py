@@ -1,8 +1,8 @@
 """Points in the plane whose distribution is known: each function *is* the distribution, so another seed gives fresh data.
 
 The functions return raw coordinates; `toy` adds a Scaling of fixed constants (mean and standard deviation of the distribution,
-to four digits), which depends neither on n nor on the seed. scikit-learn's moons and circles lie at equal angles, which no
-independent sample does, so these two are drawn here.
+to four digits), which depends neither on n nor on the seed. The swiss roll and the S curve are scikit-learn's to the bit; its moons and
+circles lie at equal angles, which no independent sample does, so these two are our own.
 """
 
 import csv
@@ -26,20 +26,23 @@ def _check(n: int, seed: int) -> None:
 
 
 def swiss_roll(n: int, seed: int, *, noise: float = 0.5) -> Float32[np.ndarray, "n 2"]:
-    """r = φ + noise with φ uniform in [1.5π, 4.5π]: the roll seen from its side."""
-    # scikit-learn takes half a second to load, which the other data should not pay.
-    from sklearn.datasets import make_swiss_roll
-
+    """r = φ + noise with φ uniform in [1.5π, 4.5π]: the roll seen from its side, scikit-learn's coordinates 0 and 2 of the same seed."""
     _check(n, seed)
-    return make_swiss_roll(n, noise=noise, random_state=seed)[0][:, [0, 2]].astype(np.float32)
+    generator = np.random.RandomState(seed)
+    phi = 1.5 * np.pi * (1 + 2 * generator.uniform(size=n))
+    generator.uniform(size=n)  # the coordinate along the roll, which is not seen
+    points = np.stack([phi * np.cos(phi), phi * np.sin(phi)]) + (noise * generator.standard_normal((3, n)))[[0, 2]]
+    return points.T.astype(np.float32)
 
 
 def s_curve(n: int, seed: int, *, noise: float = 0.05) -> Float32[np.ndarray, "n 2"]:
-    """(sin u, sign(u) (cos u - 1)) + noise with u uniform in [-1.5π, 1.5π]."""
-    from sklearn.datasets import make_s_curve
-
+    """(sin u, sign(u) (cos u - 1)) + noise with u uniform in [-1.5π, 1.5π]: scikit-learn's coordinates 0 and 2 of the same seed."""
     _check(n, seed)
-    return make_s_curve(n, noise=noise, random_state=seed)[0][:, [0, 2]].astype(np.float32)
+    generator = np.random.RandomState(seed)
+    u = 3 * np.pi * (generator.uniform(size=n) - 0.5)
+    generator.uniform(size=n)  # the coordinate across the curve, which is not seen
+    points = np.stack([np.sin(u), np.sign(u) * (np.cos(u) - 1)]) + (noise * generator.standard_normal((3, n)))[[0, 2]]
+    return points.T.astype(np.float32)
 
 
 def moons(n: int, seed: int, *, noise: float = 0.05) -> Float32[np.ndarray, "n 2"]:
