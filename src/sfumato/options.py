@@ -148,7 +148,8 @@ class Training(Options):
     the rate, at most `retries` times. Every `snapshot_every` steps (0 = never) the averages are stored permanently, to compute others
     from. `label_drop` is the probability to drop all conditions of an example together, `drop` that of one condition, by name. The share
     `held_out` of the rows is chosen at "random", as the last "block" of rows ordered in time, or as whole groups of the condition
-    `held_out_by`. A new run starts from the weights of `init_from`: a run, zoo:NAME, or a file.
+    `held_out_by`. `trackers` receive the numbers of metrics.jsonl as well; each must be installed. A new run starts from the weights of
+    `init_from`: a run, zoo:NAME, or a file.
     """
 
     steps: int = Field(default=10_000, ge=1)
@@ -170,7 +171,7 @@ class Training(Options):
     init_from: str | None = None
     patience: int = Field(default=3, ge=1)
     retries: int = Field(default=2, ge=0)
-    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    trackers: tuple[Tracker, ...] = ()
     checkpoint_every: int = Field(default=1000, ge=1)
     keep: int = Field(default=2, ge=1)
     snapshot_every: int = Field(default=0, ge=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["sfumato.cli", "torch._dynamo", "torch.utils.tensorboard", "sklearn.datasets", "PIL.PngImagePlugin"])
+SERVER.set_forkserver_preload(["sfumato.cli", "sfumato.training", "sfumato.loading", "torch._dynamo", "torch.utils.tensorboard", "PIL.PngImagePlugin"])
 
 TINY = {
     "data": {"kind": "digits"},

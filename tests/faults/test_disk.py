@@ -48,7 +48,7 @@ def fill(disk: Path) -> Path:
 STEPS = 80
 WRITERS = {  # what alone is written before the disk is full: which file appears first, and options that leave the others out
     "metrics": ("metrics.jsonl", {"checkpoint_every": 1000, "log_every": 1, "trackers": []}),
-    "tensorboard": ("metrics.jsonl", {"checkpoint_every": 1000, "log_every": 1}),
+    "tensorboard": ("metrics.jsonl", {"checkpoint_every": 1000, "log_every": 1, "trackers": ["tensorboard"]}),
     "sheet": ("checkpoints/0*", {"checkpoint_every": 5, "log_every": 1000, "trackers": []}),
     "checkpoint": ("checkpoints/0*", {"checkpoint_every": 1, "log_every": 1000, "trackers": [], "keep": 1}),
     "snapshot": ("snapshots/0*", {"checkpoint_every": 50, "log_every": 1000, "trackers": [], "snapshot_every": 10}),
@@ -93,7 +93,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(disk
 
 def test_what_tensorboard_could_not_write_is_raised_and_not_printed_by_its_thread(disk, capfd):
     with raised_once():
-        trackers = Trackers.begin(disk / "run", Training(), 0)
+        trackers = Trackers.begin(disk / "run", Training(trackers=("tensorboard",)), 0)
         trackers.log({"step": 1, "loss": 1.0})
         fill(disk)
 

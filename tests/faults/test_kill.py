@@ -20,7 +20,7 @@ VARYING = ("seconds", "images_per_second", "peak_memory_bytes")  # by nature
 def runs(tmp_path_factory):
     """The run that nobody interrupted, and the one killed at 25 moments."""
     folder = tmp_path_factory.mktemp("kill")
-    recipe = recipe_file(folder, steps=STEPS, checkpoint_every=3, snapshot_every=15, log_every=2)
+    recipe = recipe_file(folder, steps=STEPS, checkpoint_every=3, snapshot_every=15, log_every=2, trackers=["tensorboard"])
     whole, cut = folder / "whole", folder / "cut"
     assert live(["train", recipe, "--out", whole], folder / "whole.txt") == 0
     rng, killed = np.random.default_rng(4), 0

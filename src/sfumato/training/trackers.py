@@ -77,7 +77,11 @@ def refuse_missing(options: Training) -> None:
     Raises:
         ValueError: a tracker that is not installed.
     """
-    installed = [str(name) for name in get_available_trackers()]
-    missing = [name for name in options.trackers if name not in installed]
-    if missing:
-        raise ValueError(f"training.trackers: {missing[0]} is not installed; install it with pip, or use {', '.join(installed)}.")
+    installed = {str(name) for name in get_available_trackers()}
+    for name in options.trackers:
+        if name not in installed:
+            package = "'sfumato[tensorboard]'" if name == "tensorboard" else name
+            raise ValueError(
+                f"training.trackers: {name} is not installed; run pip install {package}, or train without it: training.trackers=[] "
+                "(metrics.jsonl and sfumato plot need no tracker)."
+            )
