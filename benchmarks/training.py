@@ -55,7 +55,12 @@ def main() -> None:
         for owner, name in methods:
             setattr(owner, name, timed(getattr(owner, name), spent, part))
     writes = 3
-    changes = ["data={kind: fashion-small}", f"training.checkpoint_every={args.steps // writes}", "training.warmup=20", "training.trackers=[tensorboard]"]
+    changes = [
+        "data={kind: fashion-small}",
+        f"training.checkpoint_every={args.steps // writes}",
+        "training.warmup=20",
+        "training.trackers=[tensorboard]",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         records: list[dict] = []
         recipe = sf.load_recipe("fashion", [*changes, "sampling.steps=1"], steps=args.steps)

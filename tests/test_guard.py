@@ -177,7 +177,9 @@ def test_tensorboard_has_every_number_and_the_sheets(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     changes = ["net={kind: dit, patch: 4, width: 16, depth: 1, heads: 2}", "training.optimizer=adamw", "training.log_every=2"]
-    recipe = load_recipe("digits", [*changes, "training.checkpoint_every=4", "sampling.steps=2", "training.trackers=[tensorboard]"], steps=8)
+    recipe = load_recipe(
+        "digits", [*changes, "training.checkpoint_every=4", "sampling.steps=2", "training.trackers=[tensorboard]"], steps=8
+    )
     asked = iter([False] * 4 + [True])
     with pytest.raises(Stopped):
         train(recipe, tmp_path / "run", should_stop=lambda: next(asked))

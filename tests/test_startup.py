@@ -48,7 +48,7 @@ def test_help_loads_no_torch_and_only_the_command_asked_for(arguments):
 def test_import_loads_nothing_but_the_list_of_names():
     modules, _ = loaded("import sfumato")
     assert not tops(modules) & (HEAVY | {"pydantic", "yaml", "typer", "rich"})
-    assert {name for name in modules if name.startswith("sfumato")} == {"sfumato"}
+    assert {name for name in modules if name.startswith("sfumato")} == {"sfumato", "sfumato.deprecated"}
 
 
 def test_the_mathematics_loads_no_recipes_and_loading_a_model_no_trainer():

@@ -41,6 +41,7 @@ from sfumato.data.source import Stream as Stream
 from sfumato.data.symbols import Vocabulary as Vocabulary
 from sfumato.denoiser import Denoiser as Denoiser
 from sfumato.denoiser import Predictor as Predictor
+from sfumato.errors import CheckpointError as CheckpointError
 from sfumato.loading import load as load
 from sfumato.model import Model as Model
 from sfumato.noise import normal_like as normal_like
@@ -92,7 +93,6 @@ from sfumato.schedule import flow_scales as flow_scales
 from sfumato.schedule import sub_vp_scales as sub_vp_scales
 from sfumato.schedule import ve_scales as ve_scales
 from sfumato.schedule import vp_scales as vp_scales
-from sfumato.errors import CheckpointError as CheckpointError
 from sfumato.task import LossTerms as LossTerms
 from sfumato.task import Recipe as Recipe
 from sfumato.task import Request as Request

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import yaml
 
+PRELOADED = ["sfumato.cli", "sfumato.training", "sfumato.loading", "torch._dynamo", "torch.utils.tensorboard", "PIL.PngImagePlugin"]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["sfumato.cli", "sfumato.training", "sfumato.loading", "torch._dynamo", "torch.utils.tensorboard", "PIL.PngImagePlugin"])
+SERVER.set_forkserver_preload(
+    PRELOADED
+)
 
 TINY = {
     "data": {"kind": "digits"},
