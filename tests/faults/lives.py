@@ -10,9 +10,7 @@ import yaml
 
 PRELOADED = ["sfumato.cli", "sfumato.training", "sfumato.loading", "torch._dynamo", "torch.utils.tensorboard", "PIL.PngImagePlugin"]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    PRELOADED
-)
+SERVER.set_forkserver_preload(PRELOADED)
 
 TINY = {
     "data": {"kind": "digits"},
