@@ -1,7 +1,6 @@
 """`sf.restore` and `sfumato restore`: draws of their own, nothing changed in place, one sentence for what cannot be, and the files."""
 
 import json
-import sys
 from functools import partial
 
 import numpy as np
@@ -238,7 +237,7 @@ def test_draws_do_not_depend_on_the_batch_or_their_number(here, capsys):
 def test_the_command_estimates_the_noise(here, capsys, monkeypatch):
     """By draws of the real model, fewer than usual."""
     fewer = partial(restoration.estimate_noise, count=2, steps=6, rounds=5)
-    monkeypatch.setattr(sys.modules["sfumato.cli.restore"], "estimate_noise", fewer)
+    monkeypatch.setattr(sf.restoration, "estimate_noise", fewer)
     options = ["--noise", "estimate", "--method", "ddrm", "--steps", 6, "--draws", 2]
     code, out, err = call("restore", "zoo:digits", "noisy.png", "--task", "denoise", *options, "--out", "there", capsys=capsys)
     assert (code, err) == (0, "")
