@@ -176,7 +176,7 @@ def test_no_part_imports_one_that_imports_it():
 
 
 def test_imports_go_the_way_that_architecture_says():
-    line = re.search(r"Imports go one way: (.*)\.", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    line = re.search(r"Imports go in one direction: (.*)\.", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
     assert line is not None
     layers = [layer.split(", ") for layer in line[1].split(" → ")]
     assert len(layers) > 5
