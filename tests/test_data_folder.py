@@ -243,7 +243,7 @@ def test_more_broken_images_than_the_limit_are_an_error(damaged):
 
 def test_all_broken_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"none of its 1 images can be read: a.png: no image"):
+    with pytest.raises(ValueError, match=r"none of its 1 images can be read: a.png: not an image"):
         folder(tmp_path)
 
 
