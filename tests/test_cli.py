@@ -105,11 +105,11 @@ BAD = {
     "no steps": (["train", "digits", "--steps", "0"], 2, "training.steps must be at least 1, got 0"),
     "steps that are no number": (["train", "digits", "--steps", "ten"], 2, "'--steps'"),
     "out below a file": (["train", "tiny.yaml", "--out", "file/run"], 1, "file/run"),
-    "out that is a file": (["train", "tiny.yaml", "--out", "file"], 2, "is no run folder"),
+    "out that is a file": (["train", "tiny.yaml", "--out", "file"], 2, "is not a run folder"),
     "unknown command": (["trian"], 2, "trian"),
     "unknown flag": (["train", "digits", "--stepz", "3"], 2, "stepz"),
     "unknown model": (["sample", "zoo:fashio", "--out", "s.npz"], 2, "the zoo holds"),
-    "no run folder": (["sample", "nowhere", "--out", "s.npz"], 2, "is no run folder"),
+    "no run folder": (["sample", "nowhere", "--out", "s.npz"], 2, "is neither a run folder"),
     "label out of range": (["sample", "RUN", "--labels", "10", "--out", "s.npz"], 2, "class 10 is out of range; the classes are 0, 1,"),
     "no class of this name": (["sample", "RUN", "--labels", "cat", "--out", "s.npz"], 2, 'there is no class "cat"; there are 0, 1'),
     "misspelt class": (["sample", "zoo:fashion", "--labels", "sneeker", "--out", "s.npz"], 2, 'no class "sneeker"; did you mean sneaker?'),
@@ -154,12 +154,12 @@ BAD = {
     "recipe of a run without a place": (["train", "RUN/recipe.yaml"], 2, "name the folder of the new run"),
     "out not given": (["sample", "RUN"], 2, "--out"),
     "classifier that is not there": (["sample", "RUN", "--classifier", "RUN", "--out", "s.npz"], 2, "holds no classifier; train one with"),
-    "classifier of no run": (["train-classifier", "nowhere"], 2, "is no run folder"),
+    "classifier of no run": (["train-classifier", "nowhere"], 2, "is neither a run folder"),
     "classifier of the zoo without a place": (["train-classifier", "zoo:digits"], 2, "name a folder for its classifier with --out"),
     "misspelt option of a classifier": (["train-classifier", "RUN", "--set", "net.width=3"], 2, "did you mean net.widths?"),
     "classifier of no steps": (["train-classifier", "RUN", "--steps", "0"], 2, "training.steps must be at least 1, got 0"),
     "classifier without labels": (["train-classifier", "RUN", "--set", "training.label_drop=1"], 2, "set training.label_drop=0"),
-    "classifier in a folder in use": (["train-classifier", "RUN", "--out", "photos"], 2, "is no run folder"),
+    "classifier in a folder in use": (["train-classifier", "RUN", "--out", "photos"], 2, "is not a run folder"),
 }
 
 
@@ -258,7 +258,7 @@ def test_suffixes_go_by_what_they_say(run, here, name, kind, capsys):
 
 
 def test_samples_do_not_become_a_moving_picture(run, here):
-    with pytest.raises(ValueError, match=r"draw s\.gif with Model\.reverse_gif"):
+    with pytest.raises(ValueError, match=r"write s\.gif with Model\.reverse_gif"):
         sf.load(run).sample(2).save("s.gif")
     assert not (here / "s.gif").exists()
 

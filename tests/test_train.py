@@ -213,7 +213,7 @@ def test_a_folder_in_use_is_left_alone(recipe_file, tmp_path):
         train(load_recipe(recipe_file), run)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match="is no run folder"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         train(load_recipe(recipe_file), tmp_path / "other")
 
 

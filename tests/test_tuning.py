@@ -78,7 +78,7 @@ def test_a_record_is_the_same_walk():
     for step in (sf.steps.UniPC(3), FittedMultistep((0.3, 0.1 + 0.2))):
         tuned = TuningResult(tuple(sf.grid(CHAIN, 7)), step, 0.1, 0.3)
         assert TuningResult.from_json(tuned.to_json()) == tuned
-    with pytest.raises(ValueError, match="no record of tuned levels"):
+    with pytest.raises(ValueError, match="not a record of tuned levels"):
         TuningResult.from_json('{"method": "Magic"}')
 
 

@@ -105,7 +105,7 @@ def read_tree(source: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         if name in data.TOYS and not file.is_file():
             return _merge(read_tree("toy"), {"data": {"name": name}, "about": f"Points in the plane: {name}."})
         if not file.is_file() and (len(path.parts) > 1 or path.is_dir()):
-            there = f"{name} holds no recipe.yaml, so it is no run folder" if path.is_dir() else f"there is no file or folder {name}"
+            there = f"{name} holds no recipe.yaml, so it is not a run folder" if path.is_dir() else f"there is no file or folder {name}"
             there = f"{name} is a run folder; its recipe is {path / 'recipe.yaml'}" if (path / "recipe.yaml").is_file() else there
             raise ValueError(f"{there}. A recipe is a name (`sfumato recipes` lists them) or a .yaml file.")
         if not file.is_file():

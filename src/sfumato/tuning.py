@@ -107,7 +107,7 @@ class TuningResult:
             pairs = torch.tensor(record["levels"], dtype=torch.float64)
             return cls(tuple(Level(a, s) for a, s in pairs), step, float(record["error"]), float(record["default_error"]))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"this is no record of tuned levels ({error!r}); tune again.") from None
+            raise ValueError(f"this is not a record of tuned levels ({error!r}); tune again.") from None
 
 
 @torch.no_grad()
