@@ -304,7 +304,7 @@ def test_guidance_without_classes_is_refused_and_the_recipes_is_off(here, capsys
     assert not (here / "a.npz").exists()
     caplog.clear()
     assert call(*draw, "--out", "b.npz", capsys=capsys)[0] == 0
-    assert ["its recipe's guidance of 2 changes nothing" in record.message for record in caplog.records] == [True]
+    assert ["the recipe's guidance of 2 has no effect" in record.message for record in caplog.records] == [True]
     assert call(*draw, "--guidance", "1", "--out", "c.npz", capsys=capsys)[0] == 0
     assert np.array_equal(np.load("b.npz")["arr_0"], np.load("c.npz")["arr_0"])
 
