@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from problems import few_steps, gaussian, label, mixture
+from problems import few_steps, gaussian, label, long_walk, mixture
 
 import sfumato as sf
 from sfumato.sampling import flow
@@ -58,6 +58,7 @@ def errors(oracle, schedule, levels, steps):
     return [each.sort().values[:-2].square().mean().sqrt().item() for each in found]
 
 
+@long_walk
 @few_steps
 @pytest.mark.parametrize(("name", "space"), PAIRS)
 def test_one_and_two_steps_are_exact_on_one_point(name, space):
@@ -69,6 +70,7 @@ def test_one_and_two_steps_are_exact_on_one_point(name, space):
             torch.testing.assert_close(sf.sample(POINT, start, levels, step), end, rtol=0, atol=1e-11, msg=lambda m, s=step: f"{s}: {m}")
 
 
+@long_walk
 @few_steps
 @pytest.mark.parametrize(("name", "space"), PAIRS)
 def test_no_method_is_much_worse_than_ddim(name, space):
@@ -87,6 +89,7 @@ def test_no_method_is_much_worse_than_ddim(name, space):
         assert not worse, (steps, oracle is TIGHT)
 
 
+@long_walk
 @pytest.mark.parametrize("step", [s for s in METHODS if getattr(s, "order", 2) > 1], ids=label)
 def test_more_steps_are_not_worse_where_one_is_long(step):
     """`leading` over a chain of 1000 has one step 3 to 4 times as long as the one before; its error must fall as steps grow."""

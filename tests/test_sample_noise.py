@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from problems import SCALES, counted, label, mixture
+from problems import SCALES, counted, label, long_walk, mixture
 from test_sample_steps import MEAN, VARIANCE, bell, cdf, line
 
 import sfumato as sf
@@ -90,11 +90,11 @@ PATHWISE = [
 ]
 
 
-@pytest.mark.parametrize("scales", SCALES[:3], ids=lambda f: f.__name__)
+@long_walk
 @pytest.mark.parametrize("step", PATHWISE, ids=label)
-def test_more_steps_follow_one_path_at_strong_order_one(step, scales):
+def test_more_steps_follow_one_path_at_strong_order_one(step):
     """The root mean square, over starts and paths, of the distance between walks with n and 2n steps: a sum of squares over a basis."""
-    schedule = sf.Cosine(scales=scales, log_snr_max=6.0, log_snr_min=-6.0)
+    schedule = sf.Cosine(log_snr_max=6.0, log_snr_min=-6.0)  # between the scalings: `test_the_scales_do_not_matter` of all methods
 
     def distance(n):
         coarse, fine = sf.grid(schedule, n), sf.grid(schedule, 2 * n)
@@ -105,11 +105,11 @@ def test_more_steps_follow_one_path_at_strong_order_one(step, scales):
     assert math.log2(distance(32) / distance(64)) > 0.8
 
 
-@pytest.mark.parametrize("scales", SCALES[:3], ids=lambda f: f.__name__)
+@long_walk
 @pytest.mark.parametrize(("step", "order"), [(step, 1 if step == PATHWISE[1] else 2) for step in PATHWISE], ids=label)
-def test_a_solver_on_a_path_has_its_weak_order(step, order, scales):
+def test_a_solver_on_a_path_has_its_weak_order(step, order):
     """In mean and variance on a Gaussian, without sampling error; DDIM's eta between 0 and 1 is first order, as no SDE keeps its noise."""
-    schedule = sf.Cosine(scales=scales, log_snr_max=8.0, log_snr_min=-8.0)
+    schedule = sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0)
 
     def errors(n):
         levels = sf.grid(schedule, n)
@@ -124,6 +124,7 @@ def test_a_solver_on_a_path_has_its_weak_order(step, order, scales):
         assert fine < 1e-9 or math.log2(coarse / fine) > order - 0.2
 
 
+@long_walk
 @pytest.mark.parametrize("step", [sf.steps.SinglestepSDE(), sf.steps.MultistepSDE()], ids=label)
 def test_a_seeds_sample_converges_as_steps_are_added(step):
     """The whole of it, on a mixture: with four times the steps a seed's samples are four times as near their limit; not another seed's."""
@@ -192,7 +193,7 @@ def test_on_a_point_the_marginals_are_kept_exactly(step, draws, scales):
     torch.testing.assert_close(variance / levels[-1].sigma ** 2, torch.tensor(1.0), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("scales", SCALES[:3], ids=lambda f: f.__name__)
+@long_walk
 @pytest.mark.parametrize(
     "make",
     [
@@ -202,9 +203,9 @@ def test_on_a_point_the_marginals_are_kept_exactly(step, draws, scales):
     ],
     ids=["dpm2-ancestral", "dpmpp-2s-ancestral", "edm"],
 )
-def test_added_noise_leaves_the_weak_order_two(make, scales):
+def test_added_noise_leaves_the_weak_order_two(make):
     """In the exact variance on a Gaussian; EDM's churn is S_churn / N."""
-    schedule = sf.Cosine(scales=scales, log_snr_max=8.0, log_snr_min=-8.0)
+    schedule = sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0)
 
     def error(n):
         levels = sf.grid(schedule, n)
@@ -250,6 +251,7 @@ def test_restart_goes_between_low_and_high():
     torch.testing.assert_close(torch.tensor([(level.sigma / level.alpha).item() for level in asked]), torch.tensor(wanted))
 
 
+@long_walk
 @pytest.mark.parametrize(
     ("step", "steps"),
     [
@@ -301,6 +303,7 @@ def test_the_noise_of_a_refused_step_is_not_chosen_by_its_size():
     assert abs(variance - 1) < 4 * math.sqrt(2 / count)
 
 
+@long_walk
 def test_a_long_step_is_not_taken_for_a_good_one():
     """At a tolerance that allows all, the variance of a Gaussian is still within a fifth: x0 would follow the noise of a longer step."""
     levels = sf.grid(sf.Cosine(log_snr_max=6.0, log_snr_min=-6.0), 1)

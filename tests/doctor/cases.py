@@ -134,6 +134,11 @@ class Shelf:
         return out
 
     @cached_property
+    def short_run(self) -> Path:
+        """A whole run of a few steps."""
+        return self.train(DIGITS, "training.steps=40", "training.warmup=2", "training.checkpoint_every=40", "training.ema=[0.2]")
+
+    @cached_property
     def young_run(self) -> Path:
         """Stopped after a twentieth of its steps."""
         return self.train(DIGITS, stop_after=20)
@@ -350,8 +355,8 @@ RECIPE_FAULTS: dict[str, Callable[[Shelf], Plan]] = {
 }
 
 RUN_FAULTS: dict[str, Callable[[Shelf], Outcome]] = {
-    "checkpoint-damaged": lambda s: Outcome(cut(s.copy(s.digits_run))),
-    "no-checkpoint": lambda s: Outcome(without_checkpoints(s.copy(s.digits_run))),
+    "checkpoint-damaged": lambda s: Outcome(cut(s.copy(s.short_run)), samples=16),
+    "no-checkpoint": lambda s: Outcome(without_checkpoints(s.copy(s.short_run)), samples=16),
     "stopped-early": lambda s: Outcome(s.young_run, samples=64),
     "other-data": lambda s: with_array_run(s, other_values),
     "data-elsewhere": lambda s: with_array_run(s, Path.unlink),
