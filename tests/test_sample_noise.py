@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from problems import SCALES, counted, label, long_walk, mixture
+from problems import SCALES, counted, few_steps, label, long_walk, mixture
 from test_sample_steps import MEAN, VARIANCE, bell, cdf, line
 
 import sfumato as sf
@@ -216,6 +216,7 @@ def test_added_noise_leaves_the_weak_order_two(make):
     assert math.log2(error(64) / error(128)) > 1.8
 
 
+@few_steps
 @pytest.mark.parametrize("ratio", [0.3, 1.0, 5.0])
 def test_edm_churns_between_its_limits_alone_and_by_its_share(ratio):
     """One step on a point: the variance of what is added, s_noise² ((1 + γ)² - 1) ratio², shrinks as x does; outside it is Heun's."""

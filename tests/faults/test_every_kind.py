@@ -1,6 +1,7 @@
 """Every kind of model, those of `tests/kinds` too: killed and resumed it ends in the same bits, and two processes train as one does."""
 
 import json
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -95,13 +96,17 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(whole, kind, tmp_path):
     truth, out, rng = whole(kind), tmp_path / "cut", np.random.default_rng(sorted(KINDS).index(kind))
     stages = sorted({path.parent for path in checkpoints(truth)})
     for number, stage in enumerate(stages):
-        life = Life(arguments(kind, tmp_path, out), tmp_path / f"{number}.txt")
-        before = set((out / stage).glob("[0-9]*"))
-        while len(set((out / stage).glob("[0-9]*")) - before) < 2 and not life.is_over:
-            time.sleep(2e-4)
-        time.sleep(0.02 * rng.random())
-        assert life.kill(), life.said.read_text()
-        assert not (out / stage / f"{STEPS:08d}").exists(), "it came to its end before it was killed; give it more steps"
+        for _ in range(9):  # a busy machine may kill it only when it is done: then it begins that stage again
+            life = Life(arguments(kind, tmp_path, out), tmp_path / f"{number}.txt")
+            while not any((out / stage).glob("[0-9]*")) and not life.is_over:
+                time.sleep(2e-4)
+            time.sleep(0.02 * rng.random())
+            if life.kill() and not (out / stage / f"{STEPS:08d}").exists():
+                break
+            assert life.process.exitcode in (0, -9), life.said.read_text()
+            shutil.rmtree(out if number == 0 else (out / stage).parent)
+        else:
+            pytest.fail("it always came to its end before it was killed; give it more steps")
     said = tmp_path / "last.txt"
     assert live(arguments(kind, tmp_path, out), said) == 0, said.read_text()
     assert "Resuming" in said.read_text()
