@@ -168,7 +168,7 @@ def test_spacings_never_visit_a_level_twice():
     ("call", "message"),
     [
         (lambda: sf.grid(sf.Cosine(), 0), "steps must be at least 1"),
-        (lambda: sf.grid(sf.Discrete.linear(100), 101), "the chain has 100 steps, 101 were asked for"),
+        (lambda: sf.grid(sf.Discrete.linear(100), 101), "the chain has 100 steps, but 101 were asked for"),
         (lambda: sf.grid(sf.Cosine(), 10, spacing=sf.spacing.leading), "needs the steps of a chain"),
         (lambda: sf.grid(sf.Discrete.linear(100), 10, spacing=sf.spacing.openai_sections([5, 6])), "keep 11 steps"),
         (lambda: sf.grid(sf.Discrete.linear(100), 90, spacing=sf.spacing.openai_sections([80, 10])), "cannot keep 80"),
