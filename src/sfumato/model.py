@@ -207,19 +207,21 @@ class Model:
         if count is None:
             count = 2000 if is_points else 8 * cycle if 0 < cycle <= 40 else 64
         batch = count if is_points else 64
-        if source is None or not self._needs_examples():
+        if source is None or not self.needs_examples:
             return picture(self.sample(count, batch=batch).values, columns=self.columns(count=count))
         given = examples_of(source, count, self.network).to(torch.device("cpu")).cond
         values = self.sample(min(map(len, given.values())), batch=batch, cond=given).values
         if is_points:
             return picture(values)
-        maps = [shown for name, spec in self.spec.conditions.items() if (shown := spec.shown(given[name])) is not None]
-        words = zip(*(spec.words(given[name]) for name, spec in self.spec.conditions.items()), strict=True)
+        specs = {name: spec for name, spec in self.spec.conditions.items() if name in given}
+        maps = [shown for name, spec in specs.items() if (shown := spec.shown(given[name])) is not None]
+        words = zip(*(spec.words(given[name]) for name, spec in specs.items()), strict=True)
         scale = max(1, round(56 / max(values.shape[1:3])))
         return sheet(beside([*maps, values]), scale=scale, captions=[" ".join(filter(None, each)) for each in words])
 
-    def _needs_examples(self) -> bool:
-        """Whether some condition must be given and has no default."""
+    @property
+    def needs_examples(self) -> bool:
+        """Whether some condition must be given and has no default, as a low-resolution picture."""
         return any(self.sampler.needs(name) and self.sampler.default(name, spec, {}) is None for name, spec in self.spec.conditions.items())
 
     def cycle(self, labels: Labels | None = None) -> int:

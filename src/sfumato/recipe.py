@@ -165,6 +165,8 @@ def _changed(change: str) -> dict[str, Any]:
     except yaml.YAMLError:
         raise ValueError(f'the value in "{change}" is not YAML; quote it.') from None
     *groups, last = path.split(".")
+    if groups[:1] == ["task"]:  # what a kind of model is asked for, by either name
+        groups[0] = "model"
     over: dict[str, Any] = {last: value}
     for group in reversed(groups):
         over = {group: over}

@@ -111,6 +111,14 @@ class Sampler:
         """
         raise ValueError(f"{self.kind} has no latents to reconstruct data from.")
 
+    def upscale(self, request: Request, *, overlap: int = 8) -> Tensor:
+        """x of pictures given the condition `low`, their low-resolution copies, of any size.
+
+        Raises:
+            ValueError: it does not enlarge pictures.
+        """
+        raise ValueError(f"{self.kind} enlarges no pictures; train one that does with: sfumato train upscale --set data.path=….")
+
     def film(self, request: Request) -> list[Tensor]:
         """The reverse process, from noise to samples: x at unit scale after each step.
 
@@ -225,6 +233,14 @@ class Task(Options):
             ValueError: the reason, without a full stop.
         """
 
+    def adapt(self, source: Source) -> Source:
+        """The data as this kind sees them, such as images with a low-resolution copy as a condition.
+
+        Raises:
+            ValueError: data that this kind is not for.
+        """
+        return source
+
     def build(self, spec: DataSpec, earlier: "Sequence[Model]" = ()) -> nn.Module:
         """The untrained model for such data; uses the models of earlier stages, if there are any.
 
@@ -315,7 +331,9 @@ class Recipe(Options):
         Raises:
             ValueError: data that cannot be divided so.
         """
-        return (source, None) if (how := self.how_divided) is None else source.split(how)
+        kept, held = (source, None) if (how := self.how_divided) is None else source.split(how)
+        assert isinstance(self, Task)
+        return self.adapt(kept), None if held is None else self.adapt(held)
 
     @property
     def how_divided(self) -> Split | None:

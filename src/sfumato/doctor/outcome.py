@@ -235,11 +235,19 @@ class Outcome:
             while done < self.count and (not done or time.perf_counter() - started < SAMPLING_SECONDS):
                 some = min(64, self.count - done)
                 mine = None if labels is None else [int(labels[i % len(labels)]) for i in range(done, done + some)]
-                parts.append(self.run.spec.codec.encode(self.run.sample(some, labels=mine, seed=done).values))
+                cond = self._given(done, some) if self.run.needs_examples else None
+                parts.append(self.run.spec.codec.encode(self.run.sample(some, labels=mine, cond=cond, seed=done).values))
                 done += some
         except ValueError as error:
             return None, str(error)
         return torch.cat(parts), ""
+
+    def _given(self, done: int, some: int) -> Mapping[str, Any] | None:
+        """Conditions of training examples, for a model that must have them."""
+        if self.plan.source is None:
+            return None
+        rows = self.plan.rows[0]
+        return self.plan.source.batch(rows[np.arange(done, done + some) % len(rows)]).cond
 
     @property
     def samples(self) -> Float[Tensor, "n *x"] | None:

@@ -80,15 +80,20 @@ class Plan:
         options = getattr(self.recipe, "sampling", None)
         return options if isinstance(options, Sampling) else None
 
-    @property
+    @cached_property
     def source(self) -> Source | None:
-        """The data; None if they cannot be read, or only as a stream."""
-        return self._loaded[0]
+        """The data as the kind of model sees them; None if they cannot be read, or only as a stream."""
+        data = self._loaded[0]
+        try:
+            return None if data is None else self.recipe.adapt(data)
+        except ValueError:  # `build_refusal` says it
+            return data
 
     @property
     def dataset(self) -> Dataset | None:
         """The data, if they have fixed size and checks can look into them; None for other sources."""
-        return self.source if isinstance(self.source, Dataset) else None
+        data = self._loaded[0]
+        return data if isinstance(data, Dataset) else None
 
     @property
     def refusal(self) -> str:
@@ -150,6 +155,7 @@ class Plan:
             return [], 0, ""
         assert self.source is not None
         try:
+            self.recipe.adapt(self._loaded[0])
             if self.recipe.stages(Path()):
                 self.recipe.examine([], self.spec, self.source)
                 return [], 0, ""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -34,6 +34,7 @@ from sfumato.tuning import TuningResult, tune
 
 logger = logging.getLogger(__name__)
 
+S = TypeVar("S", bound="DiffusionSampler")
 BatchLoss = Callable[[Predictor, Tensor, Tensor, Tensor, Cond | None], Tensor]
 
 
@@ -252,7 +253,7 @@ class DiffusionSampler(Sampler):
         tuned: levels and methods by steps and guidance; used if no others are asked for.
     """
 
-    denoiser: Denoiser
+    denoiser: Predictor
     spec: DataSpec
     noise: Schedule
     ended: Schedule
@@ -263,7 +264,7 @@ class DiffusionSampler(Sampler):
     kind = "a diffusion model"
     takes = frozenset({"steps", "guidance", "sampler", "classifier"})
 
-    def of_run(self, folder: Path | None) -> "DiffusionSampler":
+    def of_run(self: S, folder: Path | None) -> S:
         """The sampler with the tuned levels of a run folder, if there is one; warns if the recipe's guidance has no effect."""
         if folder is None:
             return self
