@@ -357,7 +357,7 @@ def check_particles() -> float:
     """|log Ẑ - log p(y)| and the share of particles lost, at 6 steps of 2,000 particles, C as a matrix and C = r² I."""
     round_law = oracle.Gaussian(torch.linspace(-1, 1, 4), 0.49)
     errors = []
-    for law, predict in ((_gaussian, _gaussian), (round_law, lambda x, level, cond=None: round_law(x, level, cond))):
+    for law, predict in ((_gaussian, _gaussian), (round_law, lambda x_t, level, cond=None: round_law(x_t, level, cond))):
         method, generator = restoration.TwistedSMC(particles=2000), torch.Generator().manual_seed(5)
         found = restoration.draw(predict, _Y, restoration.Matrix(_H), _NOISE, method=method, count=1, levels=_high(2), generator=generator)
         assert found.log_evidence is not None
