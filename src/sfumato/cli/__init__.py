@@ -15,7 +15,21 @@ from typer.core import TyperCommand, TyperGroup
 from sfumato.cli.imports import import_file
 from sfumato.errors import CheckpointError
 
-COMMANDS = ("train", "doctor", "train-classifier", "sample", "upscale", "restore", "plot", "ema", "recipes", "zoo", "tune", "verify", "bench")
+COMMANDS = (
+    "train",
+    "doctor",
+    "train-classifier",
+    "sample",
+    "upscale",
+    "restore",
+    "plot",
+    "ema",
+    "recipes",
+    "zoo",
+    "tune",
+    "verify",
+    "bench",
+)
 
 
 class Commands(TyperGroup):

@@ -3,14 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-
-from sfumato.cli.progress import Stage, reporter
-from sfumato.data.writing import write_png
-from sfumato.loading import load
-from sfumato.runtime import compute_device, keep_memory
-from sfumato.task import Request
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -30,6 +23,12 @@ def upscale(
 
     Example: sfumato upscale runs/upscale photo.png large.png
     """
+    from sfumato.cli.progress import Stage, reporter
+    from sfumato.data.writing import write_png
+    from sfumato.loading import load
+    from sfumato.runtime import compute_device, keep_memory
+    from sfumato.task import Request
+
     run = load(model, device=compute_device())
     if "low" not in run.spec.conditions:
         raise ValueError(f"{model} is {run.sampler.kind}, which enlarges no pictures; train one that does: sfumato train upscale.")
@@ -53,6 +52,6 @@ def upscale(
             x = run.sampler.upscale(Request(range(i, i + 1), seed, run.device, given, options), overlap=overlap)
             target = out / f"{path.stem}.png" if is_folder else out
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_png(target, run.spec.codec.decode(torch.as_tensor(x).cpu())[0])
+            write_png(target, run.spec.codec.decode(x.cpu())[0])
             report(i + 1)
     typer.echo(f"Wrote {out}.")
