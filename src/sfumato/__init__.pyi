@@ -42,6 +42,10 @@ from sfumato.data.symbols import Vocabulary as Vocabulary
 from sfumato.denoiser import Denoiser as Denoiser
 from sfumato.denoiser import Predictor as Predictor
 from sfumato.errors import CheckpointError as CheckpointError
+from sfumato.evaluation.evaluate import evaluate as evaluate
+from sfumato.evaluation.report import Figure as Figure
+from sfumato.evaluation.report import Report as Report
+from sfumato.evaluation.sweep import sweep as sweep
 from sfumato.loading import load as load
 from sfumato.model import Model as Model
 from sfumato.noise import normal_like as normal_like

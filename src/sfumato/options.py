@@ -18,12 +18,18 @@ MAY_CHANGE = (
     "training.log_every",
     "training.checkpoint_every",
     "training.snapshot_every",
+    "training.evaluate_every",
+    "training.evaluate_count",
     "training.trackers",
     "runtime.",
     "sampling.",
 )
 
 # Names that the help of a command shows. What they are is defined in tasks/options.py and restoration/tasks.py, which need torch.
+METRIC_NAMES = (
+    "fd", "fd-infinity", "kd", "mind", "prdc", "sw", "w", "mmd", "columns", "correlations", "c2st", "accuracy", "memorisation", "bpd", "is",
+    "psnr", "ssim", "lpips",
+)  # fmt: skip
 SAMPLER_NAMES = (
     "adams",
     "adams-bashforth",
@@ -144,12 +150,13 @@ Tracker = Literal["tensorboard", "aim", "clearml", "comet_ml", "dvclive", "mlflo
 class Training(Options):
     """Length, learning rate, batches, averages and checkpoints of a training.
 
-    After `patience` rejected steps in a row (non-finite loss or gradient, exploding loss) the run goes back to its last good state, at half
-    the rate, at most `retries` times. Every `snapshot_every` steps (0 = never) the averages are stored permanently, to compute others
-    from. `label_drop` is the probability to drop all conditions of an example together, `drop` that of one condition, by name. The share
-    `held_out` of the rows is chosen at "random", as the last "block" of rows ordered in time, or as whole groups of the condition
-    `held_out_by`. `trackers` receive the numbers of metrics.jsonl as well; each must be installed. A new run starts from the weights of
-    `init_from`: a run, zoo:NAME, or a file.
+    After `patience` rejected steps in a row (non-finite loss or gradient, exploding loss) the run goes back to its last good state, at
+    half the rate, at most `retries` times. Every `snapshot_every` steps (0 = never) the averages are stored permanently, to compute
+    others from. Every `evaluate_every` steps (0 = never) `evaluate_count` samples are compared with held-out data, and the best
+    checkpoint by that figure is kept in RUN/best. `label_drop` is the probability to drop all conditions of an example together, `drop`
+    that of one condition, by name. The share `held_out` of the rows is chosen at "random", as the last "block" of rows ordered in time,
+    or as whole groups of the condition `held_out_by`. `trackers` receive the numbers of metrics.jsonl as well; each must be installed. A
+    new run starts from the weights of `init_from`: a run, zoo:NAME, or a file.
     """
 
     steps: int = Field(default=10_000, ge=1)
@@ -175,6 +182,8 @@ class Training(Options):
     checkpoint_every: int = Field(default=1000, ge=1)
     keep: int = Field(default=2, ge=1)
     snapshot_every: int = Field(default=0, ge=0)
+    evaluate_every: int = Field(default=0, ge=0)
+    evaluate_count: int = Field(default=1000, ge=50)
     log_every: int = Field(default=50, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
 

@@ -151,6 +151,10 @@ class Sampler:
         """Approximate number of network evaluations for a sample."""
         return 1
 
+    def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """How samples are drawn under these options, defaults filled in, as JSON types: for the manifest of a report."""
+        return {name: value if isinstance(value, str | int | float | bool) else repr(value) for name, value in options.items()}
+
     def default(self, name: str, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
         """The value of a condition that was not asked for: by default every class in turn; None for not given."""
         return range(len(spec.names)) if isinstance(spec, Classes) else None
@@ -274,6 +278,20 @@ class Task(Options):
 
     def metrics(self, model: Any, held_out: Source) -> dict[str, float]:
         """Numbers for each line of metrics.jsonl, from the averaged model on held-out examples (training ones if none are held out)."""
+        return {}
+
+    def bits_per_dim(
+        self, model: Any, spec: DataSpec, batch: Batch, *, generator: torch.Generator, times: torch.Generator
+    ) -> dict[str, Float[Tensor, "b"]]:
+        """-log2 p(x) / d of each example, given its conditions, or bounds on it, by how it was had: "bound", "flow"; none by default.
+
+        Args:
+            model: of this kind.
+            spec: of its data.
+            batch: examples, on the model's device.
+            generator: of noise.
+            times: of the times or terms that are drawn.
+        """
         return {}
 
     def finish(self, model: Any, examples: Source, held_out: Source, on_message: Callable[[str], None]) -> dict[str, str]:

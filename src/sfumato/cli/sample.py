@@ -56,7 +56,7 @@ def sample(
     from sfumato.samples import Samples, check_target
     from sfumato.training.engine import Engine
 
-    run, chosen = load(model, ema=ema), _labels(labels)
+    run, chosen = load(model, ema=ema), labels_of(labels)
     if run.sampler.use:
         raise ValueError(f"{model} is {run.sampler.kind}, which makes no samples. {run.sampler.use}")
     judge = None if classifier is None else load_classifier(classifier)
@@ -68,7 +68,7 @@ def sample(
     is_gif = out.suffix.lower() == ".gif"
     if forward and not is_gif:
         raise ValueError(f"--forward draws a moving picture, so --out must end in .gif, got {out}.")
-    asked: dict[str, Any] = {"steps": steps, "guidance": _guidance(guidance), "sampler": sampler, "classifier": judge}
+    asked: dict[str, Any] = {"steps": steps, "guidance": guidance_of(guidance), "sampler": sampler, "classifier": judge}
     conditions: dict[str, Any] = {"labels": chosen, "cond": _cond(run, cond or [])}
     heat: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     given = {name: value for name, value in {**asked, **heat}.items() if value is not None}
@@ -116,7 +116,8 @@ def _by_kernels(run: "Model", wanted: str, count: int, options: Mapping[str, obj
     return is_on
 
 
-def _labels(text: str | None) -> list[str] | None:
+def labels_of(text: str | None) -> list[str] | None:
+    """Classes joined by commas."""
     if text is None:
         return None
     labels = [part.strip() for part in text.split(",")]
@@ -138,7 +139,7 @@ def _cond(run: "Model", texts: list[str]) -> dict[str, object]:
     return found
 
 
-def _guidance(text: str | None) -> float | dict[str, float] | None:
+def guidance_of(text: str | None) -> float | dict[str, float] | None:
     """A scale, or one by name."""
     if text is None:
         return None

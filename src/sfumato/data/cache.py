@@ -76,6 +76,58 @@ def cached(build: Callable[[Path | None], Dataset], cache: Path | None, key: obj
     return found
 
 
+def kept_array(
+    compute: Callable[[], np.ndarray],
+    cache: Path | None,
+    kind: str,
+    key: object,
+    *,
+    any_of: Callable[[bool], bool] = bool,
+    writes: bool = True,
+) -> np.ndarray:
+    """The array that `compute` makes, memory-mapped from the cache where an earlier call with this key has left it.
+
+    Args:
+        compute: makes it; in every process, where several share the work.
+        cache: the folder of the cache; None does without.
+        kind: the folder in the cache that such arrays have for themselves.
+        key: JSON types that say everything on which the array depends.
+        any_of: whether something is so in any of several processes, all of which call this.
+        writes: whether this process is the one that writes.
+    """
+    if cache is None:
+        return compute()
+    entry = cache / kind / hashlib.sha256(json.dumps([_VERSION, key], sort_keys=True).encode()).hexdigest()[:32]
+    found = None
+    with suppress(*NUMPY_DAMAGE):
+        found = np.load(entry / "values.npy", mmap_mode="r", allow_pickle=False)
+        os.utime(entry)
+    if not any_of(found is None):
+        assert found is not None
+        return found
+    array = compute()
+    # The cache may be full or read-only: the next call can do without this array.
+    with suppress(OSError):
+        if writes:
+            _write_array(entry, array)
+    return array
+
+
+def _write_array(entry: Path, array: np.ndarray) -> None:
+    """Makes the entry aside and puts it in its place."""
+    aside = entry.with_suffix(f".{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        np.save(aside / "values.npy", array)
+        _fsync(aside / "values.npy")
+        shutil.rmtree(entry, ignore_errors=True)
+        aside.rename(entry)
+        _trim(entry)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 @dataclass(frozen=True, eq=False)
 class StoredMetadata:
     """Metadata of the data of a cache entry (a `dataset.CachedMetadata`)."""

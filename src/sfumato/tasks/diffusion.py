@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sfumato import guide, loss, prediction, process, storage
+from sfumato import guide, latent, likelihood, loss, prediction, process, storage
 from sfumato.classifier import Classifier
 from sfumato.condition import Cond, ConditionSpec
 from sfumato.data.source import Batch, DataSpec, Draw, Source
@@ -224,6 +224,20 @@ class Diffusion(Task):
         assert isinstance(state, AdaptiveTimes)
         state.update(draw.whole(state), terms.per_example)
 
+    def bits_per_dim(
+        self, model: Denoiser, spec: DataSpec, batch: Batch, *, generator: torch.Generator, times: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Of the flow; of images of bytes also the variational bound, of the chain or in continuous time."""
+        return denoiser_bits(
+            model,
+            batch,
+            self.noise,
+            bin_width=self.objective.bin_width if spec.is_bytes else None,
+            variance="learned" if self.objective.variance == "learned" else "small",
+            generator=generator,
+            times=times,
+        )
+
     def sampler(self, model: Denoiser, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> "DiffusionSampler":
         """The sampler from noise to data."""
         training = self.training if isinstance(self, Recipe) else None
@@ -285,6 +299,21 @@ class DiffusionSampler(Sampler):
     def evaluations(self, options: Mapping[str, Any]) -> int:
         """Approximate number of network evaluations for a sample."""
         return options.get("steps") or self.options.steps
+
+    def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Sampler, steps, spacing, guidance, and the recipe's other options of sampling."""
+        defaults = self.options
+        steps, sampler, guidance = (options.get(name, getattr(defaults, name)) for name in ("steps", "sampler", "guidance"))
+        is_tuned = self._tuned(steps, guidance, options.get("sampler"), options.get("classifier")) is not None
+        reason = "" if "classifier" in options else self._unguided(guidance if isinstance(guidance, Mapping) else self.spec.conditions)
+        return {
+            **defaults.model_dump(mode="json"),
+            "sampler": sampler if isinstance(sampler, str) else repr(sampler),
+            "steps": steps,
+            "guidance": dict(guidance) if isinstance(guidance, Mapping) else 1.0 if reason else float(guidance),
+            "classifier": "classifier" in options,
+            **({"sampler": "tuned", "spacing": "tuned"} if is_tuned else {}),
+        }
 
     def default(self, name: str, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
         """Every class in turn; no condition for a model that was trained without it."""
@@ -378,12 +407,15 @@ class DiffusionSampler(Sampler):
             predict = guide.interval(predict, self._guided(1.0, classifier), *defaults.guidance_interval)
         predict = guide.clip(predict) if defaults.clip else predict
         steps = defaults.steps if steps is None else steps
-        tuned = None
-        if sampler is None and classifier is None and not isinstance(asked, Mapping):
-            tuned = self.tuned.get((steps, float(asked)))
-        if tuned is not None:
+        if (tuned := self._tuned(steps, asked, sampler, classifier)) is not None:
             return SamplingPlan(predict, tuned.step, list(tuned.levels))
         return SamplingPlan(predict, step, self.levels(steps))
+
+    def _tuned(self, steps: int, guidance: Any, sampler: Any, classifier: Any) -> TuningResult | None:
+        """Levels and method that were fitted for these options; none where a sampler or a classifier is asked for."""
+        if sampler is not None or classifier is not None or isinstance(guidance, Mapping):
+            return None
+        return self.tuned.get((steps, float(guidance)))
 
     def levels(self, steps: int) -> list[Level]:
         """From noise to the data, as `levels_of`."""
@@ -437,6 +469,74 @@ class DiffusionSampler(Sampler):
         if isinstance(classifier, Classifier):
             classifier.refuse_other(self.spec, self.name)
         return guide.classifier(guide.unconditional(self.denoiser), classifier, scale)
+
+
+BOUND_DRAWS = 16  # times or terms of the bound that are drawn an example
+
+
+def denoiser_bits(
+    predict: Predictor,
+    batch: Batch,
+    schedule: Schedule,
+    *,
+    bin_width: float | None,
+    variance: Literal["small", "large", "learned"] = "small",
+    generator: torch.Generator,
+    times: torch.Generator,
+) -> dict[str, Tensor]:
+    """Bits/dim of each example by the flow, and by the variational bound where the data lie on a grid in [-1, 1].
+
+    Args:
+        predict: the model.
+        batch: examples with their conditions.
+        schedule: that it was trained under.
+        bin_width: distance of neighbouring values; None for data that lie on no grid, of which the flow gives a density of x0.
+        variance: of a chain's reverse steps.
+        generator: of noise, bins and probes.
+        times: of the times or terms that are drawn.
+    """
+    x, cond = batch.x, batch.cond or None
+    if bin_width is None:
+        nats = likelihood.flow_log_prob(predict, x, schedule, cond, generator=generator)
+        return {"flow": -nats / (x[0].numel() * math.log(2))}
+    if isinstance(schedule, Discrete):
+        bound = _chain_bits(predict, x, schedule, cond, bin_width=bin_width, variance=variance, generator=generator, times=times)
+    else:
+        options: dict[str, Any] = {"draws": BOUND_DRAWS, "bin_width": bin_width, "generator": generator, "times": times}
+        bound = latent.vdm.bound(predict, x, schedule, cond, **options).total
+    return {"bound": bound, "flow": likelihood.bits_per_dim(predict, x, schedule, cond, bin_width=bin_width, generator=generator).total}
+
+
+@torch.no_grad()
+def _chain_bits(
+    predict: Predictor,
+    x: Tensor,
+    chain: Discrete,
+    cond: Cond | None,
+    *,
+    bin_width: float,
+    variance: Literal["small", "large", "learned"],
+    generator: torch.Generator,
+    times: torch.Generator,
+) -> Tensor:
+    """The bound along a whole chain: prior and decoder, and the other terms by some drawn an example, one from each equal stretch."""
+    count = len(chain)
+    last = process.posterior_log_variance(chain.level(2 / count), chain.level(1 / count)).to(x)
+
+    def term(step: Tensor) -> Tensor:
+        """L_{step-1} of each example."""
+        now, below = (chain.level(number.double() / count, like=x) for number in (step, step - 1))
+        x_t = now.alpha * x + now.sigma * normal_like(x, generator)
+        told = predict(x_t, now, cond)
+        return likelihood.term_bits(told, x, x_t, now, below, variance=variance, last_log_variance=last, bin_width=bin_width)
+
+    draws = min(BOUND_DRAWS, count - 1)
+    kept = []
+    for i in range(draws):
+        u = (i + torch.rand(len(x), generator=times, dtype=torch.float64)) / draws
+        kept.append(term(2 + (u * (count - 1)).floor().clamp(max=count - 2)))
+    decoder = term(torch.ones(len(x), dtype=torch.float64))
+    return likelihood.prior_bits(x, chain.level(1.0).to(x)) + (count - 1) * torch.stack(kept).mean(0) + decoder
 
 
 def levels_of(schedule: Schedule, sampling: Sampling, steps: int) -> list[Level]:

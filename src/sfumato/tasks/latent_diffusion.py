@@ -21,7 +21,7 @@ from sfumato import data, storage
 from sfumato.condition import Cond, ConditionSpec
 from sfumato.data import Scaling
 from sfumato.data.options import ArrayData
-from sfumato.data.source import DataSpec, Source
+from sfumato.data.source import Batch, DataSpec, Source
 from sfumato.denoiser import Predictor
 from sfumato.latent import diffusion
 from sfumato.latent.autoencoder import Autoencoder, Measured, float_of
@@ -177,6 +177,13 @@ class LatentDiffusion(Diffusion):
         found = Measured.from_file(folder / MEASURED)
         model.autoencoder.scaling, model.autoencoder.residual = found.scaling, found.residual
 
+    def bits_per_dim(
+        self, model: Any, spec: DataSpec, batch: Batch, *, generator: torch.Generator, times: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The bound through both stages, in bits/dim of the images."""
+        found = self.sampler(model, spec).bound(batch.x, batch.cond or None, generator=generator, times=times)
+        return {"bound": found.total}
+
     def sampler(self, model: Any, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> Any:
         """Samples of the diffusion, decoded."""
         inner = super().sampler(model.denoiser, model.latents, None if folder is None else folder / "diffusion", name)
@@ -223,6 +230,10 @@ class LatentSampler(Sampler):
     def evaluations(self, options: Mapping[str, Any]) -> int:
         """The denoiser's."""
         return self.inner.evaluations(options)
+
+    def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As the diffusion's."""
+        return self.inner.settings(options)
 
     def default(self, name: str, spec: ConditionSpec, options: Mapping[str, Any]) -> Any:
         """As the diffusion's."""
@@ -277,9 +288,20 @@ class LatentSampler(Sampler):
         return self.autoencoder.decode(z, self.spec.sizes[1:], tile=self.tile).clamp(-1, 1)
 
     def bound(
-        self, x: Float[Tensor, "b c h w"], cond: Cond | None = None, *, draws: int = 8, values: int = 256, seed: int = 0
+        self,
+        x: Float[Tensor, "b c h w"],
+        cond: Cond | None = None,
+        *,
+        draws: int = 8,
+        values: int = 256,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        times: torch.Generator | None = None,
     ) -> diffusion.LatentBound:
-        """The bound on -log2 p(x) through both stages, in bits/dim of the images; x on a grid of this many values in [-1, 1]."""
+        """The bound on -log2 p(x) through both stages, in bits/dim of the images; x on a grid of this many values in [-1, 1].
+
+        Without `generator` and `times`, noise and times are drawn by generators of `seed`.
+        """
         unit, model = self.inner.spec.codec, self.autoencoder
         assert isinstance(unit, Scaling)
         assert model.residual is not None
@@ -294,6 +316,6 @@ class LatentSampler(Sampler):
             residual=model.residual,
             draws=draws,
             bin_width=2 / (values - 1),
-            generator=seeded(seed, 0),
-            times=seeded(seed, 1),
+            generator=seeded(seed, 0) if generator is None else generator,
+            times=seeded(seed, 1) if times is None else times,
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -14,7 +15,7 @@ from sfumato.noise import seeded
 from sfumato.options import Options, Training
 from sfumato.schedule import LearnedSchedule
 from sfumato.task import LossTerms, Recipe, State, Task, examples_of, register
-from sfumato.tasks.diffusion import DiffusionSampler, refuse_guidance, refuse_learned_variance, target_of
+from sfumato.tasks.diffusion import DiffusionSampler, denoiser_bits, refuse_guidance, refuse_learned_variance, target_of
 from sfumato.tasks.options import Sampling
 from sfumato.tasks.vae import refuse_other_values
 
@@ -116,6 +117,12 @@ class VDMTask(Task):
         ).total
         ends = {"log_snr_max": model.schedule.log_snr_max.item(), "log_snr_min": model.schedule.log_snr_min.item()}
         return {"bits_per_dim": float(bits.mean()), **ends}
+
+    def bits_per_dim(
+        self, model: latent.VDM, spec: DataSpec, batch: Batch, *, generator: torch.Generator, times: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """The bound that it is trained on, and the flow."""
+        return denoiser_bits(model.denoiser, batch, model.schedule, bin_width=model.bin_width, generator=generator, times=times)
 
     def sampler(self, model: latent.VDM, spec: DataSpec, folder: Path | None = None, name: str = "this model") -> DiffusionSampler:
         """The sampler of diffusion, with the learned schedule."""

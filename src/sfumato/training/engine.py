@@ -9,6 +9,7 @@ import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,10 @@ class Engine:
     def gather(self, array: np.ndarray) -> np.ndarray:
         """The arrays of all processes, concatenated along the first axis."""
         return array if self.processes == 1 else np.concatenate(gather_object([array]))
+
+    def all_of(self, thing: T) -> list[T]:
+        """What each process gives, in their order."""
+        return [thing] if self.processes == 1 else gather_object([thing])
 
     def wait(self) -> None:
         """Waits for all processes."""

@@ -19,6 +19,7 @@ from sfumato import storage
 from sfumato.data.options import PythonData
 from sfumato.data.source import Source, Stream
 from sfumato.data.wrapped import as_source
+from sfumato.evaluation.watch import BEST, Watch
 from sfumato.loading import load
 from sfumato.model import Model
 from sfumato.options import Runtime, Training
@@ -217,7 +218,7 @@ def fit(recipe: Any, start: PreparedRun, out: Path, callbacks: Callbacks) -> Non
     examples = start.held_out or start.examples
     if isinstance(examples, Source):
         recipe.examine(model, start.spec, examples)  # refuses what cannot work before anything is written
-    loop = TrainingLoop(recipe, state, start, out, callbacks)
+    loop = TrainingLoop(recipe, state, start, out, callbacks, watch_of(recipe, model, start, out))
     origin, has_run = state.origin(), bool(storage.steps_in(out / "checkpoints"))
     engine.wait()  # until every process has checked the folder before it changes
     with only_writer(out) if engine.is_main else nullcontext():
@@ -239,6 +240,25 @@ def fit(recipe: Any, start: PreparedRun, out: Path, callbacks: Callbacks) -> Non
         engine.wait()
 
 
+def watch_of(recipe: Any, model: nn.Module, start: PreparedRun, out: Path) -> Watch | None:
+    """What `training.evaluate_every` measures; None where it is 0.
+
+    Raises:
+        ValueError: a kind of model that makes no samples, or data that they cannot be held against.
+    """
+    options = recipe.training
+    if not options.evaluate_every:
+        return None
+    sampler = recipe.sampler(model, start.spec)
+    if sampler.use:
+        raise ValueError(f"training.evaluate_every measures samples, and {sampler.kind} makes none; set it to 0.")
+    if start.held_out is not None:
+        return Watch(start.held_out, "held-out data", options.evaluate_count, out)
+    if not isinstance(start.examples, Source):
+        raise ValueError("training.evaluate_every holds samples against data, which a stream cannot be asked for; set it to 0.")
+    return Watch(start.examples, "training data, as nothing is held out", options.evaluate_count, out)
+
+
 @dataclass
 class TrainingLoop:
     """Runs the remaining steps, and writes metrics, checkpoints and samples."""
@@ -248,6 +268,7 @@ class TrainingLoop:
     start: PreparedRun
     out: Path
     callbacks: Callbacks
+    watch: Watch | None = None
 
     @property
     def options(self) -> Training:
@@ -293,8 +314,10 @@ class TrainingLoop:
                 self._note(accumulator, result)
                 if self.callbacks.on_step is not None:
                     self.callbacks.on_step(state.step, result.loss)
-                if state.step % options.log_every == 0 or state.step == options.steps:
+                evaluates = bool(options.evaluate_every) and (state.step % options.evaluate_every == 0 or state.step == options.steps)
+                if state.step % options.log_every == 0 or state.step == options.steps or evaluates:
                     record = self._record(accumulator, (state.step - before) * options.batch / max(state.seconds - marked, 1e-9))
+                    record |= self._evaluated() if evaluates else {}
                     with storage.writing(self.out):
                         metrics.write(json.dumps(record) + "\n")
                         metrics.flush()
@@ -409,6 +432,17 @@ class TrainingLoop:
             "peak_memory_bytes": peak_memory(),
             **found,
         }
+
+    def _evaluated(self) -> dict[str, float]:
+        """The figure of the averaged model's samples at this step, after which its checkpoint is kept apart where it is the best so far."""
+        if self.watch is None or not self.engine.is_main:
+            return {}
+        state = self.state
+        name, value = self.watch.figure(Model(str(self.out), self.recipe, self.start.spec, state.averaged()))
+        if self.watch.keep(state, Accumulator(), name, value):
+            where, on = self.out / BEST, self.watch.chosen_on
+            self.callbacks.message(f"Step {state.step}: {name} {value:.4g} on {on}, the best so far; its checkpoint is in {where}.")
+        return {name: value}
 
     def _keep(self, accumulator: Accumulator, trackers: Trackers, *, stopping: bool) -> None:
         """Writes a checkpoint, then a sheet of samples, if they are due.
