@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -122,6 +122,11 @@ class Diffusion(Task):
     schedule: ScheduleOptions = CurveSchedule()
     objective: Objective = Objective()
     sampling: Sampling = Sampling()
+
+    if TYPE_CHECKING:  # what the validators of the fields take besides their types
+
+        def __init__(self, *, net: Net | nn.Module, schedule: ScheduleOptions | Schedule = ..., **options: Any) -> None:
+            """Checks the options."""
 
     @model_validator(mode="after")
     def _options_agree(self) -> "Diffusion":
