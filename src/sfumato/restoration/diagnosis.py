@@ -40,7 +40,8 @@ def diagnose(restored: Restored, m: int, *, strangeness: float | None = None) ->
     if chi < 1 - margin:
         found.append(
             f"The draws follow y too closely: the mean squared residual is {chi:.2f} times the noise's variance, not 1. The noise is "
-            f"less than {noise:.3g}, about {noise * math.sqrt(chi):.2g}; --noise estimate finds it."
+            f"less than {noise:.3g}, about {noise * math.sqrt(chi):.2g} (--noise estimate finds it), or was cut off where the picture is "
+            "black or white."
         )
     if strangeness is not None and strangeness > FURTHEST:
         found.append(

@@ -218,13 +218,13 @@ def check_moment_matching() -> float:
     tolerance=4.5,
 )
 def check_gaussian_posterior() -> float:
-    """Standard errors of mean and covariance of 6,000 draws in 4 steps, for DDPM's noise, fresh noise, and between."""
+    """Standard errors of mean and covariance of 20,000 draws in 4 steps, for DDPM's noise, fresh noise, and between."""
     law, errors = _gaussian.given(_H, _Y[0], _NOISE), []
     for renoise in (0.0, 0.5, 1.0):
         generator, method = torch.Generator().manual_seed(1), restoration.MomentMatching(renoise=renoise)
-        levels = restoration.default_levels(4)
+        levels = at_ratios([30.0, 0.6, 0.5, 0.42])
         x = restoration.restore(
-            _gaussian, _Y, restoration.Matrix(_H), _NOISE, method=method, levels=levels, count=6000, generator=generator
+            _gaussian, _Y, restoration.Matrix(_H), _NOISE, method=method, levels=levels, count=20000, generator=generator
         )
         errors.append(_scores(x[:, 0], law))
     return max(errors)
@@ -332,12 +332,12 @@ def check_noiseless() -> float:
     tolerance=4.5,
 )
 def check_split_gibbs() -> float:
-    """Standard errors of mean and covariance of 6,000 exact posterior draws after one round, its chain of 60 steps."""
+    """Standard errors of mean and covariance of 20,000 exact posterior draws after one round, its chain of 60 steps."""
     law, generator = _gaussian.given(_H, _Y[0], _NOISE), torch.Generator().manual_seed(4)
-    z = law.sample(6000, generator)[0]
-    method, rho = restoration.SplitGibbs(inner=60), 0.1
+    z = law.sample(20000, generator)[0]
+    method, rho = restoration.SplitGibbs(inner=60), 0.12
     with torch.no_grad():
-        x = method.near(z, rho, Spectrum.of(_observed(6000)), generator)
+        x = method.near(z, rho, Spectrum.of(_observed(20000)), generator)
         return _scores(method.denoised(_gaussian, x, rho, None, generator), law)
 
 
