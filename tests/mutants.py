@@ -48,7 +48,7 @@ TESTS = {  # by a module's path, the first that fits: chapters of the ledger, wh
     "schedule.py": ("forward", ["test_options.py", "test_schedule.py", "test_process.py", "test_verify.py"]),
     "process.py": ("forward or latent", ["test_options.py", "test_process.py", "test_likelihood.py", "test_verify.py"]),
     "prediction.py": ("forward", ["test_options.py", "test_prediction.py", "test_denoiser.py", "test_verify.py"]),
-    "loss.py": ("losses", ["test_options.py", "test_loss.py", "test_train.py"]),
+    "loss.py": ("losses", ["test_options.py", "test_loss_weights.py", "test_loss_times.py", "test_loss.py", "test_train.py"]),
     "likelihood/flow.py": ("scores", ["test_options.py", "test_flow_likelihood.py"]),
     "likelihood/": ("likelihoods or losses", ["test_options.py", "test_likelihood.py", "test_tuning.py"]),
     "guide.py": ("guidance", ["test_guide.py"]),
