@@ -58,6 +58,7 @@ def points(tmp_path_factory):
     return run_of(folder, tree)
 
 
+@pytest.mark.usefixtures("unchecked")
 def weights(folder, step, stem):
     return load_file(folder / "checkpoints" / f"{step:08d}" / f"{stem}.safetensors")
 

@@ -132,6 +132,7 @@ def test_16_bit_images_come_back_with_16_bits(tmp_path, channels):
     assert shown[(shown != 224).any(axis=2)].max() > 150  # between the lines; twelve bits of sixteen would show black
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_floats_of_four_axes_are_no_pngs(tmp_path):
     samples = Samples(np.zeros((2, 3, 4, 5), np.float32))
     with pytest.raises(ValueError, match="only images can be written as a folder of PNGs"):

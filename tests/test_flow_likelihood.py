@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import every_scales, gaussian, gaussian_flow, mixture
+from problems import every_scales, gaussian, gaussian_flow, long_walk, mixture
 
 import sfumato as sf
 from sfumato import likelihood
@@ -28,6 +28,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@long_walk
 @every_scales
 @pytest.mark.parametrize("exact", [gaussian, mixture], ids=["gaussian", "mixture"])
 def test_the_flow_has_the_density_of_the_data(exact, scales):
@@ -39,6 +40,7 @@ def test_the_flow_has_the_density_of_the_data(exact, scales):
     assert ((density.log_prob - wanted).abs() < 3 * density.step_error + 1e-7).all()
 
 
+@long_walk
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -201,6 +203,7 @@ GRID = torch.arange(-6, 7) * WIDTH
 STAIRS = torch.linspace(1, 4, 13) / torch.linspace(1, 4, 13).sum()
 
 
+@long_walk
 @pytest.mark.parametrize("dequantise", [Uniform(), TruncatedNormal(), TruncatedNormal(std=0.1)], ids=["uniform", "matched", "narrow"])
 def test_dequantisation_bounds_what_the_bins_hold(dequantise):
     """Smooth Gaussian data on a grid: the mass of each bin is known, and the bound lies above -log2 of it by little."""

@@ -224,6 +224,7 @@ def test_a_vae_run_reconstructs_and_walks(runs):
         sf.load(runs["ladder"]).sampler.plane()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_plane_is_drawn(tmp_path):
     run = sf.load(train(recipe_of(tmp_path, "vae", ["model.latents=[2]", "training.steps=1"]), tmp_path / "run"))
     picture = run.sampler.plane(5)

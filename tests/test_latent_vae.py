@@ -68,6 +68,7 @@ def nats(bits, x):
     return bits * x[0].numel() * NATS
 
 
+@pytest.mark.usefixtures("unchecked")
 def trained(model, x, parts, steps=800, draws=2):
     """Adam on the loss of the library, its rate falling to nothing."""
     optimizer = torch.optim.Adam(parts, lr=0.05, betas=(0.9, 0.99))
@@ -82,6 +83,7 @@ def trained(model, x, parts, steps=800, draws=2):
     return model
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_linear_vae_reaches_the_evidence_of_probabilistic_pca():
     """Maximum likelihood in closed form, from the eigenvalues of the data's covariance. Tipping & Bishop (1999), eqs. 3-8."""
     x = torch.randn(300, 2) @ torch.tensor([[1.5, 0.2, -1.0, 0.5], [0.1, 1.0, 0.4, -0.3]]) + 0.4 * torch.randn(300, 4) + 1.0

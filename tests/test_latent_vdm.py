@@ -46,6 +46,7 @@ def test_the_bound_depends_on_the_ends_alone():
     assert quadrature(sf.LearnedSchedule(log_snr_max=8.0), x0, 40_000).mean() < straight.mean() - 10 * error
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "make", [lambda: sf.LearnedSchedule(log_snr_max=12.0, log_snr_min=-6.0), lambda: bent(log_snr_max=12.0, log_snr_min=-6.0)]
 )
@@ -150,6 +151,7 @@ def test_the_continuous_bound_of_the_exact_model_is_its_evidence():
     assert apart.std() / math.sqrt(len(apart)) < 0.025
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_chain_and_no_draws_are_refused():
     with pytest.raises(ValueError, match="for a chain use likelihood.vlb"):
         vdm.bound(ORACLE, grid_points(4), sf.Discrete.linear(20))

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from problems import SCALES, every_scales, gaussian, gaussian_flow, mixture
+from problems import SCALES, every_scales, gaussian, gaussian_flow, long_walk, mixture
 
 import sfumato as sf
 from sfumato.sampling.steps.adams import _arcs
@@ -21,15 +21,27 @@ def flown(schedule):
     return walk(sf.steps.UniPC(3), 1500, schedule, torch.randn(60, 2, generator=torch.Generator().manual_seed(0)))
 
 
-@every_scales
+@long_walk
 @pytest.mark.parametrize(("order", "steps"), [(1, 60), (2, 60), (3, 160)])
-def test_adams_reaches_its_order(order, steps, scales):
+def test_adams_reaches_its_order(order, steps):
     """One above the predictor's, where steps are short enough to be corrected; median error on a mixture against another method."""
-    schedule = sf.Cosine(scales=scales, log_snr_max=8.0, log_snr_min=-8.0)
+    schedule = sf.Cosine(log_snr_max=8.0, log_snr_min=-8.0)
     noise = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
     truth = flown(schedule)
     coarse, fine = ((walk(sf.steps.Adams(order), n, schedule, noise) - truth).norm(dim=1).median() for n in (steps, 2 * steps))
     assert math.log2(coarse / fine) > order + 0.8
+
+
+@every_scales
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_adams_walks_alike_under_every_scaling(order, scales):
+    """But for the factor on x, with steps that are corrected: so its order is that of one scaling."""
+    noise, ends = torch.randn(16, 2), []
+    for which in (sf.vp_scales, scales):
+        levels = sf.grid(sf.Cosine(scales=which, log_snr_max=8.0, log_snr_min=-8.0), 40)
+        start = levels[0].alpha + levels[0].sigma * noise
+        ends.append(sf.sample(mixture, start, levels, sf.steps.Adams(order)) / levels[-1].alpha)
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
@@ -83,6 +95,7 @@ def test_unit_variance_is_walked_exactly():
     torch.testing.assert_close(sf.sample(unit, x, levels, sf.steps.Adams()), wanted)
 
 
+@long_walk
 def test_a_step_to_the_data_returns_x0():
     chain, x = sf.Discrete.linear(1000), torch.randn(16, 2)
     out, _ = sf.steps.Adams()(mixture, x, chain.level(0.3), chain.level(0.0), None, None)
@@ -105,6 +118,7 @@ def test_softened_spacing_is_uniform_in_its_curve(schedule):
     assert sf.spacing.softened()(schedule, 12)[[0, -1]].tolist() == [1, 0]
 
 
+@long_walk
 @pytest.mark.parametrize("steps", [8, 10, 20, 50])
 def test_the_default_beats_the_second_order_on_uniform_log_snr(steps):
     """The pair that the accuracy benchmark recommends, on a mixture that it does not use."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from problems import label
+from problems import label, long_walk
 
 import sfumato as sf
 from sfumato.verify.parts_step import step as verify_step
@@ -14,6 +14,7 @@ def failures(part, **options):
     return {result.row.id for result in verify_step(part, **options) if not result.passed}
 
 
+@long_walk
 @pytest.mark.parametrize(
     ("part", "order"), [(sf.steps.DDIM(), 1), (sf.steps.Heun(), 2), (sf.steps.Multistep(3), 3), (sf.steps.UniPC(2), 3)], ids=label
 )
@@ -21,6 +22,7 @@ def test_our_deterministic_steps_pass(part, order):
     assert not failures(part, order=order)
 
 
+@long_walk
 @pytest.mark.parametrize("part", [sf.steps.Multistep(2, 1.0), sf.steps.EulerMaruyama()], ids=label)
 def test_our_stochastic_steps_pass(part):
     assert not failures(part)
@@ -53,6 +55,7 @@ class TooLittleNoise:
         return (0.1 * q.mean + 0.9 * q.sample(generator) if bool(s.sigma > 0) else q.mean), None
 
 
+@long_walk
 @pytest.mark.parametrize(
     ("part", "options", "found"),
     [

@@ -84,6 +84,7 @@ def lines(run):
 CHAIN = ["schedule={kind: discrete, betas: cosine, steps: 8}", "objective.target=eps"]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "changes",
     [
