@@ -146,7 +146,7 @@ def test_what_a_killed_process_left_is_removed(pets, cache):
 
 def test_a_failed_build_leaves_nothing(pets, cache):
     (pets / "cat" / "1.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="at most 1 broken"):
+    with pytest.raises(ValueError, match="more than 1 images are broken"):
         folder(pets, cache=cache)
     assert entries(cache) == []
 

@@ -36,8 +36,8 @@ def test_halves_until_it_fits(caplog):
     with caplog.at_level(logging.WARNING):
         assert halving(lacking(3), 12, "sample") == (3, 3)
     assert [record.getMessage() for record in caplog.records] == [
-        "There is not enough memory for 12 samples at once; going on with 6.",
-        "There is not enough memory for 6 samples at once; going on with 3.",
+        "There is not enough memory for 12 samples at once; continuing with 6.",
+        "There is not enough memory for 6 samples at once; continuing with 3.",
     ]
     with pytest.raises(MemoryError, match="not enough memory for a single sample"):
         halving(lacking(0), 4, "sample")

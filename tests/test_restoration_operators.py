@@ -89,7 +89,7 @@ def test_the_svd_is_one(linear):
     x, y = torch.randn(3, linear.d), torch.randn(3, linear.m)
     torch.testing.assert_close(svd.to_v(x), x @ v)
     torch.testing.assert_close(svd.to_u(y)[:, svd.seen], y @ u)
-    assert int(svd.seen.sum()) == int(torch.linalg.matrix_rank(h))
+    assert int(svd.seen.sum()) == int(torch.linalg.matrix_rank(h, rtol=1e-7))  # below it the cut counts them as 0
 
 
 def test_the_pseudo_inverse_meets_penroses_four_conditions(linear):

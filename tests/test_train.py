@@ -382,4 +382,4 @@ def test_captions_that_are_not_used_are_said_to_be(recipe_file, tmp_path):
         said: list[str] = []
         changes = [f"data={{kind: folder, path: {photos}, size: 8, captions: {captions}}}"]
         train(load_recipe(recipe_file, changes, steps=1), tmp_path / f"{captions}", on_message=said.append)
-        assert len([sentence for sentence in said if "captions" in sentence and "not used" in sentence]) == captions
+        assert len([sentence for sentence in said if "have captions" in sentence and "ignored" in sentence]) == captions

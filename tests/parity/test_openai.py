@@ -233,7 +233,7 @@ def test_a_learned_variance_is_sampled_with(tmp_path):
     ("change", "options", "error", "message"),
     [
         (lambda w: w.pop("output_blocks.1.0.in_layers.2.bias"), {}, CheckpointError, "lacks output_blocks.1.0.in_layers.2.bias"),
-        (lambda w: w.update({"ema.step": torch.ones(1)}), {}, CheckpointError, "holds ema.step, for which"),
+        (lambda w: w.update({"ema.step": torch.ones(1)}), {}, CheckpointError, "contains ema.step, which this architecture does not have"),
         (
             lambda w: w.update({"middle_block.0.in_layers.2.bias": torch.ones(7)}),
             {},
