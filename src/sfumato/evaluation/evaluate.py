@@ -57,6 +57,7 @@ from sfumato.training.engine import Engine
 NOISE = 2000  # samples of noise that a ceiling is of, at most
 BITS, BITS_BLOCK = 256, 32  # examples whose bits/dim are told, and how many have one generator, whatever the batch
 SET_ASIDE = 1000  # training rows that stand in for held-out data where there are none
+MEMORISED = 2000  # samples that are looked for in the training data, at most
 NEAREST = 16  # pairs in the picture of nearest neighbours
 
 
@@ -66,6 +67,7 @@ class Collected:
 
     rows: dict[str, list[np.ndarray]] = field(default_factory=dict)  # features by name; none where sums suffice
     sums: dict[str, figures_of.GaussianSums] = field(default_factory=dict)
+    memorised: list[np.ndarray] = field(default_factory=list)  # x0 of the samples that are looked for in the training data
     labels: list[np.ndarray] = field(default_factory=list)
     told: list[np.ndarray] = field(default_factory=list)  # classes as the judge reads them
     paired: dict[str, list[np.ndarray]] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class Collected:
                 whole.sums.setdefault(name, figures_of.GaussianSums()).merge(sums)
             for name, values in each.paired.items():
                 whole.paired.setdefault(name, []).extend(values)
+            whole.memorised += each.memorised
             whole.labels += each.labels
             whole.told += each.told
             whole.probabilities += each.probabilities
@@ -341,7 +344,7 @@ class Evaluation:
 
     def _measure_data(self) -> None:
         """Features of the data, and a refusal where there are too few samples for their rank."""
-        if not self.distances and "memorisation" not in self.metrics:
+        if not self.distances:
             return
         for each in self.features:
             if each.name not in self.sets:
@@ -371,7 +374,7 @@ class Evaluation:
         subject, engine, mine = self.subject, self.engine, Collected()
         total = parts_in(subject.count)
         parts = range(total)[engine.share(total)]
-        needs_rows = any(name not in ("fd",) for name in self.distances) or "memorisation" in self.metrics
+        needs_rows = any(name != "fd" for name in self.distances)
         stage = "samples" if len(self.seeds) == 1 else f"samples of seed {seed}"
         for done, number in enumerate(parts, start=1):
             rows = rows_of(number, subject.count)
@@ -389,7 +392,9 @@ class Evaluation:
         into.count += len(x)
         into.constant += constant_rows(x)
         into.span(x)
-        if self.distances or "memorisation" in self.metrics:
+        if "memorisation" in self.metrics and rows.start < MEMORISED:
+            into.memorised.append(x[: MEMORISED - rows.start].numpy())
+        if self.distances:
             for each in self.features:
                 found = np.asarray(each(x.numpy()))
                 if needs_rows:
@@ -463,43 +468,27 @@ class Evaluation:
         return {f"label_accuracy@{judge.name}": Estimate(float(right.mean()), _standard_error(right), int(known.sum()))}
 
     def _memorisation(self, seed: int, found: Collected) -> Estimates:
-        """The share of samples that are nearer to the training data than held-out data are, and a picture of the nearest pairs."""
-        training, held_out, what = training_rows(self.model, self.reference)
-        first = self.features[0]
-
-        def rows_of_source(source: Source, of: str) -> np.ndarray:
-            if source is self.reference.source:
-                return self.sets[first.name].every
-            return Reference(source).features(first, _Alone(), lambda done, total: self.on_progress(f"{of}@{first.name}", done, total))
-
-        rows = rows_of_source(training, "training data")
-        order = np.arange(len(rows))
-        if held_out is None or len(held_out) < 100:
-            order = np.random.default_rng(0).permutation(len(rows))
-            aside_count = min(SET_ASIDE, len(rows) // 10)
-            held, kept = rows[np.sort(order[:aside_count])], np.sort(order[aside_count:])
-            beside = f"{aside_count} of them that are set aside"
+        """Whether samples lie nearer to the training data than held-out data do, and a picture of the nearest pairs."""
+        source, held_out, what = training_rows(self.model, self.reference)
+        rows = np.arange(len(source))
+        if held_out is not None and len(held_out) >= 100:
+            held, beside = x_of(held_out, np.arange(len(held_out))), f"{len(held_out)} held-out rows"
         else:
-            held, kept, beside = rows_of_source(held_out, "held-out data"), order, f"{len(held_out)} held-out rows"
-        self.settings["memorisation"] = {"training": what, "beside": beside, "features": first.name}
-        if len(held) < 100:
-            raise ValueError(
-                f"memorisation compares samples with at least 100 held-out examples, but there are {len(held)} "
-                f"(a tenth of {len(rows)} rows of {what}); leave memorisation out of --metrics."
-            )
-        samples = np.concatenate(found.rows[first.name])
-        told = figures_of.memorisation(samples, rows[kept], held, pairs=NEAREST)
+            order = np.random.default_rng(0).permutation(len(source))
+            count = min(SET_ASIDE, len(source) // 10)
+            if count < 100:
+                raise ValueError(
+                    f"memorisation compares samples with at least 100 held-out examples, but a tenth of {len(source)} rows of {what} are "
+                    f"{count}; leave memorisation out of --metrics."
+                )
+            held, rows, beside = x_of(source, np.sort(order[:count])), np.sort(order[count:]), f"{count} of its rows that are set aside"
+        self.settings["memorisation"] = {"training": what, "beside": beside, "samples": min(MEMORISED, found.count)}
+        told = figures_of.memorisation(np.concatenate(found.memorised), x_of(source, rows), held, pairs=NEAREST)
         if seed == self.seeds[0]:
-            verdict = "more than chance explains" if told.has_copies else "as chance explains"
-            self.notes.append(
-                f"{told.share:.2%} of the samples lie nearer to {what} than all but {told.expected:.2%} of {beside} do, {verdict}"
-                + (f"; about {told.copies:.1%} of the samples are copies." if told.has_copies else ".")
-            )
-            self._draw_nearest(told.pairs, training, kept, seed)
-        return {
-            name_of("memorised_share", first.name): Estimate(told.share, told.error, found.count),
-            name_of("copies", first.name): Estimate(told.copies, told.error / max(1 - told.expected, 1e-9), found.count),
-        }
+            self.notes.append(f"Memorisation, of {what}, beside {beside}: {told.sentence}")
+            self._draw_nearest(told.pairs, source, rows, seed)
+        count = sum(map(len, found.memorised))
+        return {"memorised_share": Estimate(told.share, told.error, count), "copies": Estimate(told.copies, told.error, count)}
 
     def _draw_nearest(self, pairs: np.ndarray, training: Source, kept: np.ndarray, seed: int) -> None:
         """The nearest samples above their nearest training images, beside the report."""
@@ -609,22 +598,9 @@ class Evaluation:
 LEAST = {"prdc": 6, "kd": 4, "c2st": 40}  # samples that a distance needs at least
 
 
-class _Alone:
-    """One process by itself, where only the main one works."""
-
-    is_main = True
-
-    def share(self, count: int) -> slice:
-        """All."""
-        return slice(0, count)
-
-    def all_of(self, thing: Any) -> list[Any]:
-        """Itself."""
-        return [thing]
-
-    def any(self, is_so: bool) -> bool:
-        """As it is."""
-        return is_so
+def x_of(source: Source, rows: np.ndarray) -> np.ndarray:
+    """x0 of some rows, in float32."""
+    return np.concatenate([source.batch(rows[start : start + 1024]).x.numpy() for start in range(0, len(rows), 1024)])
 
 
 def model_of(samples: Any, ema: float | None) -> Model | None:
