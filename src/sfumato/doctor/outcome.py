@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from sfumato import oracle
@@ -223,7 +223,7 @@ class Outcome:
         return denoiser.eval().requires_grad_(False)
 
     @cached_property
-    def _drawn(self) -> tuple[Float[Tensor, "n *x"] | None, str]:
+    def _drawn(self) -> tuple[Shaped[Tensor, "n *x"] | None, str]:
         """x0 of samples with the label frequencies of the data, or why there are none."""
         if self.run is None or self.run.sampler.use:  # a kind that cannot be sampled says so in `use`
             return None, ""
@@ -250,12 +250,12 @@ class Outcome:
         return self.plan.source.batch(rows[np.arange(done, done + some) % len(rows)]).cond
 
     @property
-    def samples(self) -> Float[Tensor, "n *x"] | None:
+    def samples(self) -> Shaped[Tensor, "n *x"] | None:
         """x0 of samples; None if there are none, or none that are finite."""
         found = self._drawn[0]
         return found if found is not None and not bool(self._broken(found).any()) else None
 
-    def _broken(self, found: Float[Tensor, "n *x"]) -> Bool[Tensor, "n"]:
+    def _broken(self, found: Shaped[Tensor, "n *x"]) -> Bool[Tensor, "n"]:
         """Which samples are not finite; among examples of varying size NaN stands where a sample has no entry."""
         varies = self.run is not None and None in self.run.spec.shape
         finite = found.flatten(1).isfinite()
@@ -270,7 +270,7 @@ class Outcome:
         return refusal
 
     @cached_property
-    def real(self) -> Float[Tensor, "n *x"]:
+    def real(self) -> Shaped[Tensor, "n *x"]:
         """Training examples, for comparison with samples."""
         return self.plan.some(TRAINING)[0]
 

@@ -113,7 +113,7 @@ class Plan:
         dataset = self.dataset
         return None if dataset is None or dataset.labels is None else dataset.labels[self.rows[0]]
 
-    def some(self, count: int = SUBSET, *, held_out: bool = False) -> tuple[Float[Tensor, "n *x"], Tensor | None]:
+    def some(self, count: int = SUBSET, *, held_out: bool = False) -> tuple[Shaped[Tensor, "n *x"], Tensor | None]:
         """x0 and labels of up to `count` training (or held-out) examples, the same ones every time."""
         batch = self._batch(count, held_out=held_out)
         return batch.x, batch.cond["labels"].value if "labels" in batch.cond else None
