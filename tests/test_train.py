@@ -31,6 +31,7 @@ def _float32():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.fixture
 def recipe_file(tmp_path):
     path = tmp_path / "tiny.yaml"
@@ -84,6 +85,7 @@ def lines(run):
 CHAIN = ["schedule={kind: discrete, betas: cosine, steps: 8}", "objective.target=eps"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "changes",
