@@ -3,6 +3,7 @@
 from sfumato.metrics.features import Features, load_features
 from sfumato.metrics.frechet import Extrapolated, Frechet, GaussianSums, frechet_distance, frechet_infinity
 from sfumato.metrics.inception_score import inception_score
+from sfumato.metrics.judges import Judge, load_judge
 from sfumato.metrics.kernel import Estimate, kernel_distance
 from sfumato.metrics.memorisation import Memorisation, memorisation
 from sfumato.metrics.prdc import prdc
@@ -17,6 +18,7 @@ __all__ = [
     "Features",
     "Frechet",
     "GaussianSums",
+    "Judge",
     "Memorisation",
     "TwoSample",
     "classifier_two_sample",
@@ -28,6 +30,7 @@ __all__ = [
     "inception_score",
     "kernel_distance",
     "load_features",
+    "load_judge",
     "lpips",
     "memorisation",
     "mind",

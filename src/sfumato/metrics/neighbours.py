@@ -3,30 +3,31 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float64, Int64
+import torch
+from jaxtyping import Float, Float64, Int64
 
-BLOCK = 1024  # rows of the first set whose distances to all of the second are held at once
+HELD = 1 << 24  # distances that are held at once
 
 
-def distance_blocks(a: np.ndarray, b: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice, Float64[np.ndarray, "block m"]]]:
+def distance_blocks(a: np.ndarray, b: np.ndarray, block: int | None = None) -> Iterator[tuple[slice, Float[np.ndarray, "rows m"]]]:
     """Squared distances of blocks of a's rows to all rows of b, as (rows of a, distances).
 
-    |x|² + |y|² - 2 x·y after b's mean is taken from both, which leaves fewer digits to cancel.
+    (|x|² + |y|²) - 2 x·y, which is the same number for the same two rows whichever set they come from, so that ties stay ties. Rows are
+    to lie about the origin, which leaves fewer digits to cancel. What rounding alone explains is 0, so that equal rows have no distance.
     """
-    centre = b.mean(axis=0)
-    b = b - centre
-    b_norms = np.einsum("ij,ij->i", b, b)
+    block = block or max(1, HELD // len(b))
+    a_norms, b_norms = (np.einsum("ij,ij->i", rows, rows) for rows in (a, b))
+    rounding = 4 * np.finfo(a.dtype).eps * np.sqrt(a.shape[1]) * (a_norms.max() + b_norms.max())
     for start in range(0, len(a), block):
         rows = slice(start, min(start + block, len(a)))
-        part = a[rows] - centre
-        squared = part @ b.T
+        squared = a[rows] @ b.T
         squared *= -2
-        squared += b_norms
-        squared += np.einsum("ij,ij->i", part, part)[:, None]
-        yield rows, np.maximum(squared, 0, out=squared)
+        squared += a_norms[rows, None] + b_norms
+        squared[squared <= rounding] = 0
+        yield rows, squared
 
 
-def kth_nearest(points: np.ndarray, k: int, block: int = BLOCK) -> Float64[np.ndarray, "n"]:
+def kth_nearest(points: np.ndarray, k: int, block: int | None = None) -> Float64[np.ndarray, "n"]:
     """The squared distance of each point to the k-th nearest of the others.
 
     Raises:
@@ -41,18 +42,28 @@ def kth_nearest(points: np.ndarray, k: int, block: int = BLOCK) -> Float64[np.nd
     return radii
 
 
-def nearest(a: np.ndarray, b: np.ndarray, k: int = 1, block: int = BLOCK) -> tuple[Float64[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
+@torch.no_grad()
+def nearest(
+    a: np.ndarray, b: np.ndarray, k: int = 1, block: int | None = None
+) -> tuple[Float64[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
     """Squared distances of each row of a to its k nearest rows of b, ascending, and which rows these are.
+
+    They are looked for in the type of a and b; the distances of those found are computed in float64, without cancellation.
 
     Raises:
         ValueError: fewer than k rows in b.
     """
     if not 1 <= k <= len(b):
-        raise ValueError(f"k nearest of {len(b)} rows needs k from 1 to {len(b)}, got {k}.")
+        raise ValueError(f"the k nearest of {len(b)} rows need k from 1 to {len(b)}, got {k}.")
+    centre = b.mean(axis=0, dtype=np.float64).astype(b.dtype)
+    left, right = torch.from_numpy(a - centre), torch.from_numpy(b - centre)
+    norms = right.square().sum(dim=1)
     distances, places = np.empty((len(a), k)), np.empty((len(a), k), dtype=np.int64)
-    for rows, squared in distance_blocks(a, b, block):
-        found = np.argpartition(squared, k - 1, axis=1)[:, :k] if k > 1 else squared.argmin(axis=1)[:, None]
-        values = np.take_along_axis(squared, found, axis=1)
-        order = values.argsort(axis=1, kind="stable")
-        distances[rows], places[rows] = np.take_along_axis(values, order, axis=1), np.take_along_axis(found, order, axis=1)
+    step = block or max(1, HELD // len(b))
+    for start in range(0, len(a), step):
+        rows = slice(start, start + step)
+        found = torch.addmm(norms, left[rows], right.T, alpha=-2).topk(k, dim=1, largest=False).indices
+        exact = (left[rows, None] - right[found]).double().square().sum(dim=2)
+        order = exact.argsort(dim=1, stable=True)
+        distances[rows], places[rows] = exact.gather(1, order).numpy(), found.gather(1, order).numpy()
     return distances, places

@@ -5,16 +5,15 @@ arXiv:2002.09797. Clipped: Salvy, Talbot & Thirion (2025), arXiv:2507.01761; an 
 their median, and each sample counts at most once.
 """
 
-from math import lgamma
-
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sfumato.metrics.chance import beta_binomial
 from sfumato.metrics.checks import pair
-from sfumato.metrics.neighbours import BLOCK, distance_blocks, kth_nearest
+from sfumato.metrics.neighbours import distance_blocks, kth_nearest
 
 
-def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5, *, block: int = BLOCK, clip: bool = False) -> dict[str, float]:
+def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5, *, block: int | None = None, clip: bool = False) -> dict[str, float]:
     """Precision, recall, density and coverage of fake samples beside real ones; with `clip` also the clipped four.
 
     `precision`: share of the fake in a ball of a real sample. `recall`: share of the real in a ball of a fake one. `density`: balls of
@@ -28,13 +27,15 @@ def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5, *, block: int = BLOCK, cl
         real: features of the data, [n, d].
         fake: features of the samples, [m, d].
         k: which neighbour a ball reaches to.
-        block: rows whose distances to all others are held at once.
+        block: rows whose distances to all others are held at once; by default as many as need 128 MB.
         clip: whether the clipped four are computed.
 
     Raises:
         ValueError: sets that do not fit, or not more than k samples in one.
     """
     first, second = pair(real, fake, least=k + 1)
+    centre = first.mean(axis=0)
+    first, second = first - centre, second - centre
     real_radii, fake_radii = kth_nearest(first, k, block), kth_nearest(second, k, block)
     cut_real, cut_fake = (np.minimum(radii, np.median(radii)) for radii in (real_radii, fake_radii))
     inside, clipped_inside = np.zeros((2, len(second)))  # balls of the real that a fake sample lies in
@@ -50,7 +51,7 @@ def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5, *, block: int = BLOCK, cl
     figures = {
         "precision": float((inside > 0).mean()),
         "recall": float(recalled.mean()),
-        "density": float(inside.mean() / k),
+        "density": float(1 / k * inside.mean()),
         "coverage": float((covered > 0).mean()),
     }
     if clip:
@@ -68,7 +69,7 @@ def _share(value: float, of: float) -> float:
     return min(float(value / of), 1.0)
 
 
-def _balls_around(points: np.ndarray, radii: np.ndarray, block: int) -> np.ndarray:
+def _balls_around(points: np.ndarray, radii: np.ndarray, block: int | None) -> np.ndarray:
     """In how many balls of the others each point lies."""
     counts = np.zeros(len(points))
     for rows, squared in distance_blocks(points, points, block):
@@ -82,17 +83,7 @@ def expected_coverage(k: int, real: int, fake: int) -> float:
 
     j is beta-binomial: the mass of the ball is Beta(k, real - k).
     """
-
-    def log_beta(a: float, b: float) -> float:
-        return lgamma(a) + lgamma(b) - lgamma(a + b)
-
-    def log_choose(n: int, j: int) -> float:
-        return lgamma(n + 1) - lgamma(j + 1) - lgamma(n - j + 1)
-
-    def chance(j: int) -> float:
-        return np.exp(log_choose(fake, j) + log_beta(k + j, real - k + fake - j) - log_beta(k, real - k))
-
-    missing = sum((k - j) * chance(j) for j in range(min(k, fake + 1)))
+    missing = sum((k - j) * beta_binomial(j, fake, k, real - k) for j in range(min(k, fake + 1)))
     return float(1 - missing / k)
 
 

@@ -100,6 +100,8 @@ def mmd(a: ArrayLike, b: ArrayLike, *, bandwidth: float | None = None) -> float:
         Gretton et al. (2012), eq. 3, JMLR 13
     """
     first, second = pair(a, b, least=2)
+    centre = first.mean(axis=0)
+    first, second = first - centre, second - centre
     if bandwidth is None:
         bandwidth = float(np.sqrt(np.median(np.concatenate([squared for _, squared in distance_blocks(first[:2000], second[:2000])]))))
     if not bandwidth > 0:
