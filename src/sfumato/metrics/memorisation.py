@@ -82,9 +82,9 @@ def memorisation(samples: np.ndarray, training: np.ndarray, held_out: np.ndarray
     if len(samples) < 1 or len(training) < 2 or len(held_out) < 100:
         counts = f"{len(samples)}, {len(training)} and {len(held_out)}"
         raise ValueError(f"memorisation needs at least 1 sample, 2 training examples and 100 held-out ones, got {counts}.")
-    shapes = {f"{each.dtype} {each.shape[1:]}" for each in (samples, training, held_out)}
-    if len(shapes) > 1:
-        raise ValueError(f"samples, training and held-out data must be of one shape and type, got {', '.join(sorted(shapes))}.")
+    if len({(each.dtype.kind, each.shape[1:]) for each in (samples, training, held_out)}) > 1:
+        shapes = ", ".join(f"{each.dtype} {each.shape[1:]}" for each in (samples, training, held_out))
+        raise ValueError(f"samples, training and held-out data must be of one shape and type, got {shapes}.")
     distances_of = _distances_to_images(training, shift) if training.ndim == 4 else _distances_to_rows(training)
     (ratios, places), (held, _) = (_ratios(*distances_of(queries)) for queries in (samples, held_out))
     rank = max(round(EXPECTED * len(held)), 1)
