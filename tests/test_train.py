@@ -31,7 +31,6 @@ def _float32():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.slow
 @pytest.fixture
 def recipe_file(tmp_path):
     path = tmp_path / "tiny.yaml"
@@ -39,6 +38,7 @@ def recipe_file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_learned_variance_is_learned(recipe_file, tmp_path):
     """With L_hybrid the bound of a short run falls below that of its own two fixed variances."""
     changes = ["schedule={kind: discrete, betas: cosine, steps: 20}", "objective={target: eps, weight: eps, times: {kind: uniform}}"]
@@ -85,8 +85,6 @@ def lines(run):
 CHAIN = ["schedule={kind: discrete, betas: cosine, steps: 8}", "objective.target=eps"]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -128,6 +126,7 @@ def test_a_resumed_run_ends_in_the_same_bits(recipe_file, tmp_path, changes):
     assert [line["step"] for line in lines(cut)] == [3, 6, 9, 12]
 
 
+@pytest.mark.slow
 def test_training_learns_what_can_be_known(tmp_path):
     """On Gaussian points the best loss is known: E (v_hat - v)² at the exact predictor, averaged over the same times."""
     rng = np.random.default_rng(0)
