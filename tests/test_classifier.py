@@ -58,11 +58,11 @@ def points(tmp_path_factory):
     return run_of(folder, tree)
 
 
-@pytest.mark.usefixtures("unchecked")
 def weights(folder, step, stem):
     return load_file(folder / "checkpoints" / f"{step:08d}" / f"{stem}.safetensors")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_classifier_learns_what_can_be_known(points, tmp_path):
     """Cross-entropy and guided scores near those of the exact classifier of the mixture, from almost clean to almost all noise."""
     changes = ["net.width=48", "net.depth=2", "training.rate=3e-3", "training.weight_decay=0", "training.batch=256"]

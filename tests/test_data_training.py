@@ -132,13 +132,13 @@ def test_16_bit_images_come_back_with_16_bits(tmp_path, channels):
     assert shown[(shown != 224).any(axis=2)].max() > 150  # between the lines; twelve bits of sixteen would show black
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_floats_of_four_axes_are_no_pngs(tmp_path):
     samples = Samples(np.zeros((2, 3, 4, 5), np.float32))
     with pytest.raises(ValueError, match="only images can be written as a folder of PNGs"):
         samples.save(tmp_path / "drawn")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_recipe_signals_learns_the_frequency_of_its_signals(tmp_path):
     rng = np.random.default_rng(0)
     signals = np.sin(2 * np.pi * 2 * np.arange(16) / 16 + rng.uniform(0, 2 * np.pi, (500, 1))) * 40 + 1000

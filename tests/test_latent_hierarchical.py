@@ -93,7 +93,6 @@ def test_every_size_and_every_pixel(shape, patch):
     assert shapes == [model.net.latent_shape(k) for k in reversed(range(4))]
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_a_sample_depends_on_its_own_generator_alone():
     model = ladder(4)
     whole = latent.sample(model, 4, sf.row_generators(5, range(4)), temperature=0.8)
@@ -101,6 +100,7 @@ def test_a_sample_depends_on_its_own_generator_alone():
     torch.testing.assert_close(whole[2:], part)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_ladder_learns_to_use_its_latents():
     """On images of one random grey each, the bound falls below the entropy that a decoder without latents could reach."""
     torch.manual_seed(0)

@@ -224,7 +224,6 @@ def test_a_vae_run_reconstructs_and_walks(runs):
         sf.load(runs["ladder"]).sampler.plane()
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_a_plane_is_drawn(tmp_path):
     run = sf.load(train(recipe_of(tmp_path, "vae", ["model.latents=[2]", "training.steps=1"]), tmp_path / "run"))
     picture = run.sampler.plane(5)
@@ -232,6 +231,7 @@ def test_a_plane_is_drawn(tmp_path):
     assert picture.width == picture.height
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_vae_learns(tmp_path):
     """On digits: below what the best law without latents could say, pixel by pixel."""
     changes = ["training={steps: 150, batch: 64, rate: 0.003, log_every: 150, checkpoint_every: 150}", "model.latents=[8]"]

@@ -151,7 +151,6 @@ def test_the_continuous_bound_of_the_exact_model_is_its_evidence():
     assert apart.std() / math.sqrt(len(apart)) < 0.025
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_a_chain_and_no_draws_are_refused():
     with pytest.raises(ValueError, match="for a chain use likelihood.vlb"):
         vdm.bound(ORACLE, grid_points(4), sf.Discrete.linear(20))
@@ -161,6 +160,7 @@ def test_a_chain_and_no_draws_are_refused():
         vdm.bound(ORACLE, 2 * grid_points(4), sf.Cosine())
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_whole_loss_teaches_the_ends():
     """From ends that are far off, the bound itself moves them to where prior and decoder cost next to nothing."""
     torch.manual_seed(0)

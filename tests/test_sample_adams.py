@@ -95,13 +95,13 @@ def test_unit_variance_is_walked_exactly():
     torch.testing.assert_close(sf.sample(unit, x, levels, sf.steps.Adams()), wanted)
 
 
-@long_walk
 def test_a_step_to_the_data_returns_x0():
     chain, x = sf.Discrete.linear(1000), torch.randn(16, 2)
     out, _ = sf.steps.Adams()(mixture, x, chain.level(0.3), chain.level(0.0), None, None)
     torch.testing.assert_close(out, mixture(x, chain.level(0.3)).x0)
 
 
+@long_walk
 def test_a_walk_from_noise_alone_arrives():
     chain, x = sf.Discrete.linear(1000).zero_terminal(), torch.randn(200, 2)
     levels = sf.grid(chain, 60)

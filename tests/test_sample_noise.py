@@ -304,7 +304,6 @@ def test_the_noise_of_a_refused_step_is_not_chosen_by_its_size():
     assert abs(variance - 1) < 4 * math.sqrt(2 / count)
 
 
-@long_walk
 def test_a_long_step_is_not_taken_for_a_good_one():
     """At a tolerance that allows all, the variance of a Gaussian is still within a fifth: x0 would follow the noise of a longer step."""
     levels = sf.grid(sf.Cosine(log_snr_max=6.0, log_snr_min=-6.0), 1)
@@ -314,6 +313,7 @@ def test_a_long_step_is_not_taken_for_a_good_one():
     assert abs((out - s.alpha * MEAN).square().mean().item() / (s.alpha**2 * VARIANCE + s.sigma**2).item() - 1) < 0.2
 
 
+@long_walk
 def test_a_tighter_tolerance_takes_more_steps():
     counts = []
     for tolerance in (0.1, 0.01, 0.001):

@@ -297,13 +297,13 @@ def test_a_learned_schedule_starts_as_a_line():
     assert float(schedule.log_snr_min.detach()) == pytest.approx(-3.0)
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_a_learned_schedule_on_another_device_answers_where_t_is():
     """Levels are asked for with numbers of the CPU wherever a model is; here the other device is "meta", which knows shapes alone."""
     schedule = sf.LearnedSchedule(log_snr_max=6.0, log_snr_min=-6.0)
     assert schedule.log_snr(torch.rand(3, device="meta")).device.type == "meta"
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_learned_schedule_learns_a_curve():
     """Its weights are enough to become another schedule between the same ends."""
     schedule, wanted, t = (

@@ -219,7 +219,6 @@ def test_a_wider_network_keeps_the_old_weights_in_their_place(tmp_path):
         begin_from(new, "missing.safetensors")
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_sampling_with_own_noise_steps_and_an_end(tmp_path):
     model = sf.train(sf.Diffusion(net=OwnNet()), POINTS, tmp_path / "run", training=FEW)
     noise = sf.normal_like(torch.empty(6, 2), sf.row_generators(0, range(6)))
@@ -242,6 +241,7 @@ def test_sampling_with_own_noise_steps_and_an_end(tmp_path):
         model.sample(6, noise=noise[:3])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_plain_loop_of_the_readme_runs_and_learns():
     """The ten lines in the README, as they stand there, with fewer steps."""
     text = (Path(__file__).parents[1] / "README.md").read_text()
