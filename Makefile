@@ -25,15 +25,20 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m slow
 
-# Builds the wheel, installs it into an environment of its own, and uses it from there.
+# Builds the wheel, installs it into an environment of its own, without extras, and uses it from there.
 wheel: $(VENV)/.installed
 	rm -rf build/wheel
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	test $$($(BIN)/python -m zipfile -l build/wheel/*.whl | grep -c FASHION-MNIST-LICENSE) = 1
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
+	! build/wheel/venv/bin/pip list --disable-pip-version-check | grep -iE '^(scikit-learn|scipy|tensorboard|grpcio) '
 	cd build/wheel && venv/bin/sfumato sample zoo:digits --count 4 --out zoo.png
-	cd build/wheel && venv/bin/sfumato train moons --set training.steps=20 --out run
-	cd build/wheel && venv/bin/sfumato sample run --count 10 --out points.csv
+	cd build/wheel && for toy in moons swiss-roll; do venv/bin/sfumato train $$toy --set training.steps=20 --out $$toy; done
+	cd build/wheel && venv/bin/sfumato sample moons --count 10 --out points.csv
+	cd build/wheel && venv/bin/sfumato train digits --steps 2 --set training.batch=8 --out digits
+	! build/wheel/venv/bin/sfumato train moons --set training.trackers=[tensorboard] --out build/wheel/none 2> build/wheel/refusal
+	grep -F "pip install 'sfumato[tensorboard]'" build/wheel/refusal
 
 # The same checks as pre-commit's.
 check: $(VENV)/.installed

@@ -45,12 +45,12 @@ class DatasaurusData(Options):
 
 
 class DigitsData(Options):
-    """scikit-learn's 1,797 digits of 8×8 pixels."""
+    """The 1,797 digits of 8×8 pixels in the package, in scikit-learn's order."""
 
     kind: Literal["digits"] = "digits"
 
     def load(self) -> data.Dataset:
-        """Reads them from scikit-learn."""
+        """Reads them from the package."""
         return data.digits()
 
 

@@ -56,7 +56,10 @@ def judge_for(given: Any, model: Model | None, reference: Reference, features: S
 
 def _support_vectors(source: Source, tested: Source) -> Judge:
     """Fitted on some of the data, tested on others."""
-    from sklearn.svm import SVC
+    try:
+        from sklearn.svm import SVC
+    except ImportError:
+        raise ValueError("the judge of classes needs scikit-learn; run pip install 'sfumato[metrics]'.") from None
 
     order = np.random.default_rng(0).permutation(len(source))
     learnt = np.sort(order[: min(LEARNT, len(order) // 2 if tested is source else len(order))])
