@@ -34,7 +34,7 @@ wheel: $(VENV)/.installed
 	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
 	! build/wheel/venv/bin/pip list --disable-pip-version-check | grep -iE '^(scikit-learn|scipy|tensorboard|grpcio) '
 	cd build/wheel && venv/bin/sfumato sample zoo:digits --count 4 --out zoo.png
-	cd build/wheel && for toy in moons swiss-roll; do venv/bin/sfumato train $$toy --set training.steps=20 --out $$toy; done
+	cd build/wheel && for toy in moons swiss-roll; do venv/bin/sfumato train $$toy --set training.steps=20 --out $$toy || exit 1; done
 	cd build/wheel && venv/bin/sfumato sample moons --count 10 --out points.csv
 	cd build/wheel && venv/bin/sfumato train digits --steps 2 --set training.batch=8 --out digits
 	! build/wheel/venv/bin/sfumato train moons --set training.trackers=[tensorboard] --out build/wheel/none 2> build/wheel/refusal

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -120,4 +120,7 @@ def _own(net: Any) -> Any:
     return OwnNet(module=net) if isinstance(net, torch.nn.Module) else net
 
 
-Net = Annotated[MLPNet | UNetNet | DiTNet | PatchUNetNet | OwnNet, BeforeValidator(_own), Field(discriminator="kind")]
+if TYPE_CHECKING:  # a module of the user's own is taken as well
+    Net = MLPNet | UNetNet | DiTNet | PatchUNetNet | OwnNet | Any
+else:
+    Net = Annotated[MLPNet | UNetNet | DiTNet | PatchUNetNet | OwnNet, BeforeValidator(_own), Field(discriminator="kind")]

@@ -1,7 +1,7 @@
 """Options of all tasks with noise levels: schedules, training times, sampling."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -111,9 +111,12 @@ def _is_same(a: schedules.Schedule, b: schedules.Schedule) -> bool:
     return all(torch.equal(getattr(levels[0], name), getattr(levels[1], name)) for name in ("alpha", "sigma"))
 
 
-ScheduleOptions = Annotated[
-    CurveSchedule | VESchedule | ChainSchedule | OwnSchedule, BeforeValidator(_options_of), Field(discriminator="kind")
-]
+if TYPE_CHECKING:  # a Schedule is taken as well
+    ScheduleOptions = CurveSchedule | VESchedule | ChainSchedule | OwnSchedule | Any
+else:
+    ScheduleOptions = Annotated[
+        CurveSchedule | VESchedule | ChainSchedule | OwnSchedule, BeforeValidator(_options_of), Field(discriminator="kind")
+    ]
 
 
 class UniformTimes(Options):
