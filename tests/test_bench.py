@@ -66,7 +66,7 @@ def test_a_processor_without_bfloat16_has_to_reach_its_targets_in_float32(monkey
     wanted = []
     for has_bfloat16 in (True, False):
         monkeypatch.setattr(compare, "multiplies_bfloat16", lambda here=has_bfloat16: here)
-        wanted.append({question.name: question.least_ratio for question in compare.asked_here()})
+        wanted.append({question.name: question.least_ratio for question in compare.questions_here()})
     assert wanted[0]["forward, batch 64"] == 1.3
     assert wanted[0]["forward, batch 64, bfloat16"] == wanted[1]["forward, batch 64"] == 3.0
     assert wanted[1]["sampler alone, 100 steps"] is None

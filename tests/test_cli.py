@@ -114,7 +114,7 @@ BAD = {
     "no class of this name": (["sample", "RUN", "--labels", "cat", "--out", "s.npz"], 2, 'there is no class "cat"; there are 0, 1'),
     "misspelt class": (["sample", "zoo:fashion", "--labels", "sneeker", "--out", "s.npz"], 2, 'no class "sneeker"; did you mean sneaker?'),
     "a label below none": (["sample", "RUN", "--labels", "-2", "--out", "s.npz"], 2, "class -2 is out of range; the classes are 0, 1,"),
-    "labels with a gap": (["sample", "RUN", "--labels", "3,,5", "--out", "s.npz"], 2, "--labels takes numbers or names of classes"),
+    "labels with a gap": (["sample", "RUN", "--labels", "3,,5", "--out", "s.npz"], 2, "--labels needs comma-separated numbers or names"),
     "sampling in no steps": (["sample", "RUN", "--steps", "0", "--out", "s.npz"], 2, "steps must be at least 1"),
     "no samples": (["sample", "RUN", "--count", "0", "--out", "s.npz"], 2, "--count must be at least 1"),
     "no batch": (["sample", "RUN", "--batch", "0", "--out", "s.npz"], 2, "--batch must be at least 1"),
@@ -126,7 +126,7 @@ BAD = {
     "unwritable path": (["sample", "RUN", "--out", "file/s.npz"], 1, "file"),
     "a picture in a folder's place": (["sample", "RUN", "--out", "photos"], 2, "is not empty"),
     "a file in a folder's place": (["sample", "RUN", "--out", "empty.npz"], 2, "empty.npz is a folder"),
-    "no labels": (["sample", "RUN", "--labels", "", "--out", "s.npz"], 2, "--labels takes numbers or names of classes"),
+    "no labels": (["sample", "RUN", "--labels", "", "--out", "s.npz"], 2, "--labels needs comma-separated numbers or names"),
     "bad path and bad label": (
         ["sample", "RUN", "--labels", "10", "--out", "deep/er/s.npz"],
         2,
@@ -135,7 +135,7 @@ BAD = {
     "a file that is there": (
         ["sample", "RUN", "--out", "letters.npz"],
         2,
-        "letters.npz is there already; name another file, or add --force",
+        "letters.npz exists; choose another file, or add --force",
     ),
     "infinite guidance": (["sample", "RUN", "--guidance", "nan", "--out", "s.npz"], 2, "guidance must be at least 0"),
     "no zoo name": (["sample", "zoo:", "--out", "s.npz"], 2, "there is no zoo:"),
@@ -151,11 +151,11 @@ BAD = {
     "network without channels": (["train", "digits", "--set", "net={kind: unet, channels: []}"], 2, "net.channels got []"),
     "bases in a circle": (["train", "round.yaml"], 2, "form a cycle"),
     "base that is a number": (["train", "five.yaml"], 2, "base must be the name"),
-    "recipe of a run without a place": (["train", "RUN/recipe.yaml"], 2, "name the folder of the new run"),
+    "recipe of a run without a place": (["train", "RUN/recipe.yaml"], 2, "give the new run's folder"),
     "out not given": (["sample", "RUN"], 2, "--out"),
     "classifier that is not there": (["sample", "RUN", "--classifier", "RUN", "--out", "s.npz"], 2, "holds no classifier; train one with"),
     "classifier of no run": (["train-classifier", "nowhere"], 2, "is neither a run folder"),
-    "classifier of the zoo without a place": (["train-classifier", "zoo:digits"], 2, "name a folder for its classifier with --out"),
+    "classifier of the zoo without a place": (["train-classifier", "zoo:digits"], 2, "give a folder for its classifier with --out"),
     "misspelt option of a classifier": (["train-classifier", "RUN", "--set", "net.width=3"], 2, "did you mean net.widths?"),
     "classifier of no steps": (["train-classifier", "RUN", "--steps", "0"], 2, "training.steps must be at least 1, got 0"),
     "classifier without labels": (["train-classifier", "RUN", "--set", "training.label_drop=1"], 2, "set training.label_drop=0"),
@@ -369,7 +369,7 @@ def test_tuned_levels_are_kept_and_used(here, capsys):
     sf.train(load_recipe("tiny.yaml", ["sampling.sampler=multistep"]), out=run)
     code, out, _ = call("tune", str(run), "--steps", "3", "--rows", "12", capsys=capsys)
     assert code == 0
-    assert "Distance from the fine solution" in out
+    assert "Distance from a fine solution" in out
     sampler = sf.load(run).sampler
     ((steps, guidance), tuned), *others = sampler.tuned.items()
     assert (steps, guidance, others) == (3, 1.0, [])
@@ -391,7 +391,7 @@ def test_what_is_advised_at_the_end_of_a_training_works(here, data, suffix, caps
     net = [] if "digits" in data else ["--set", "net={kind: mlp, width: 8, depth: 1}"]
     code, out, err = call("train", "tiny.yaml", "--set", f"data={data}", *net, "--steps", "1", "--out", "run", capsys=capsys)
     assert code == 0, err
-    command = out.splitlines()[-1].removeprefix("Done: run. Sample it with: sfumato ").split()
+    command = out.splitlines()[-1].removeprefix("Done: run. Sample with: sfumato ").split()
     assert command[-1] == f"samples.{suffix}"
     assert call(*command, "--count", "2", capsys=capsys)[0] == 0
     assert (here / f"samples.{suffix}").is_file()

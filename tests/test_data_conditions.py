@@ -413,7 +413,7 @@ def test_what_samples_were_asked_for_reads_back_as_data(scenes, tmp_path):
         (["--cond", "colour=pink"], 'there is no class "pink"; there are red'),
         (["--cond", "numbers=0.3"], '"0.3" is not 3 numbers joined by commas (x, y, radius)'),
         (["--cond", "low=nowhere.png"], 'a map must be an image file, got "nowhere.png": there is no such file'),
-        (["--cond", "colour"], '--cond takes NAME=VALUE, as in color=red; got "colour"'),
+        (["--cond", "colour"], '--cond needs NAME=VALUE, such as color=red; got "colour"'),
         (["--guidance", "hue=2"], "has no condition hue for guidance; it has colour, shape"),
     ],
 )

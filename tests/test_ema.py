@@ -195,7 +195,7 @@ def test_the_command_makes_an_average_that_sample_takes(two, tmp_path, capsys):
     torch.set_default_dtype(torch.float32)
     for arguments, words in (
         (["sample", two, "--ema", "0.15", "--out", tmp_path / "s.npz"], "sfumato ema"),
-        (["ema", two, "--width", "0.15"], "its profile is off by 0."),
+        (["ema", two, "--width", "0.15"], "its profile differs by 0."),
         (["sample", two, "--ema", "0.15", "--count", "4", "--out", tmp_path / "s.npz"], "Wrote"),
         (["ema", "zoo:digits", "--width", "0.15"], "name a run folder"),
     ):

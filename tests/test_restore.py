@@ -282,7 +282,7 @@ BAD = {
     "an unknown method": (["noisy.png", "--task", "denoise", "--method", "magic"], "moment-matching"),
     "exact by another method": (["noisy.png", "--task", "denoise", "--method", "ddrm", "--exact"], "twisted-smc"),
     "no draws": (["noisy.png", "--task", "denoise", "--draws", "0"], "--draws must be at least 1"),
-    "no picture": (["text.png", "--task", "denoise"], "no picture that can be read"),
+    "no picture": (["text.png", "--task", "denoise"], "is not a readable image"),
     "an unknown class": (["noisy.png", "--task", "denoise", "--labels", "eleven"], "eleven"),
 }
 

@@ -30,8 +30,8 @@ def test_a_signal_writes_a_checkpoint_and_says_the_command_that_goes_on(tmp_path
     assert life.end() == code
     last = said.read_text().splitlines()[-1]
     done = steps_in(run / "checkpoints")[-1]
-    assert last.startswith(f"sfumato: stopped after step {done} of 60; go on with: sfumato train ")
-    command = shlex.split(last.split("go on with: ")[1])
+    assert last.startswith(f"sfumato: stopped after step {done} of 60; continue with: sfumato train ")
+    command = shlex.split(last.split("continue with: ")[1])
     assert live(command[1:], said) == 0
     assert f"after step {done} of 60" in said.read_text()
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == list(range(1, 61))

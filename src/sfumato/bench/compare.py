@@ -71,7 +71,7 @@ QUESTIONS = (
 )
 
 
-def asked_here() -> tuple[Question, ...]:
+def questions_here() -> tuple[Question, ...]:
     """The questions for this processor: without bfloat16 products, float32 must reach the targets of both."""
     if multiplies_bfloat16():
         return QUESTIONS
@@ -90,7 +90,7 @@ def bench(
     only: str = "",
     threads: int | None = None,
     questions: Sequence[Question] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    on_result: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measures sfumato and other libraries in this Python's environment.
 
@@ -98,8 +98,8 @@ def bench(
         against: names of `LIBRARIES`.
         only: questions whose name contains this.
         threads: of each library; torch's default if None.
-        questions: what to measure; `asked_here` by default.
-        say: called with each result.
+        questions: what to measure; `questions_here` by default.
+        on_result: called with each result.
 
     Raises:
         ValueError: an unknown library, or one that is not installed here; no such question.
@@ -107,7 +107,7 @@ def bench(
     wrong = [name for name in against if name not in LIBRARIES or name == "sfumato"]
     if wrong:
         raise ValueError(f"unknown library {wrong[0]}; there are {', '.join(name for name in LIBRARIES if name != 'sfumato')}.")
-    questions = asked_here() if questions is None else questions
+    questions = questions_here() if questions is None else questions
     chosen = [question for question in questions if only in question.name]
     if not chosen:
         raise ValueError(f'no question has "{only}" in its name; they are {"; ".join(question.name for question in questions)}.')
@@ -120,7 +120,7 @@ def bench(
             for library, reason in unasked:
                 left_out.setdefault(f"{library} ({reason})", []).append(question.name)
             for figure in answers:
-                say(_line(figure, answers))
+                on_result(_line(figure, answers))
     ceilings = {"float32": ceiling(torch.float32, threads)}
     if multiplies_bfloat16():
         ceilings["bfloat16"] = ceiling(torch.bfloat16, threads)

@@ -1,6 +1,6 @@
-"""The command line: `sfumato COMMAND`. One module a command; each parses, calls the library, writes, reports.
+"""The command line: `sfumato COMMAND`. One module for each command; each parses, calls the library, writes, reports.
 
-The module of a command is read when the command is asked for, and the library when the command runs: help and completion load no torch.
+A command's module is imported when that command is used, and the library when the command runs: help and completion load no torch.
 """
 
 import sys
@@ -39,11 +39,11 @@ class Commands(TyperGroup):
     """The COMMANDS, each the function of its name in the module of its name."""
 
     def __init__(self, **options: Any) -> None:
-        """Knows the names alone."""
+        """Lists names only."""
         super().__init__(**{**options, "commands": {name: TyperCommand(name) for name in COMMANDS}})
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Reads a command's module; None for an unknown name."""
+        """Imports a command's module; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
@@ -65,7 +65,7 @@ app = typer.Typer(
 @app.callback()
 def options(
     imports: Annotated[
-        list[Path] | None, typer.Option("--import", metavar="FILE.py", help="Run a Python file first, which registers kinds of its own.")
+        list[Path] | None, typer.Option("--import", metavar="FILE.py", help="Run a Python file first that registers your own kinds.")
     ] = None,
 ) -> None:
     """Train, sample, guide, measure and explain diffusion models on your own data."""
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs a command; an error is one sentence on standard error and an exit code: 2 for bad use, 1 for failure, 130 for Ctrl-C."""
     arguments, code = sys.argv[1:] if arguments is None else arguments, 0
 
-    def say(sentence: str, code: int) -> int:
+    def report_error(sentence: str, code: int) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         print(f"sfumato: {sentence}", file=sys.stderr)
@@ -86,15 +86,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(arguments, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        code = say("stopped.", 130)
+        code = report_error("stopped.", 130)
     except typer.TyperException as error:
-        code = say(error.format_message(), error.exit_code)
+        code = report_error(error.format_message(), error.exit_code)
     except ValueError as error:
-        code = say(str(error), 2)
+        code = report_error(str(error), 2)
     except OSError as error:
-        code = say(f"{error.filename}: {(error.strerror or str(error)).lower()}." if error.filename else str(error), 1)
+        code = report_error(f"{error.filename}: {(error.strerror or str(error)).lower()}." if error.filename else str(error), 1)
     except (CheckpointError, FloatingPointError, MemoryError) as error:
-        code = say(str(error) or "not enough memory; take a smaller batch.", 1)
-    except Exception as error:  # the last resort of a program: what nobody foresaw is a sentence too
-        code = say(f"failed with {type(error).__name__}: {' '.join(str(error).split())}; run it again with --debug for the place.", 1)
+        code = report_error(str(error) or "not enough memory; use a smaller batch.", 1)
+    except Exception as error:  # unforeseen errors are reported in one sentence too
+        code = report_error(
+            f"failed with {type(error).__name__}: {' '.join(str(error).split())}; run it again with --debug for the traceback.", 1
+        )
     sys.exit(code or 0)

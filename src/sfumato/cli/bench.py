@@ -9,17 +9,17 @@ import typer
 
 
 def bench(
-    against: Annotated[str, typer.Option(help="Other libraries that are installed here, with commas: diffusers,k-diffusion,…")] = "",
-    only: Annotated[str, typer.Option(help="Only the questions whose name contains this.")] = "",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each library; torch's own number where not given.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A .json to write the report to as well.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="A .png: how the cost grows with batch, pixels, channels and steps.")] = None,
+    against: Annotated[str, typer.Option(help="Other installed libraries to compare with, comma-separated: diffusers,k-diffusion,…")] = "",
+    only: Annotated[str, typer.Option(help="Only the benchmarks whose name contains this.")] = "",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each library; torch's default if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the report to this .json.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A .png: the cost by batch, pixels, channels and steps.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Measure the speed of this machine, beside other libraries where asked: one process each, in turns, medians and quartiles.
+    """Measure speed on this machine, also of other libraries: each in its own process, alternating; medians and quartiles.
 
-    Leave the machine alone meanwhile. Example: sfumato bench --against diffusers --only "batch 16"
+    Keep the machine otherwise idle. Example: sfumato bench --against diffusers --only "batch 16"
     """
     from sfumato.bench import bench as measure
     from sfumato.bench import cost
@@ -29,7 +29,7 @@ def bench(
         if path is not None and path.suffix != suffix:
             raise ValueError(f"{option} must end in {suffix}, got {path}.")
     names = [name.strip() for name in against.split(",") if name.strip()]
-    report = measure(names, only=only, threads=threads, say=lambda line: typer.echo(line, err=as_json))
+    report = measure(names, only=only, threads=threads, on_result=lambda line: typer.echo(line, err=as_json))
     if plot is not None:
         curves = cost.costs(threads=threads)
         report["costs"] = {name: {"curve": curve, "slope": cost.slope(curve)} for name, curve in curves.items()}
@@ -48,9 +48,9 @@ def bench(
 
 
 def _print(report: Mapping[str, Any]) -> None:
-    typer.echo(f"\n{report['threads']} threads, torch {report['torch']}; medians and quartiles; memory beyond the start.")
+    typer.echo(f"\n{report['threads']} threads, torch {report['torch']}; medians and quartiles; memory above that at the start.")
     for name, most in report["ceiling"].items():
-        typer.echo(f"The ceiling in {name}: {most / 1e9:.0f} GFLOP/s, a product of matrices of 2048.")
+        typer.echo(f"The ceiling in {name}: {most / 1e9:.0f} GFLOP/s, for a product of 2048 × 2048 matrices.")
     figures = report["figures"]
     ours = {figure["question"]: figure["seconds"] for figure in figures if figure["library"] == "sfumato"}
     for question in ours:

@@ -19,10 +19,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Say what is wrong with a recipe or a run, or will be, and what to do about it.
+    """Find what is wrong with a recipe or a run, or will go wrong, and how to fix it.
 
-    Before a training it looks at the data and the options, and tries a few steps; during or after one, at the curve, the losses by noise
-    level and the samples. Exit code 0 where nothing is found (or notes alone), 1 where there is an error or a warning, 2 on bad use.
+    Before training, it checks the data and the options and tries a few steps; during or after training, it checks the curve, the losses by
+    noise level and the samples. Exit code 0 if nothing is found (or only notes), 1 on an error or a warning, 2 on bad use.
     Example: sfumato doctor folder --set data.path=flowers --set data.size=64
     """
     from sfumato import doctor as doctors
@@ -53,7 +53,7 @@ def _forecast(trial: "Trial | None", steps: int) -> list[str]:
         return []
     return [
         f"On this machine ({trial.device}): {trial.seconds_per_step:.3g} s a step, {_clock(steps * trial.seconds_per_step)} for {steps} "
-        f"steps; {trial.peak_bytes / 2**30:.1f} GiB at the peak, {trial.free_bytes / 2**30:.1f} GiB are free."
+        f"steps; {trial.peak_bytes / 2**30:.1f} GiB at the peak, {trial.free_bytes / 2**30:.1f} GiB free."
     ]
 
 

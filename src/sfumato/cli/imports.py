@@ -1,4 +1,4 @@
-"""`sfumato --import FILE.py`: kinds of model and data that a file of the user's registers."""
+"""`sfumato --import FILE.py`: a user's file that registers kinds of model and data."""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -9,10 +9,10 @@ def import_file(file: Path) -> None:
     """Runs a Python file as a module, once.
 
     Raises:
-        ValueError: there is no such file, or it is no Python file.
+        ValueError: there is no such file, or it is not a Python file.
     """
     if not file.is_file() or file.suffix != ".py":
-        raise ValueError(f"--import takes a Python file that is there, got {file}.")
+        raise ValueError(f"--import needs an existing Python file, got {file}.")
     name = f"sfumato_import_{file.resolve().as_posix().strip('/').replace('/', '_').removesuffix('.py').replace('.', '_')}"
     if name in sys.modules:
         return
@@ -24,5 +24,5 @@ def import_file(file: Path) -> None:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]  # so that the next attempt runs it again
+        del sys.modules[name]  # so that the next import runs it again
         raise

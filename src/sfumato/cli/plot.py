@@ -7,11 +7,11 @@ import typer
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are laid over one another.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are drawn into the same axes.")],
     out: Annotated[Path | None, typer.Option(help="A .png; RUN/curves.png by default, curves.png for several runs.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Draw how runs went into one picture: losses, by noise level too, gradients, rates, speed, memory, samples.
+    """Plot runs in one picture: losses, also by noise level, gradients, rates, speed, memory, samples.
 
     Example: sfumato plot runs/first runs/second --out both.png
     """
@@ -20,7 +20,7 @@ def plot(
 
     out = out or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
     if out.suffix.lower() != ".png":
-        raise ValueError(f"the picture is a .png, so --out must end in .png, got {out}.")
+        raise ValueError(f"--out must end in .png, got {out}.")
     image = draw(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     with aside(out) as partial:

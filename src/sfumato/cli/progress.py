@@ -10,12 +10,12 @@ from statistics import median_low
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-MARKS, BLOCKS = 500, 5  # reports that are remembered (at most twice as many), and stretches that they are divided into
+MARKS, BLOCKS = 500, 5  # reports kept (at most twice as many), and intervals that they are divided into
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A piece of work: what it is called, and how many parts it has, of `per` units each."""
+    """A part of the work: its name, and its number of steps, of `per` units each."""
 
     name: str
     total: int
@@ -23,12 +23,12 @@ class Stage:
 
 
 class Reporter:
-    """Shows how far a stage of some work is, how fast it goes, and when it will end, from the rates since the stage's first report."""
+    """Shows the progress of the current stage, its rate and the time left, from the rates since the stage's first report."""
 
     def __init__(self, stages: Sequence[Stage], unit: str, bar: Progress | None) -> None:
-        """For stages that come one after the other."""
+        """For stages that run one after another."""
         self.unit, self.bar = unit, bar
-        self.stages, self.before = list(stages), 0  # those that are not over, and the parts of those that are
+        self.stages, self.before = list(stages), 0  # unfinished stages, and the number of steps in finished ones
         self.spoken = time.monotonic()
         self._begin()
 
@@ -38,7 +38,7 @@ class Reporter:
         self.marks: list[tuple[int, float]] = []
 
     def __call__(self, done: int, note: str = "") -> None:
-        """`done` parts of all stages together, with a few words on how it goes."""
+        """Reports `done` steps of all stages together, with a short note."""
         while len(self.stages) > 1 and done > self.before + self.stages[0].total:
             self.before += self.stages.pop(0).total
             self._begin()
@@ -59,8 +59,8 @@ class Reporter:
 
 
 def steady_rate(marks: Sequence[tuple[int, float]]) -> float:
-    """Parts a second, from (parts done, seconds) in order: by the median time of a part over `BLOCKS` stretches of the work, so that what
-    happens once (a machine asleep, a slow step) moves it little, and what comes regularly (checkpoints, sheets) counts. 0 where unknown.
+    """Steps a second, from (steps done, seconds) in order: by the median time of a step over `BLOCKS` intervals, so that a single delay
+    (a machine asleep, a slow step) changes it little, and regular ones (checkpoints, sheets) count. 0 if unknown.
     """
     count = min(BLOCKS, len(marks) - 1)
     edges = [marks[(len(marks) - 1) * i // count] for i in range(count + 1)] if count > 0 else []
@@ -70,7 +70,7 @@ def steady_rate(marks: Sequence[tuple[int, float]]) -> float:
 
 @contextmanager
 def reporter(*stages: Stage, unit: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A `Reporter` for the time of a with-block; one that says nothing where it is quiet."""
+    """A `Reporter` for the time of a with-block; with `quiet`, it prints nothing."""
     if quiet:
         yield lambda done, note="": None
         return

@@ -6,7 +6,7 @@ import typer
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one, complete, as YAML.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this one in full, as YAML.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """List the recipes that ship with sfumato, or print one.
@@ -21,7 +21,7 @@ def recipes(
     if name is not None:
         typer.echo(load_recipe(name, ["data.path=DATA"] if name in NEED_PATH else []).to_yaml())
         return
-    table = Table("recipe", "model", "steps", "what it trains on", box=None)
+    table = Table("recipe", "model", "steps", "trains on", box=None)
     for each in recipe_names():
         recipe = load_recipe(each, ["data.path=DATA"] if each in NEED_PATH else [])
         table.add_row(each, recipe.what, str(sum(each.steps for each in recipe.trainings().values())), recipe.about)

@@ -11,30 +11,32 @@ from sfumato.options import RESTORATION_METHODS, RESTORATION_TASKS
 
 
 def restore(
-    model: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME; it need never have seen damaged data.")],
-    damaged: Annotated[Path, typer.Argument(metavar="IN", help="The damaged picture, or an .npy of y; a clean one is never asked for.")],
-    task: Annotated[str, typer.Option(help=f"What damaged it: {', '.join(RESTORATION_TASKS)}.")],
-    out: Annotated[Path, typer.Option(help="A folder for 000.png …, mean.png, std.png and report.json (draws.npz where x is no picture).")],
-    mask: Annotated[Path | None, typer.Option(help="inpaint: a picture or .npy of the model's size; what is not black is seen.")] = None,
+    model: Annotated[str, typer.Argument(help="A run folder, or zoo:NAME; trained on clean data.")],
+    damaged: Annotated[Path, typer.Argument(metavar="IN", help="The damaged image, or an .npy of y.")],
+    task: Annotated[str, typer.Option(help=f"The kind of damage: {', '.join(RESTORATION_TASKS)}.")],
+    out: Annotated[
+        Path, typer.Option(help="A folder for 000.png …, mean.png, std.png and report.json (draws.npz if the data are not images).")
+    ],
+    mask: Annotated[Path | None, typer.Option(help="inpaint: an image or .npy of the model's size; black is missing.")] = None,
     factor: Annotated[int | None, typer.Option(help="upscale: how many times smaller IN is.")] = None,
-    downsampling: Annotated[str, typer.Option(help="upscale: how it was made smaller, average or bicubic.")] = "average",
-    kernel: Annotated[str | None, typer.Option(help="deblur: gaussian:SIGMA, box:SIZE, or a file (.npy or a picture).")] = None,
-    padding: Annotated[str, typer.Option(help="deblur: what lay beyond the border: reflect, replicate, zeros or circular.")] = "reflect",
+    downsampling: Annotated[str, typer.Option(help="upscale: how IN was downsampled, average or bicubic.")] = "average",
+    kernel: Annotated[str | None, typer.Option(help="deblur: gaussian:SIGMA, box:SIZE, or a file (.npy or image).")] = None,
+    padding: Annotated[str, typer.Option(help="deblur: the padding at the border: reflect, replicate, zeros or circular.")] = "reflect",
     matrix: Annotated[Path | None, typer.Option(help="matrix: A as .npy [m, d]; IN is y = A x as .npy.")] = None,
-    noise: Annotated[str, typer.Option(help="Standard deviation of the noise in IN (pictures lie in [-1, 1]), or estimate.")] = "0.05",
-    draws: Annotated[int, typer.Option(help="How many restorations.")] = 16,
+    noise: Annotated[str, typer.Option(help="Standard deviation of the noise in IN (images are in [-1, 1]), or estimate.")] = "0.05",
+    draws: Annotated[int, typer.Option(help="Number of restorations.")] = 16,
     method: Annotated[str | None, typer.Option(help=f"{', '.join(RESTORATION_METHODS)}; moment-matching by default.")] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Particles: exact as they grow many; also log p(y).")] = False,
-    particles: Annotated[int, typer.Option(help="How many, with --exact.")] = 1024,
-    steps: Annotated[int | None, typer.Option(help="Evaluations of the model a draw; the method's own by default, 40 of most.")] = None,
-    seed: Annotated[int, typer.Option(help="Draw i depends on (model, IN, seed, i) alone; particles also on their number.")] = 0,
-    labels: Annotated[str | None, typer.Option(help="A class that the picture is of, by number or name; none by default.")] = None,
-    ema: Annotated[float | None, typer.Option(help="Which average of the weights, by its width; the recipe's first by default.")] = None,
-    batch: Annotated[int, typer.Option(help="How many draws at a time; does not change them.")] = 16,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is there.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Use particles: exact in the limit of many; also gives log p(y).")] = False,
+    particles: Annotated[int, typer.Option(help="Number of particles, with --exact.")] = 1024,
+    steps: Annotated[int | None, typer.Option(help="Model evaluations for each draw; the method's default is mostly 40.")] = None,
+    seed: Annotated[int, typer.Option(help="Draw i depends only on (model, IN, seed, i); particles also on their number.")] = 0,
+    labels: Annotated[str | None, typer.Option(help="The image's class, by number or name; none by default.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Width of the weights' average to use; the recipe's first by default.")] = None,
+    batch: Annotated[int, typer.Option(help="Draws at a time; does not change them.")] = 16,
+    force: Annotated[bool, typer.Option("--force", help="Write into an existing folder.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Draw what a damaged picture may have been, by a model of such pictures: draws of the posterior, their mean and their spread.
+    """Restore a damaged image with a model of clean images: draws from the posterior, their mean and standard deviation.
 
     Example: sfumato restore zoo:fashion damaged.png --task inpaint --mask mask.png --out restored
     """
@@ -49,7 +51,7 @@ def restore(
     from sfumato.runtime import keep_memory
 
     if exact and method not in (None, "twisted-smc"):
-        raise ValueError(f"--exact takes particles, which is the method twisted-smc, got --method {method}; leave one of them out.")
+        raise ValueError(f"--exact uses the method twisted-smc, got --method {method}; leave out one of them.")
     for name, number, least in (("--draws", draws, 1), ("--batch", batch, 1), ("--seed", seed, 0), ("--particles", particles, 2)):
         if number < least:
             raise ValueError(f"{name} must be at least {least}, got {number}.")
@@ -57,10 +59,10 @@ def restore(
     chosen = TwistedSMC(particles=particles, batch=batch) if by_particles else method_of(method or "moment-matching")
     asked = restoring.noise_of(noise)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise ValueError(f"{out} is there already; name another folder, or add --force to write into it.")
+        raise ValueError(f"{out} exists; choose another folder, or add --force to write into it.")
     run = load(model, ema=ema)
     if not run.sampler.predicts_data:
-        raise ValueError(f"{model} denoises latents, of which no operator on the data is linear; take a model of the data themselves.")
+        raise ValueError(f"{model} denoises latents, and no operator on the data is linear in them; use a model of the data themselves.")
     predict, shape = run.predictor, run.spec.sizes
     operator = operator_of(
         task,
@@ -77,7 +79,7 @@ def restore(
     keep_memory()
     y = y.to(run.device)
     levels = chosen.levels() if steps is None else chosen.levels(steps)
-    unknown = observe(y, operator, 1.0 if asked is None else asked, shape=shape)  # refuses before the work begins
+    unknown = observe(y, operator, 1.0 if asked is None else asked, shape=shape)  # raises before the work starts
     started = time.perf_counter()
     if asked is None:
         asked = float(estimate_noise(predict, unknown, method=MomentMatching(), cond=cond, generator=seeded(seed, 2, 0)))
@@ -109,4 +111,4 @@ def restore(
     if restored.ess is not None and restored.log_evidence is not None:
         report |= {"effective_particles": [float(size) for size in restored.ess[0]], "log_evidence": float(restored.log_evidence[0])}
     restoring.write(run, out, restored.x[:, 0], report)
-    restoring.say(out, restored, findings)
+    restoring.print_summary(out, restored, findings)

@@ -43,28 +43,28 @@ def draw_in_parts(
     with reporter(Stage("restoring", -(-count // batch) * steps), unit="steps") as report:
         for first in range(0, count, batch):
             rows, done = range(first, min(first + batch, count)), len(parts) * steps
-            told = lambda i, _, done=done: report(done + min(i + 1, steps))  # noqa: E731
-            options: dict[str, Any] = {"levels": levels, "method": method, "cond": cond, "shape": shape, "on_step": told}
+            on_step = lambda i, _, done=done: report(done + min(i + 1, steps))  # noqa: E731
+            options: dict[str, Any] = {"levels": levels, "method": method, "cond": cond, "shape": shape, "on_step": on_step}
             parts.append(draw(predict, y, operator, noise_std, count=len(rows), generator=row_generators(seed, rows), **options))
     x, chi = torch.cat([part.x for part in parts]), torch.cat([part.chi_squared for part in parts])
     return replace(parts[0], x=x, chi_squared=chi)
 
 
 def noise_of(text: str) -> float | None:
-    """A number; None where it is to be estimated."""
+    """A number; None for "estimate"."""
     if text == "estimate":
         return None
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f'--noise is a number or estimate, got "{text}".') from None
+        raise ValueError(f'--noise must be a number or estimate, got "{text}".') from None
 
 
 def condition_of(run: Model, labels: str | None) -> dict[str, Condition] | None:
-    """No condition but the class that is asked for, of one row."""
+    """No condition but the requested class, as one row."""
     if labels is None:
         if missing := [name for name in run.spec.conditions if run.sampler.needs(name)]:
-            raise ValueError(f"{run.name} was never trained without {missing[0]}, so it must be known; give --labels.")
+            raise ValueError(f"{run.name} was never trained without {missing[0]}, so it needs one; give --labels.")
         return None
     given = run.conditions([0], labels=[labels])
     run.sampler.check({}, given)
@@ -83,29 +83,29 @@ def array(path: Path) -> np.ndarray:
 
 
 def _pixels(path: Path, channels: int) -> np.ndarray:
-    """A picture [h, w, c] of bytes, with one or three channels."""
+    """An image [h, w, c] of bytes, with one or three channels."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is no picture that can be read; give a PNG or JPEG, or an .npy.") from None
+        raise ValueError(f"{path} is not a readable image; give a PNG or JPEG, or an .npy.") from None
     return pixels[:, :, None] if channels == 1 else pixels
 
 
 def plane(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A mask: an .npy, or a picture, of which above 0 is seen; one for all channels where it has none."""
+    """A mask, from an .npy or an image: values above 0 are seen; a mask without channels applies to all of them."""
     if path.suffix.lower() == ".npy":
         return torch.from_numpy(array(path) > 0)
     plane = _pixels(path, 1)[:, :, 0] > 0
     if plane.shape != tuple(shape[1:]):
         raise ValueError(
-            f"the mask {path} is {plane.shape[0]} × {plane.shape[1]}, the model's pictures are {' × '.join(map(str, shape[1:]))}."
+            f"the mask {path} is {plane.shape[0]} × {plane.shape[1]}, the model's images are {' × '.join(map(str, shape[1:]))}."
         )
     return torch.from_numpy(plane)
 
 
 def kernel(text: str) -> Tensor:
-    """A blur kernel: an .npy, a picture, or one of those that `kernel_of` names."""
+    """A blur kernel: an .npy, an image, or a name of `kernel_of`."""
     path = Path(text)
     if path.suffix.lower() == ".npy":
         return torch.from_numpy(array(path))
@@ -115,12 +115,12 @@ def kernel(text: str) -> Tensor:
 
 
 def read(run: Model, path: Path, task: str, operator: Operator) -> tuple[Operator, Tensor]:
-    """y [1, *y] in the units of x0, with the operator that then goes with it."""
+    """y [1, *y] in the units of x0, and the operator in the same units."""
     shape, codec = run.spec.sizes, run.spec.codec
     wanted = operator.output(shape)
     if path.suffix.lower() == ".npy":
         y = torch.from_numpy(array(path)).float()
-        if task == "matrix" and not run.spec.is_image:  # A and y speak of the data's own values
+        if task == "matrix" and not run.spec.is_image:  # A and y are in the data's own units
             unit = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
             zero = _values(run, torch.zeros(1, *shape, dtype=torch.float64))
             scale = (_values(run, unit) - zero).sum(0)
@@ -131,13 +131,13 @@ def read(run: Model, path: Path, task: str, operator: Operator) -> tuple[Operato
         return operator, y[None]
     if not run.spec.is_image or task == "matrix":
         what = "y of the task matrix" if task == "matrix" else f"the data of {run.name}"
-        raise ValueError(f"{what} is no picture; give IN as .npy, got {path}.")
+        raise ValueError(f"{what} is not an image; give IN as .npy, got {path}.")
     pixels = _pixels(path, 1 if task == "colourise" else shape[0])
     expected = shape if task == "inpaint" else wanted
     if pixels.shape[:2] != tuple(expected[1:]):
         sizes = f"{pixels.shape[0]} × {pixels.shape[1]}"
         raise ValueError(
-            f"{path} is {sizes} pixels; for the task {task} and pictures of {shape[1]} × {shape[2]} of {run.name} it must be "
+            f"{path} is {sizes} pixels; for the task {task} and images of {shape[1]} × {shape[2]} of {run.name} it must be "
             f"{expected[1]} × {expected[2]}."
         )
     return operator, codec.encode(pixels[None])
@@ -169,7 +169,7 @@ def write(run: Model, out: Path, x: Tensor, report: dict[str, Any]) -> None:
     (out / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False))
 
 
-def say(out: Path, restored: Restored, findings: list[str]) -> None:
+def print_summary(out: Path, restored: Restored, findings: list[str]) -> None:
     """Prints what was written and how well it fits."""
     chi = float(restored.chi_squared.mean())
     typer.echo(f"Wrote {out}." + ("" if math.isnan(chi) else f" Residuals: {chi:.2f} of the noise's variance (1 is right)."))

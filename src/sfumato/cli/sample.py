@@ -17,30 +17,30 @@ def sample(
     out: Annotated[
         Path, typer.Option(help="s.npz, s.csv (tables), s.png or .jpg (a sheet), s.gif (the reverse process), or a folder for PNGs.")
     ],
-    count: Annotated[int | None, typer.Option(help="How many; 2000 points or rows, 64 of all else by default.")] = None,
+    count: Annotated[int | None, typer.Option(help="Number of samples; by default 2000 points or rows, else 64.")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLER_NAMES)}; the recipe's by default.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Of the sampler; the recipe's by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler; the recipe's by default.")] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on (model, seed, i) alone.")] = 0,
-    labels: Annotated[str | None, typer.Option(help="Classes, taken in turn: 3,5 or sneaker,bag, or none; all in turn by default.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Classes, used in turn: 3,5 or sneaker,bag, or none; all of them by default.")] = None,
     cond: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A condition: a class, numbers joined by commas, a picture file, none; may be repeated."),
+        typer.Option(metavar="NAME=VALUE", help="A condition: a class, comma-separated numbers, an image file, or none; may be repeated."),
     ] = None,
     guidance: Annotated[
         str | None,
-        typer.Option(help="Its scale: classifier-free, 1 = off, 0 = without conditions; one each: color=3,size=1; or of --classifier."),
+        typer.Option(help="Scale of classifier-free guidance (1 = off, 0 = unconditional; one each: color=3,size=1), or of --classifier."),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of a VAE's standard deviations.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Factor on a VAE's standard deviations.")] = None,
     classifier: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Guide by RUN/classifier: the model without its labels, 1 = Bayes' rule.")
+        str | None, typer.Option(metavar="RUN", help="Guide by RUN/classifier instead of labels; 1 = Bayes' rule.")
     ] = None,
-    ema: Annotated[float | None, typer.Option(help="Which average of the weights, by its width; the recipe's first by default.")] = None,
-    batch: Annotated[int, typer.Option(help="How many at a time; does not change the samples.")] = 64,
+    ema: Annotated[float | None, typer.Option(help="Width of the weights' average to use; the recipe's first by default.")] = None,
+    batch: Annotated[int, typer.Option(help="Samples at a time; does not change them.")] = 64,
     kernels: Annotated[
-        str, typer.Option(help="On a CPU: torch, compiled (sfumato's: a grey level off now and then), or auto, the faster in long work.")
+        str, typer.Option(help="On a CPU: torch, compiled (sfumato's; a few pixels differ by a grey level), or auto (the faster one).")
     ] = "auto",
-    forward: Annotated[bool, typer.Option("--forward", help="With a .gif: the forward process on the training data instead.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    forward: Annotated[bool, typer.Option("--forward", help="With a .gif: show the forward process on training data instead.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Draw samples from a model.
@@ -58,7 +58,7 @@ def sample(
 
     run, chosen = load(model, ema=ema), labels_of(labels)
     if run.sampler.use:
-        raise ValueError(f"{model} is {run.sampler.kind}, which makes no samples. {run.sampler.use}")
+        raise ValueError(f"{model} is {run.sampler.kind}, which has no samples. {run.sampler.use}")
     judge = None if classifier is None else load_classifier(classifier)
     if count is None:
         count = 2000 if len(run.spec.shape) == 1 else 64
@@ -67,7 +67,7 @@ def sample(
             raise ValueError(f"{name} must be at least {least}, got {number}.")
     is_gif = out.suffix.lower() == ".gif"
     if forward and not is_gif:
-        raise ValueError(f"--forward draws a moving picture, so --out must end in .gif, got {out}.")
+        raise ValueError(f"--forward makes an animation, so --out must end in .gif, got {out}.")
     asked: dict[str, Any] = {"steps": steps, "guidance": guidance_of(guidance), "sampler": sampler, "classifier": judge}
     conditions: dict[str, Any] = {"labels": chosen, "cond": _cond(run, cond or [])}
     heat: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
@@ -75,14 +75,14 @@ def sample(
     run.sampler.check(given, run.conditions(range(min(count, 1000)), options=given, **conditions))
     check_target(out, is_image=run.spec.is_image, has_picture=run.spec.has_picture, is_table=len(run.spec.shape) == 1)
     if out.is_file() and not force:
-        raise ValueError(f"{out} is there already; name another file, or add --force to write over it.")
+        raise ValueError(f"{out} exists; choose another file, or add --force to overwrite it.")
     keep_memory()
     engine = Engine.begin()
     run.to(engine.device)
     if _by_kernels(run, kernels, count, given) and engine.is_main:
-        typer.echo("Normalisations and 3×3 convolutions go by sfumato's kernels, which are faster here; --kernels torch takes torch's.")
+        typer.echo("Using sfumato's kernels for normalisations and 3×3 convolutions, faster here; --kernels torch turns them off.")
     if is_gif and not engine.is_main:
-        pass  # one process draws it
+        pass  # there is only one process
     elif forward:
         source = run.recipe.data.load().scaled_like(run.spec)
         rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))[:count]
@@ -102,14 +102,14 @@ def sample(
 
 
 def _by_kernels(run: "Model", wanted: str, count: int, options: Mapping[str, object]) -> bool:
-    """Tells the network how to compute; whether that is by our kernels. A step is a third of what it is in training."""
+    """Chooses the network's kernels; returns whether they are ours. A step costs a third of one in training."""
     import torch
 
     from sfumato.kernels import choice
     from sfumato.kernels.build import were_compiled
 
     if wanted not in ("auto", "torch", "compiled"):
-        raise ValueError(f'--kernels is auto, torch or compiled, got "{wanted}".')
+        raise ValueError(f'--kernels must be auto, torch or compiled, got "{wanted}".')
     images = count * run.sampler.evaluations(options) // 3 if choice.has_kernels(run.network) else 0
     is_on = choice.is_wanted(wanted, torch.float32, run.device, images=images, waits=not were_compiled())
     choice.use(run.network, is_on)
@@ -122,17 +122,17 @@ def labels_of(text: str | None) -> list[str] | None:
         return None
     labels = [part.strip() for part in text.split(",")]
     if not all(labels):
-        raise ValueError(f'--labels takes numbers or names of classes joined by commas, as in 3,5 or sneaker,bag, or none; got "{text}".')
+        raise ValueError(f'--labels needs comma-separated numbers or names of classes, such as 3,5 or sneaker,bag, or none; got "{text}".')
     return labels
 
 
 def _cond(run: "Model", texts: list[str]) -> dict[str, object]:
-    """Conditions by name, of NAME=VALUE."""
+    """Conditions by name, from NAME=VALUE."""
     found: dict[str, object] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ValueError(f'--cond takes NAME=VALUE, as in color=red; got "{text}".')
+            raise ValueError(f'--cond needs NAME=VALUE, such as color=red; got "{text}".')
         if name not in run.spec.conditions:
             raise ValueError(f'{run.name} has no condition "{name}"; its conditions: {", ".join(run.spec.conditions) or "none"}.')
         found[name] = None if value == "none" else run.spec.conditions[name].read(value)
@@ -140,7 +140,7 @@ def _cond(run: "Model", texts: list[str]) -> dict[str, object]:
 
 
 def guidance_of(text: str | None) -> float | dict[str, float] | None:
-    """A scale, or one by name."""
+    """A scale, or scales by name."""
     if text is None:
         return None
     try:
@@ -148,4 +148,4 @@ def guidance_of(text: str | None) -> float | dict[str, float] | None:
             return float(text)
         return {name.strip(): float(value) for name, value in (part.split("=", 1) for part in text.split(","))}
     except ValueError:
-        raise ValueError(f'--guidance is a number, or one for each condition, as in color=3,size=1; got "{text}".') from None
+        raise ValueError(f'--guidance needs a number, or one for each condition, such as color=3,size=1; got "{text}".') from None

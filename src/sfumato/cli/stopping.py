@@ -1,4 +1,4 @@
-"""Ctrl-C, or a polite kill, during training: the step is finished and a checkpoint written; a second one ends it at once."""
+"""Ctrl-C or SIGTERM during training: the current step is finished and a checkpoint written; a second signal stops at once."""
 
 import shlex
 import signal
@@ -14,7 +14,7 @@ from sfumato.training import Stopped
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether to stop, and turns `Stopped` into its sentence and exit code."""
+    """Gives a function that returns whether to stop, and turns `Stopped` into its message and exit code."""
     signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -27,7 +27,7 @@ def stoppable() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(signals)
     except Stopped as stopped:
         command = shlex.join(["sfumato", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
-        typer.echo(f"sfumato: {stopped}; go on with: {command}", err=True)
+        typer.echo(f"sfumato: {stopped}; continue with: {command}", err=True)
         raise typer.Exit(128 + signals[0]) from None
     finally:
         for number, handler in before.items():

@@ -9,14 +9,14 @@ import typer
 def train(
     recipe: Annotated[str, typer.Argument(help="A name (`sfumato recipes` lists them) or a YAML file.")],
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one option; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; runs/RECIPE where not given.")] = None,
-    steps: Annotated[int | None, typer.Option(help="How many steps, instead of the recipe's; in all its stages together.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, or begin where there is none.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/RECIPE by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps of all stages together, instead of the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint, or start if there is none.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Train a recipe into a run folder. Ctrl-C writes a checkpoint first; --resume goes on from it.
+    """Train a recipe into a run folder. Ctrl-C writes a checkpoint first; --resume continues from it.
 
-    A run is made longer with --resume and more --steps than it was begun with.
+    To train a finished run for longer, use --resume and more --steps.
 
     Example: sfumato train folder --set data.path=flowers --set data.size=64 --out runs/flowers
     """
@@ -30,7 +30,7 @@ def train(
 
     resolved = load_recipe(recipe, changes or [], steps=steps)
     if out is None and Path(recipe).name == "recipe.yaml":
-        raise ValueError(f"{recipe} is the recipe of a run; name the folder of the new run with --out.")
+        raise ValueError(f"{recipe} is the recipe of a run; give the new run's folder with --out.")
     out = out or Path("runs") / Path(recipe).stem
     keep_memory()
     is_main = Engine.begin().is_main
@@ -42,5 +42,5 @@ def train(
         calls = Callbacks(on_step=lambda step, loss: report(step, f"loss {loss:.3f}"), on_message=typer.echo, should_stop=should_stop)
         model = train_recipe(resolved, out=out, callbacks=calls, resume=resume)
     if is_main:
-        use = f"Sample it with: sfumato sample {out} --out samples.{'png' if model.spec.has_picture else 'npz'}"
+        use = f"Sample with: sfumato sample {out} --out samples.{'png' if model.spec.has_picture else 'npz'}"
         typer.echo(f"Done: {out}. {model.sampler.use or use}")

@@ -13,12 +13,12 @@ def train_classifier(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change one option (net.…, times.…, training.…); may be repeated."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Its folder; RUN/classifier where not given.")] = None,
-    steps: Annotated[int | None, typer.Option(help="How many steps; 1000 by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, or begin where there is none.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The classifier's folder; RUN/classifier by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps; 1000 by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint, or start if there is none.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Train the classifier of a run's noisy data, which `sample --classifier` guides by. Ctrl-C writes a checkpoint first.
+    """Train a classifier of a run's noisy data, for `sample --classifier`. Ctrl-C writes a checkpoint first.
 
     Example: sfumato train-classifier runs/digits --steps 2000
     """
@@ -31,25 +31,28 @@ def train_classifier(
     from sfumato.training.engine import Engine
 
     if out is None and run.startswith("zoo:"):
-        raise ValueError(f"{run} ships with sfumato; name a folder for its classifier with --out.")
+        raise ValueError(f"{run} ships with sfumato; give a folder for its classifier with --out.")
     model = load(run)
     recipe, folder = classifiers.recipe_for(model, changes or [], steps=steps), out or Path(run) / "classifier"
     keep_memory()
-    told = ""
+    accuracy = ""
 
-    def tell(record: Mapping[str, float | int]) -> None:
-        nonlocal told
-        told = ", ".join(f"{name} {value:.2f}" for name, value in record.items() if name.startswith("accuracy"))
+    def keep_accuracy(record: Mapping[str, float | int]) -> None:
+        nonlocal accuracy
+        accuracy = ", ".join(f"{name} {value:.2f}" for name, value in record.items() if name.startswith("accuracy"))
 
     options, is_main = recipe.training, Engine.begin().is_main
     progress = reporter(Stage("training", options.steps, options.batch), unit="examples", quiet=not is_main)
     with stoppable() as should_stop, progress as report:
         calls = Callbacks(
-            on_step=lambda step, loss: report(step, f"loss {loss:.3f}"), on_log=tell, on_message=typer.echo, should_stop=should_stop
+            on_step=lambda step, loss: report(step, f"loss {loss:.3f}"),
+            on_log=keep_accuracy,
+            on_message=typer.echo,
+            should_stop=should_stop,
         )
         classifiers.train_classifier(model, recipe, folder, callbacks=calls, resume=resume)
     if is_main:
         typer.echo(
-            f"Done: {folder}{f' ({told})' if told else ''}. Use it with: sfumato sample {run} --classifier {out or run} "
+            f"Done: {folder}{f' ({accuracy})' if accuracy else ''}. Use it with: sfumato sample {run} --classifier {out or run} "
             f"--out samples.{'png' if model.spec.has_picture else 'npz'}"
         )

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 def verify(
     reference: Annotated[
-        Path | None, typer.Option(help="An .npz of another implementation's numbers: compare every key instead of running the ledger.")
+        Path | None, typer.Option(help="An .npz of another implementation's numbers: compare each of them instead of running the ledger.")
     ] = None,
     only: Annotated[str | None, typer.Option(help="Only the rows whose id or function contains this.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list on standard output.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="The ledger as a page: what docs/ledger.md holds.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The ledger as a page, as in docs/ledger.md.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Hold every equation against a closed form, or against another implementation's numbers.
+    """Check every equation against a closed form, or against another implementation's numbers.
 
     Exit code 0 if all agree, 1 if not. Example: sfumato verify --only posterior
     """
@@ -77,7 +77,10 @@ def _record(result: "Result") -> dict[str, object]:
 
 
 def _page(results: "list[Result]") -> list[str]:
-    head = ["| | equation | in the notes | function | held against | error | tolerance |", "| --- | --- | --- | --- | --- | ---: | ---: |"]
+    head = [
+        "| | equation | in the notes | function | checked against | error | tolerance |",
+        "| --- | --- | --- | --- | --- | ---: | ---: |",
+    ]
     clean = lambda text: text.replace("|", "\\|")  # noqa: E731
     return head + [
         f"| {r.row.id} | {clean(r.row.equation)} | {clean(r.row.notes)} | `{clean(r.row.function)}` | {clean(r.row.how)} "
