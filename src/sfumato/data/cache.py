@@ -5,7 +5,7 @@ entry is a folder under `data/`: values.npy and labels.npy, the ranks of rows th
 is a hash of everything it depends on: every file's name, size and times, and the options. A changed file gives a new entry; if a new entry
 takes the cache past 50 GB (`$SFUMATO_CACHE_GB`), the least recently used ones are removed. Everything may be deleted at any time.
 
-An entry is written aside and renamed, by one process at a time; others that need it wait. An incomplete or changed entry is made again.
+An entry is written to a temporary folder and renamed, by one process at a time; others wait. Incomplete or changed entries are rebuilt.
 """
 
 import errno
@@ -130,7 +130,7 @@ def _write_array(entry: Path, array: np.ndarray) -> None:
 
 @dataclass(frozen=True, eq=False)
 class StoredMetadata:
-    """Metadata of the data of a cache entry (a `dataset.CachedMetadata`)."""
+    """The metadata in a cache entry (a `dataset.CachedMetadata`)."""
 
     of: tuple[Values, np.ndarray | None, tuple[str, ...] | None]
     fingerprint: str

@@ -155,5 +155,5 @@ def _fill(made: object, state: object) -> None:
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape) or not isinstance(dtype, _Bytes):
         raise TypeError
     if not isinstance(content, bytes) or len(content) != math.prod(shape):
-        raise ValueError(f"its array of shape {list(shape)} has another number of bytes")
+        raise ValueError(f"its array of shape {list(shape)} has the wrong number of bytes")
     made.values = np.frombuffer(content, np.uint8).reshape(shape, order="F" if is_by_columns else "C")

@@ -40,6 +40,6 @@ def _find(root: Path, stem: str) -> Path:
         if path.is_file():
             return path
     raise ValueError(
-        f"{root} must hold {stem}.gz of Fashion-MNIST, got no such file; run `apt install dataset-fashion-mnist`, or fetch "
+        f"{root} has no {stem}.gz of Fashion-MNIST; run `apt install dataset-fashion-mnist`, or fetch "
         f"{_URL}{stem}.gz (unpacked, sha256 {_SHA256[stem]}) and its three companions, and give their folder."
     )

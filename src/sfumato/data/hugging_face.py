@@ -160,7 +160,7 @@ def _bytes_of(cell: object, roots: Sequence[str]) -> bytes:
         real = os.path.realpath(os.path.join(root, path))
         if os.path.commonpath([root, real]) == root:
             return read_whole(real)
-    raise ValueError(f"it is only a path, {path}, which is outside the data's folder; write them with save_to_disk, which keeps images")
+    raise ValueError(f"it is only a path, {path}, outside the data's folder; write the data with save_to_disk, which stores images")
 
 
 def _image_column(rows: _Rows, wanted: str | None) -> str:
@@ -234,7 +234,7 @@ def _texts(captions: list[Any], rows: list[int], name: str) -> tuple[str, ...]:
 
 
 def _local(path: Path, split: str) -> tuple[object, Callable[[], _Rows]] | None:
-    """The stamps of the files that a path stands for, and a function that reads them; None if there is nothing."""
+    """The stamps of the files at a path, and a function that reads them; None if there are none."""
     if path.is_dir():
         saved = _saved(path, split)
         if saved is not None:

@@ -103,7 +103,7 @@ class Scenes:
         objects: 1 or 2 in every picture.
         colours, shapes, sizes, places: those that occur, equally often; places are for one object.
         held_out: the share of combinations (rounded, at least one if above 0), spread evenly over the names; or the combinations: (colour,
-        shape), which no object then has, or for two objects (colour, shape, relation, colour, shape).
+        shape) of any object, or (colour, shape, relation, colour, shape) of two.
         seed: at least 0.
 
     Raises:
@@ -149,7 +149,7 @@ class Scenes:
         if self.objects == 2:
             every = [(*one, relation, *two) for one in every for relation in RELATIONS for two in every if one[0] != two[0]]
         held = _share_of(every, self.held_out) if isinstance(self.held_out, int | float) else _listed(every, self.held_out)
-        return tuple(it for it in every if _told(it) not in held), tuple(it for it in every if _told(it) in held)
+        return tuple(it for it in every if _canonical(it) not in held), tuple(it for it in every if _canonical(it) in held)
 
     def draw(self, count: int, start: int = 0, *, held_out: bool = False) -> SceneBatch:
         """Scenes start to start + count - 1, of the seen or of the held-out combinations (two independent series).
@@ -205,7 +205,7 @@ class Scenes:
         every = (*_CLASSES[self.objects], "numbers", "low", "outline")
         names = every if conditions is None else tuple(conditions)
         if wrong := [name for name in names if name not in every]:
-            raise ValueError(f'scenes have no condition "{wrong[0]}"; those of these scenes are {", ".join(every)}.')
+            raise ValueError(f'these scenes have no condition "{wrong[0]}"; theirs are {", ".join(every)}.')
         drawn = self.draw(count, held_out=held_out)
         known: dict[str, tuple[np.ndarray, ConditionSpec]] = {
             name: (numbers, Classes(drawn.class_names[name], tuple(np.bincount(numbers, minlength=len(drawn.class_names[name])).tolist())))
@@ -231,7 +231,7 @@ def _pick(u: Float[np.ndarray, "*n"], count: int) -> Int64[np.ndarray, "*n"]:
     return (u * count).astype(np.int64)
 
 
-def _told(combination: Combination) -> Combination:
+def _canonical(combination: Combination) -> Combination:
     """The canonical one of the two equivalent forms of a combination."""
     if len(combination) == 5 and combination[2] in ("below", "right of"):
         return (*combination[3:], RELATIONS[combination[2]], *combination[:2])
@@ -242,7 +242,7 @@ def _share_of(every: list[Combination], share: float) -> set[Combination]:
     """A share of the combinations in which the names are held out about equally often."""
     if not 0 <= share < 1:
         raise ValueError(f"the share of combinations held out must be at least 0 and below 1, got {share}.")
-    kinds = sorted({_told(it) for it in every})
+    kinds = sorted({_canonical(it) for it in every})
     kinds = [kinds[k] for k in np.random.default_rng(0).permutation(len(kinds))]
     columns = [np.unique(column, return_inverse=True)[1] for column in zip(*kinds, strict=True)]
     taken = np.zeros(len(kinds), bool)
@@ -259,11 +259,11 @@ def _listed(every: list[Combination], listed: Sequence[Sequence[str]]) -> set[Co
     """The combinations in the list, or with an object in it."""
     held = set[Combination]()
     for entry in map(tuple, listed):
-        matching = {_told(it) for it in every if entry in (it, it[:2])}  # as either object, because both forms are in the list
+        matching = {_canonical(it) for it in every if entry in (it, it[:2])}  # as either object, because both forms are in the list
         if not matching:
             raise ValueError(f"held_out names the combination {entry}, which these scenes do not have; a valid one is {every[0]}.")
         held |= matching
-    if held >= {_told(it) for it in every}:
+    if held >= {_canonical(it) for it in every}:
         raise ValueError("held_out names every combination; some must be left.")
     return held
 

@@ -48,10 +48,10 @@ class Scene:
         if not self.objects:
             return "nothing recognised"
         if len(self.objects) == 2 and self.relation is not None:
-            said = f" {_SAID[self.relation]} ".join(it.named() for it in self.objects)
+            text = f" {_WORDS[self.relation]} ".join(it.named() for it in self.objects)
         else:
-            said = ", ".join(it.named() + (f" {PLACES[it.place][2]}" if it.place else "") for it in self.objects)
-        return said + (f", and {self.unknown} more not recognised" if self.unknown else "")
+            text = ", ".join(it.named() + (f" {PLACES[it.place][2]}" if it.place else "") for it in self.objects)
+        return text + (f", and {self.unknown} more not recognised" if self.unknown else "")
 
 
 def phrasings(scene: Scene) -> tuple[str, ...]:
@@ -64,22 +64,22 @@ def phrasings(scene: Scene) -> tuple[str, ...]:
     """
     if not 1 <= len(scene.objects) <= 2 or (len(scene.objects) == 2) != (scene.relation is not None):
         raise ValueError(
-            f"captions describe one object, or of two and their relation; got {len(scene.objects)} and relation={scene.relation!r}."
+            f"captions describe one object, or two and their relation; got {len(scene.objects)} and relation={scene.relation!r}."
         )
     if any(it.colour is None or it.shape is None for it in scene.objects):
         raise ValueError("a caption needs every object's colour and shape; give both.")
     bare = [it.named(size=False) for it in scene.objects]
     sized = [bare] if any(it.size is None for it in scene.objects) else [[it.named() for it in scene.objects], bare]
-    said = []
+    captions = []
     for names in sized:
         if len(names) == 2:
             first, second = names
-            relation, inverse = _SAID[scene.relation or ""], _SAID[RELATIONS[scene.relation or ""]]
-            said += [f"{first} {relation} {second}", f"{first} is {relation} {second}", f"{first} with {second} {inverse} it"]
+            relation, inverse = _WORDS[scene.relation or ""], _WORDS[RELATIONS[scene.relation or ""]]
+            captions += [f"{first} {relation} {second}", f"{first} is {relation} {second}", f"{first} with {second} {inverse} it"]
         elif place := scene.objects[0].place:
             where = PLACES[place][2]
-            said += [f"{names[0]} {where}", f"{where}, {names[0]}", f"there is {names[0]} {where}"]
-    return (*said, *(names[0] for names in sized if len(names) == 1))
+            captions += [f"{names[0]} {where}", f"{where}, {names[0]}", f"there is {names[0]} {where}"]
+    return (*captions, *(names[0] for names in sized if len(names) == 1))
 
 
 def parse(caption: str) -> Scene:
@@ -96,7 +96,7 @@ def parse(caption: str) -> Scene:
             first = SceneObject(part["colour"], part["shape"], part["size"], place)
             if "relation" not in part:
                 return Scene((first,))
-            relation = next(name for name, said in _SAID.items() if said.endswith(part["relation"]))
+            relation = next(name for name, words in _WORDS.items() if words.endswith(part["relation"]))
             second = SceneObject(part["colour2"], part["shape2"], part["size2"])
             return Scene((first, second), RELATIONS[relation] if inverted else relation)
     raise ValueError(
@@ -105,7 +105,7 @@ def parse(caption: str) -> Scene:
     )
 
 
-_SAID = {"above": "above", "below": "below", "left of": "to the left of", "right of": "to the right of"}
+_WORDS = {"above": "above", "below": "below", "left of": "to the left of", "right of": "to the right of"}
 
 
 def _any(names: list[str], group: str) -> str:

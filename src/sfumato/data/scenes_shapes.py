@@ -27,7 +27,7 @@ class Shape:
 
     Attributes:
         distance: signed distance to the border, negative inside, of (x, y) from the centre (y downwards) and a radius, all in one unit.
-            Beyond a corner it is the distance to the farther side's line, so that a band around the border keeps its corners.
+            Outside near a corner it is the distance to the farther side's line, so that a band around the border has sharp corners.
         area: of the shape of radius 1.
         perimeter: of the shape of radius 1.
         centroid: distance of the centre of mass below the centre, in radii.

@@ -32,7 +32,7 @@ class Vocabulary:
 
     @property
     def dtype(self) -> str:
-        """Of the values."""
+        """The dtype of the values."""
         return "int64"
 
     def encode(self, values: np.ndarray) -> Tensor:
