@@ -197,7 +197,7 @@ def test_the_command_makes_an_average_that_sample_takes(two, tmp_path, capsys):
         (["sample", two, "--ema", "0.15", "--out", tmp_path / "s.npz"], "sfumato ema"),
         (["ema", two, "--width", "0.15"], "its profile differs by 0."),
         (["sample", two, "--ema", "0.15", "--count", "4", "--out", tmp_path / "s.npz"], "Wrote"),
-        (["ema", "zoo:digits", "--width", "0.15"], "name a run folder"),
+        (["ema", "zoo:digits", "--width", "0.15"], "give a run folder"),
     ):
         with pytest.raises(SystemExit):
             main([str(word) for word in arguments])
