@@ -242,7 +242,7 @@ BAD = {
     "more than there are": (["good.npz", "--data", "digits", "--count", "50"], "holds 40 samples, fewer than the count of 50"),
     "report that is there": (["zoo:digits", "--out", "there.json"], "there.json is there already"),
     "report of another suffix": (["zoo:digits", "--out", "r.txt"], "a report is a .json"),
-    "a classifier's guidance": (["zoo:digits", "--guidance", "much"], "--guidance is a number"),
+    "a classifier's guidance": (["zoo:digits", "--guidance", "much"], "--guidance needs a number"),
     "no steps": (["zoo:digits", "--steps", "0"], "steps must be at least 1, got 0"),
     "unpaired": (["good.npz", "--data", "digits", "--metrics", "psnr"], "there are 40 samples and 1797 rows"),
     "sweep of samples": (["good.npz"], "a sweep draws samples of a model"),
