@@ -212,7 +212,7 @@ def test_patience_counts_steps_in_a_row():
 
 def test_an_example_counts_for_the_nearest_level():
     accumulator = Accumulator()
-    accumulator.add_examples("loss", torch.tensor([-math.inf, -9.0, -5.9, 1.9, 2.1, math.inf]), torch.arange(6.0))
+    accumulator.add_examples(torch.tensor([-math.inf, -9.0, -5.9, 1.9, 2.1, math.inf]), {"loss": torch.arange(6.0)})
     assert accumulator.means() == {"loss@-8": 0.5, "loss@-4": 2.0, "loss@+0": 3.0, "loss@+4": 4.0, "loss@+8": 5.0}
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sfumato.data.source import DataSpec
 from sfumato.denoiser import CondLike
 from sfumato.guide import label_log_prob
+from sfumato.runtime import moved
 from sfumato.schedule import Level
 
 
@@ -45,10 +46,10 @@ class Classifier(nn.Module):
         if x_t.shape[1:] != self.spec.shape:
             raise ValueError(f"this classifier is for data of shape {self.spec.shape}, got x_t of shape {tuple(x_t.shape)}.")
         r = torch.hypot(level.alpha * self.spec.std, level.sigma)
-        log_snr = level.log_snr.to(x_t).reshape(-1).expand(len(x_t))
+        log_snr = moved(level.log_snr, x_t).reshape(-1).expand(len(x_t))
         weight = next(self.net.parameters(), x_t)
         says = self.net((x_t / r).to(weight.dtype), log_snr, None).to(x_t.dtype)
-        share = (level.alpha * self.spec.std / r).to(x_t).reshape(-1, 1)
+        share = moved(level.alpha * self.spec.std / r, x_t).reshape(-1, 1)
         return (self.log_prior.to(x_t) + share * says).log_softmax(1)
 
     def forward(self, x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None) -> Float[Tensor, "b"]:

@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Bool, Int, Shaped, UInt8
 from torch import Tensor
 
+from sfumato.runtime import moved
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -55,7 +57,8 @@ class Condition:
 
     def to(self, device: torch.device | str) -> "Condition":
         """Moves it to this device."""
-        return Condition(self.value.to(device), self.given.to(device), None if self.mask is None else self.mask.to(device))
+        there = torch.device(device)
+        return Condition(moved(self.value, there), moved(self.given, there), None if self.mask is None else moved(self.mask, there))
 
 
 torch.export.register_dataclass(Condition, serialized_type_name="sfumato.Condition")
@@ -185,7 +188,7 @@ def _as_condition(name: str, value: Condition | Tensor | np.ndarray) -> Conditio
 def _dropped(one: Condition, rows: Tensor | bool) -> Condition:
     if isinstance(rows, bool):
         return replace(one, given=torch.zeros_like(one.given)) if rows else one
-    return replace(one, given=one.given & ~rows.to(one.given.device))
+    return replace(one, given=one.given & ~moved(rows, one.given.device))
 
 
 def _joined(parts: list[Condition]) -> Condition:

@@ -16,6 +16,7 @@ from sfumato.condition import Cond as Cond  # for importers that expect it here
 from sfumato.condition import CondLike, as_cond, refuse_cond
 from sfumato.condition import drop as drop
 from sfumato.prediction import Prediction, Target, edm_target, eps_target
+from sfumato.runtime import moved
 from sfumato.schedule import Level
 
 
@@ -76,7 +77,7 @@ class Denoiser(nn.Module):
                 "use one level for all, or schedule.level(t, like=x_t) for one a row."
             )
         unit = x_t / torch.hypot(level.alpha * self.data_std, level.sigma)
-        log_snr = level.log_snr.to(x_t).reshape(-1).expand(len(x_t))
+        log_snr = moved(level.log_snr, x_t).reshape(-1).expand(len(x_t))
         weight = next(self.net.parameters(), x_t)
         y = self.net(unit.to(weight.dtype), log_snr, as_cond(cond)).to(x_t.dtype)
         fraction = None

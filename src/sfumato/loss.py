@@ -25,6 +25,7 @@ from sfumato import likelihood
 from sfumato.denoiser import CondLike, Predictor
 from sfumato.deprecated import old_keywords
 from sfumato.prediction import Prediction
+from sfumato.runtime import moved
 from sfumato.schedule import Discrete, Level, Schedule
 
 Weight = Callable[[Level], Tensor]
@@ -180,11 +181,11 @@ def vdm(
     """
     x0, eps = _wide(x0), _wide(eps)
     with torch.enable_grad():
-        leaf = t.detach().double().requires_grad_()
+        leaf = t.detach().cpu().double().requires_grad_()
         (fall,) = torch.autograd.grad(schedule.log_snr(leaf).sum(), leaf, create_graph=True)
     level = schedule.level(t, like=x0)
     error = predict(level.alpha * x0 + level.sigma * eps, level, cond).eps - eps
-    return -0.5 * fall.to(x0) * error.square().flatten(1).mean(1) / math.log(2)
+    return -0.5 * moved(fall, x0) * error.square().flatten(1).mean(1) / math.log(2)
 
 
 def score_matching(

@@ -17,8 +17,10 @@ from sfumato import guide
 from sfumato.condition import Classes, Condition
 from sfumato.data.source import DataSpec, Source
 from sfumato.denoiser import Predictor
+from sfumato.kernels import choice
 from sfumato.memory import by_parts
 from sfumato.pictures import beside, cloud, gif, limits_of, picture, sheet
+from sfumato.runtime import compile_networks
 from sfumato.samples import Samples, sheet_columns
 from sfumato.sampling import Step
 from sfumato.schedule import Schedule
@@ -71,6 +73,16 @@ class Model:
     def to(self, device: torch.device | str) -> "Model":
         """Moves its network; returns itself."""
         self.network.to(device)
+        return self
+
+    def compile(self) -> "Model":
+        """Has torch compile its networks at the first samples, which then take minutes; returns itself.
+
+        Raises:
+            ValueError: there is no C++ compiler, which code for a CPU needs.
+        """
+        choice.use(self.network, False)
+        compile_networks(self.recipe.trained(self.network), self.device)
         return self
 
     @property

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.runtime import moved
+
 Generator = torch.Generator | Sequence[torch.Generator]
 
 
@@ -50,8 +52,8 @@ def normal_like(x: Float[Tensor, "*x"], generator: Generator | None) -> Float[Te
     """
     if generator is None or isinstance(generator, torch.Generator):
         device = x.device if generator is None else generator.device
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+        return moved(torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device), x.device)
     if len(generator) != len(x):
         raise ValueError(f"got {len(generator)} generators for {len(x)} rows; pass one generator, or one for each row.")
     rows = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype, device=g.device) for g in generator]
-    return torch.stack(rows).to(x.device)
+    return moved(torch.stack(rows), x.device)

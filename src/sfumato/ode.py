@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Shaped
 from torch import Tensor
 
+from sfumato.runtime import moved
+
 State = tuple[Tensor, ...]
 Slope = Callable[[Tensor, State], State]
 
@@ -43,7 +45,7 @@ def dormand_prince(slope: Slope, t: Tensor, state: State, first: State, step: Te
 
 def per_row(number: Shaped[Tensor, "*rows"], like: Tensor) -> Tensor:
     """One number a row (or one for all) in the dtype of `like`, with trailing axes to broadcast against it."""
-    return number.to(like).reshape(number.shape + (1,) * (like.ndim - number.ndim))
+    return moved(number, like).reshape(number.shape + (1,) * (like.ndim - number.ndim))
 
 
 def _move(slopes: Sequence[State], weights: Sequence[float], step: Tensor) -> State:

@@ -136,12 +136,20 @@ class Runtime(Options):
 
     `precision` "auto" is bfloat16 if the device multiplies it natively. `kernels` "auto" uses sfumato's own kernels for normalisations and
     3×3 convolutions in float32 on CPUs, if they are faster on this machine and the run sees 20,000 images or more. At most `micro_batch`
-    examples go through the network at once; by default as many as fit in memory.
+    examples go through the network at once; by default as many as fit in memory. `compile` compiles the network with `torch.compile`,
+    using torch's kernels; the first steps then take up to minutes.
     """
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     kernels: Literal["auto", "torch", "compiled"] = "auto"
     micro_batch: int | None = Field(default=None, ge=1)
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _compiled_once(self) -> "Runtime":
+        if self.compile and self.kernels == "compiled":
+            raise ValueError("runtime.compile goes by torch's kernels; leave runtime.kernels at auto or torch")
+        return self
 
 
 Tracker = Literal["tensorboard", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb"]

@@ -87,11 +87,12 @@ class Prediction:
         """Solves x_t = alpha x0 + sigma eps, y = a x0 + b eps for (x0, eps).
 
         Raises:
-            ValueError: the two equations are one: eps or score without signal (alpha = 0), x0 without noise (sigma = 0).
+            ValueError: the two equations are one: eps or score without signal (alpha = 0), x0 without noise (sigma = 0). A level on another
+                device than the CPU is not looked at, as that would wait for the device; its rows are then infinite or NaN.
         """
         a, b = target(level)
         det = level.alpha * b - level.sigma * a
-        if not torch.compiler.is_compiling() and bool((det == 0).any()):
+        if det.device.type == "cpu" and not torch.compiler.is_compiling() and bool((det == 0).any()):
             raise ValueError("this target does not tell x0 from eps at a level without signal (or without noise); take v_target.")
         x0 = (b / det) * x_t - (level.sigma / det) * y
         eps = (level.alpha / det) * y - (a / det) * x_t

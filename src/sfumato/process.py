@@ -19,6 +19,7 @@ from torch import Tensor
 from sfumato.deprecated import old_keywords
 from sfumato.noise import Generator, normal_like
 from sfumato.prediction import Prediction
+from sfumato.runtime import moved
 from sfumato.schedule import Level, Schedule
 
 _LOG_2_PI = math.log(2 * math.pi)
@@ -175,7 +176,7 @@ def reverse(
         raise ValueError(f'variance must be "small", "large" or "learned", got "{variance}".')
     if prediction.variance_fraction is None:
         raise ValueError('this model has not learned a variance; use "small" or "large", or train with variance="learned".')
-    return Normal(mean, torch.lerp(small.to(x_t), large.to(x_t), prediction.variance_fraction))
+    return Normal(mean, torch.lerp(moved(small, x_t), moved(large, x_t), prediction.variance_fraction))
 
 
 def _refuse_misfit(x: Tensor, *levels: Level) -> None:

@@ -4,11 +4,15 @@ import ctypes
 import os
 import platform
 import resource
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+
+COPIES_AT_ONCE = {"cuda"}  # devices that take ordinary memory into a buffer of their own before an asynchronous copy returns
 
 
 @cache
@@ -25,8 +29,45 @@ def multiplies_bfloat16() -> bool:
 
 
 def compute_device() -> torch.device:
-    """The device for heavy work: the first GPU, or the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device for heavy work: the first GPU, Apple's GPU, or the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """float64 on a CPU; float32 on other devices, because Apple's GPUs have no float64."""
+    return torch.float64 if device.type == "cpu" else torch.float32
+
+
+def moved(tensor: Tensor, like: Tensor | torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on a device, or with the dtype and device of another tensor; copies to a device are asynchronous where that is safe."""
+    device = like if isinstance(like, torch.device) else like.device
+    dtype = like.dtype if dtype is None and isinstance(like, Tensor) else dtype
+    is_safe = device.type in COPIES_AT_ONCE and tensor.device.type == "cpu"
+    return tensor.to(device=device, dtype=dtype, non_blocking=is_safe)
+
+
+def compile_networks(module: nn.Module, device: torch.device) -> None:
+    """Compiles the networks in a module with `torch.compile`, in place, at its first call. Weights keep their names, copies are not compiled.
+
+    Raises:
+        ValueError: there is no C++ compiler, which code for a CPU needs.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
+        raise ValueError("torch.compile needs a C++ compiler for the CPU, and none was found; install g++, or leave compile off.")
+    if type(module).forward is nn.Module.forward:  # it only holds other modules
+        for child in module.children():
+            compile_networks(child, device)
+    else:
+        module.compile()
+
+
+def seed_everywhere(seed: int, device: torch.device) -> None:
+    """Seeds the global generators of the CPU and of this device, like `torch.manual_seed`, but without the stack trace that it records."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def precision(choice: str, device: torch.device) -> torch.dtype:

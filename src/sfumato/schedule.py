@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.runtime import moved
+
 Scales = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -57,7 +59,7 @@ class Level:
 
     def to(self, like: Tensor) -> "Level":
         """The same level in the dtype and on the device of `like`."""
-        return Level(self.alpha.to(like), self.sigma.to(like))
+        return Level(moved(self.alpha, like), moved(self.sigma, like))
 
 
 class Schedule(ABC):
@@ -74,19 +76,19 @@ class Schedule(ABC):
         """The time t in [0, 1] at which the schedule has this log-SNR: the inverse of `log_snr`."""
 
     def level(self, t: Float[Tensor, "*t"] | float, *, like: Tensor | None = None) -> Level:
-        """The Level at time t, computed in float64.
+        """The Level at time t, computed in float64 on the CPU and cast once.
 
         Args:
-            t: times in [0, 1]; one number, or one a row of `like`.
+            t: times in [0, 1]; one number, or one a row of `like`. Times on another device are waited for.
             like: the tensor that the level will multiply: the level takes its dtype and device and gets trailing axes to broadcast
-                against it. Without it the level keeps the shape of t in float64 (a zero-dimensional level multiplies anything).
+                against it. Without it the level keeps the shape of t, in float64 on the CPU (a zero-dimensional level multiplies anything).
 
         Raises:
             ValueError: t outside [0, 1], t with more axes than `like`, or `like` not of floating point.
         """
-        t = torch.as_tensor(t, dtype=torch.float64)
-        if not bool(((t >= 0) & (t <= 1)).all()):
-            raise ValueError(f"t must lie in [0, 1] (0 = data, 1 = noise), got {t.min().item():.6g} to {t.max().item():.6g}.")
+        t = torch.as_tensor(t.cpu() if isinstance(t, Tensor) else t, dtype=torch.float64)
+        if not torch.compiler.is_compiling():
+            _refuse_outside(t)
         level = Level(*self.scales(self.log_snr(t)))
         if like is None:
             return level
@@ -361,8 +363,8 @@ class Discrete(Schedule):
         return torch.where(k >= 1, inside, first)
 
     def below(self, level: Level) -> Level:
-        """The level one step down from a level of the chain, in its shape and dtype."""
-        k = (self.time(level.log_snr.double()) * len(self)).round()
+        """The level one step down from a level of the chain, in its shape and dtype; waits for the device of a level that has one."""
+        k = (self.time(level.log_snr.cpu().double()) * len(self)).round()
         return self.level((k - 1) / len(self)).to(level.alpha)
 
     def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
@@ -380,7 +382,8 @@ class Discrete(Schedule):
 class LearnedSchedule(nn.Module, Schedule):
     """A log-SNR curve that is learned: a monotone network of t between two endpoints, all of them parameters.
 
-    gamma(t) = -log_snr(t) is normalised to 0 … 1 between the endpoints, so their gradients and the curve's are apart.
+    gamma(t) = -log_snr(t) is normalised to 0 … 1 between the endpoints, so their gradients and the curve's are apart. The parameters stay
+    in float64 on the CPU, where levels are computed, when a model that holds the schedule is moved to a device or cast.
 
     Reference: Kingma et al. (2021), section 3.2 and appendix H, arXiv:2107.00630.
     """
@@ -403,6 +406,10 @@ class LearnedSchedule(nn.Module, Schedule):
         self.bias = nn.Parameter(2 * torch.randn(width, generator=generator, dtype=torch.float64))
         self.outward = nn.Parameter(torch.full((width,), -9.0, dtype=torch.float64))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LearnedSchedule":
+        """What moves and casts modules leaves this one as it is."""
+        return self
+
     @property
     def log_snr_min(self) -> Tensor:
         """The log-SNR at t = 1."""
@@ -410,7 +417,7 @@ class LearnedSchedule(nn.Module, Schedule):
 
     def _rise(self, t: Tensor) -> Tensor:
         """Increasing in t: every weight enters through its exponential."""
-        slope, inward, bias, outward = (each.to(t.device) for each in (self.slope, self.inward, self.bias, self.outward))
+        slope, inward, bias, outward = (_beside(each, t) for each in (self.slope, self.inward, self.bias, self.outward))
         return slope.exp() * t + (inward.exp() * t[..., None] + bias).sigmoid() @ outward.exp()
 
     def place(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
@@ -420,7 +427,7 @@ class LearnedSchedule(nn.Module, Schedule):
 
     def log_snr(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
         """log(alpha²/sigma²) at time t, in nats, where t is; differentiable in t and in the parameters."""
-        return self.log_snr_max.to(t.device) - self.span.exp().to(t.device) * self.place(t)
+        return _beside(self.log_snr_max, t) - _beside(self.span.exp(), t) * self.place(t)
 
     @torch.no_grad()
     def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
@@ -440,6 +447,18 @@ def finite_ends(schedule: Schedule) -> tuple[Float[Tensor, ""], Float[Tensor, ""
     if n and n > 1 and not bool(last.isfinite()):
         last = schedule.log_snr(torch.tensor((n - 1) / n, dtype=torch.float64))
     return first, last
+
+
+def _beside(parameter: Tensor, t: Tensor) -> Tensor:
+    """A learned schedule's parameter where t is: in float64 on the CPU, on another device in the dtype of t."""
+    return parameter if t.device.type == "cpu" else moved(parameter, t)
+
+
+def _refuse_outside(t: Tensor) -> None:
+    """Refuses times outside [0, 1], and NaN."""
+    low, high = map(float, t.detach().aminmax()) if t.numel() else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"t must lie in [0, 1] (0 = data, 1 = noise), got {low:.6g} to {high:.6g}.")
 
 
 def _at_least_one(steps: int) -> int:

@@ -225,7 +225,7 @@ class _Trial:
 
     def residuals(self, levels: Sequence[Level], step: Step) -> Float[Tensor, "n d"]:
         """Endpoint minus truth, scaled so that a row's norm is the root mean square over its entries."""
-        missed = (sample(self.predict, self.x, levels, step, self.cond) - self.wanted).flatten(1).double()
+        missed = (sample(self.predict, self.x, levels, step, self.cond) - self.wanted).flatten(1).cpu().double()
         return missed / math.sqrt(missed.shape[1])
 
     def error(self, levels: Sequence[Level], step: Step) -> float:
@@ -343,18 +343,18 @@ def bound_costs(
     for k, level in enumerate(levels[1:], start=1):
         x_t = level.alpha * x0 + level.sigma * normal_like(x0, generator)
         prediction = predict(x_t, level, cond)
-        squared[k] = (prediction.x0 - x0).square().mean(dtype=torch.float64)
+        squared[k] = (prediction.x0 - x0).square().cpu().mean(dtype=torch.float64)
         for before in range(k + 1, len(levels)) if k <= ends else ():
             last = posterior_log_variance(levels[before], level)
             bits = term_bits(prediction, x0, x_t, level, levels[0], variance=variance, last_log_variance=last, bin_width=bin_width)
-            decoder[before, k] = bits.mean(dtype=torch.float64)
+            decoder[before, k] = bits.cpu().mean(dtype=torch.float64)
     snr = torch.stack([level.log_snr for level in levels]).exp()
     sigma = torch.stack([level.sigma for level in levels])
     ratio = (sigma / sigma[:, None]).square() if variance == "large" else torch.ones(len(levels), len(levels), dtype=torch.float64)
     nats = 0.5 * (ratio * (snr - snr[:, None]) * squared[:, None] + ratio - 1 - ratio.log())
     is_step = torch.ones_like(nats).tril(-1).bool() & (torch.arange(len(levels)) > 0)
     costs = torch.where(is_step, nats / math.log(2), math.inf)
-    return BoundCosts(costs, decoder, float(prior_bits(x0, levels[-1]).mean(dtype=torch.float64)))
+    return BoundCosts(costs, decoder, float(prior_bits(x0, levels[-1]).cpu().mean(dtype=torch.float64)))
 
 
 @old_keywords(width="bin_width")

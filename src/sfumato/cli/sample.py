@@ -39,6 +39,7 @@ def sample(
     kernels: Annotated[
         str, typer.Option(help="On a CPU: torch, compiled (sfumato's; a few pixels differ by a grey level), or auto (the faster one).")
     ] = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile: slow at first, faster for many samples.")] = False,
     forward: Annotated[bool, typer.Option("--forward", help="With a .gif: show the forward process on training data instead.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -79,7 +80,11 @@ def sample(
     keep_memory()
     engine = Engine.begin()
     run.to(engine.device)
-    if _by_kernels(run, kernels, count, given) and engine.is_main:
+    if compile:
+        if kernels == "compiled":
+            raise ValueError("--compile uses torch's kernels; leave --kernels at auto or torch.")
+        run.compile()
+    elif _by_kernels(run, kernels, count, given) and engine.is_main:
         typer.echo("Using sfumato's kernels for normalisations and 3×3 convolutions, faster here; --kernels torch turns them off.")
     if is_gif and not engine.is_main:
         pass  # there is only one process

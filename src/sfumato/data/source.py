@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sfumato.condition import Classes, Cond, ConditionSpec, drop, take, to
 from sfumato.noise import seeded
+from sfumato.runtime import moved
 
 STEP, DROPOUT, NOISE = 1, 2, 3  # uses of a seed: draws of a whole batch, those inside a network, noise of blocks of rows
 BLOCK = 64  # rows with one generator for their noise, so that a process draws little more than its share
@@ -47,7 +48,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same examples on a device."""
-        return Batch(self.x.to(device), to(self.cond, device) or {}, None if self.mask is None else self.mask.to(device))
+        return Batch(moved(self.x, device), to(self.cond, device) or {}, None if self.mask is None else moved(self.mask, device))
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Draw:
     drop: float = 0.0
     drops: Mapping[str, float] = field(default_factory=dict)
     flip: bool = False
-    kept: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)  # noise of blocks, shared by the parts of a step
+    kept: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)  # shared by the parts of a step
 
     def __getitem__(self, part: slice) -> "Draw":
         """The draws of some of these rows."""
@@ -80,18 +81,18 @@ class Draw:
 
     def whole(self, f: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         """f(count, generator) for the whole batch, cut to the rows here: for draws that are stratified over a batch, such as times."""
-        return f(self.count, self._after_coins()[2])[self.rows]
+        return f(self.count, self._after_coins())[self.rows]
 
     @property
     def flips(self) -> Bool[Tensor, "b"]:
         """A fair coin for each example: which ones a source mirrors, if `flip` allows it."""
-        return self._after_coins()[0][self.rows] < 0.5
+        return self._coins[0][self.rows] < 0.5
 
     def dropped(self, cond: Cond) -> Cond:
         """The conditions with some dropped: all of an example together with probability `drop`, each separately with its own in `drops`."""
         if not cond:
             return cond
-        cond = drop(cond, self._after_coins()[1][self.rows] < self.drop) or {}
+        cond = drop(cond, self._coins[1][self.rows] < self.drop) or {}
         for place, (name, chance) in enumerate(sorted(self.drops.items())):
             if name in cond and chance:
                 coins = torch.rand(self.count, generator=seeded(self.seed, STEP, self.step, place))
@@ -100,7 +101,7 @@ class Draw:
 
     def normal(self, x: Tensor, stream: int = 0) -> Tensor:
         """Standard normal noise like x, for the rows here; different streams are independent."""
-        drawn = [torch.empty(0, *x.shape[1:], dtype=x.dtype)]
+        drawn = []
         for block in range(self.rows.start // BLOCK, -(-self.rows.stop // BLOCK)):
             first = block * BLOCK
             key = (stream, block, x.shape[1:], x.dtype)
@@ -111,17 +112,25 @@ class Draw:
                 )
                 self.kept[key] = torch.randn(size, generator=seeded(self.seed, NOISE, *number), dtype=x.dtype)
             drawn.append(self.kept[key][max(0, self.rows.start - first) : self.rows.stop - first])
-        return torch.cat(drawn).to(x.device)
+        return moved(torch.cat(drawn) if drawn else torch.empty(0, *x.shape[1:], dtype=x.dtype), x.device)
 
     def generators(self) -> list[torch.Generator]:
         """One generator for each row here, for draws without a fixed shape, such as latents."""
         seeds = self.whole(lambda n, generator: torch.randint(2**32, (n,), generator=generator))
-        return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
 
-    def _after_coins(self) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Two uniform numbers for each row of the whole batch, and the generator after them."""
+    @property
+    def _coins(self) -> Tensor:
+        """Two uniform numbers for each row of the whole batch."""
+        if "coins" not in self.kept:
+            self._after_coins()
+        return self.kept["coins"]
+
+    def _after_coins(self) -> torch.Generator:
+        """The generator of the whole batch after the coins were drawn from it."""
         generator = seeded(self.seed, STEP, self.step)
-        return torch.rand(self.count, generator=generator), torch.rand(self.count, generator=generator), generator
+        self.kept["coins"] = torch.stack([torch.rand(self.count, generator=generator) for _ in range(2)])
+        return generator
 
 
 @runtime_checkable

@@ -123,7 +123,7 @@ class _Bench:
 
     def _now(self) -> float:
         """Seconds: wall-clock time for a GPU; for processors, this process's processor time divided by its threads."""
-        return time.perf_counter() if self.device.type == "cuda" else time.process_time() / torch.get_num_threads()
+        return time.perf_counter() if self.device.type != "cpu" else time.process_time() / torch.get_num_threads()
 
     def _timed(self, model: nn.Module, count: int) -> float:
         """Seconds for the gradient of `count` examples."""
@@ -137,7 +137,7 @@ class _Bench:
     def _probe(self) -> Tensor:
         """The losses of the fixed examples."""
         self.model.eval()
-        losses = self._loss(self.model, 0, PROBE).double()
+        losses = self._loss(self.model, 0, PROBE).cpu().double()
         self.model.train()
         return losses
 

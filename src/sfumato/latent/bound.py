@@ -122,8 +122,8 @@ def loss(trace: Trace, dims: int, *, beta: float = 1.0, free_nats: float = 0.0) 
     cost = -trace.log_likelihood
     for latent in trace.latents:
         divergence = latent.divergence
-        if free_nats and float(divergence.mean().detach()) <= free_nats:
-            divergence = torch.full_like(divergence, free_nats)
+        if free_nats:
+            divergence = torch.where(divergence.detach().mean() > free_nats, divergence, free_nats)
         cost = cost + beta * divergence
     return cost / (dims * math.log(2))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato.deprecated import old_fields
 from sfumato.noise import Generator, normal_like
 from sfumato.process import Normal
+from sfumato.runtime import moved
 
 
 @runtime_checkable
@@ -178,8 +179,8 @@ class DiscretisedLogistic:
     def sample(self, output: Float[Tensor, "b *output"], generator: Generator | None = None) -> Float[Tensor, "b *x"]:
         """A draw, rounded to the grid of values."""
         mean, log_scale = _blocks(output, 2)
-        u = torch.special.ndtr(normal_like(mean, generator).double()).clamp(1e-12, 1 - 1e-12)
-        x = mean + log_scale.clamp(min=self.log_scale_min).exp() * u.logit().to(mean)
+        u = torch.special.ndtr(normal_like(torch.empty_like(mean, device="cpu"), generator).double()).clamp(1e-12, 1 - 1e-12)
+        x = mean + log_scale.clamp(min=self.log_scale_min).exp() * moved(u.logit(), mean)
         return on_grid(x, self.bin_width).clamp(-1, 1)
 
 
@@ -200,8 +201,8 @@ def on_grid(x: Tensor, bin_width: float) -> Tensor:
 
 
 def refuse_outside(x: Tensor, low: float, high: float, name: str) -> None:
-    """Refuses data outside the support of a likelihood, up to rounding."""
-    if bool(((x < low - 1e-4) | (x > high + 1e-4)).any()):
+    """Refuses data outside the support of a likelihood, up to rounding. Checks data on the CPU only, because others would be waited for."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((x < low - 1e-4) | (x > high + 1e-4)).any()):
         raise ValueError(
             f"{name} is for data in [{low:g}, {high:g}], got {x.min().item():.4g} to {x.max().item():.4g}; "
             "rescale the data, or use a Gaussian likelihood."

@@ -21,6 +21,7 @@ from sfumato.deprecated import old_keywords
 from sfumato.latent.likelihood import refuse_outside
 from sfumato.likelihood.bound import Bound, prior_bits, term_bits
 from sfumato.noise import Generator, normal_like
+from sfumato.runtime import moved
 from sfumato.schedule import LearnedSchedule, Level, Schedule
 
 
@@ -46,8 +47,11 @@ class VDM(nn.Module):
         """The full bound at one time an example, in bits/dim, with both kinds of gradient for the schedule; t uniform in [0, 1]."""
         clean, noisy = (self.schedule.level(end) for end in (0.0, 1.0))
         diffusion = diffusion_bits(self.denoiser, x0, eps, t, self.schedule, cond)
-        z_0 = clean.alpha.to(x0) * x0 + clean.sigma.to(x0) * eps
-        return diffusion + prior_bits(x0, noisy.to(x0)) + decoder_bits(x0, z_0, clean, bin_width=self.bin_width)
+        numbers = torch.stack([clean.alpha, clean.sigma, clean.alpha, clean.sigma, noisy.alpha, noisy.sigma]).to(x0.dtype)
+        ends = moved(numbers, x0).unbind()  # together, so that their gradients come back together
+        z_0 = ends[0] * x0 + ends[1] * eps
+        last = _decoder_bits(x0, z_0, Level(ends[2], ends[3]), _reach(clean, x0, self.bin_width), self.bin_width)
+        return diffusion + prior_bits(x0, Level(ends[4], ends[5])) + last
 
 
 class Trainable(nn.Module):
@@ -76,7 +80,7 @@ def diffusion_bits(
     The predictor and the schedule's two ends get the gradient of the loss itself. Kingma et al. (2021), appendix I.2.
     """
     with torch.enable_grad():
-        leaf = t.detach().double().requires_grad_()
+        leaf = t.detach().cpu().double().requires_grad_()
         place = schedule.place(leaf)
         (rate,) = torch.autograd.grad(place.sum(), leaf, create_graph=True)
         factor: list[Tensor] = []
@@ -84,10 +88,12 @@ def diffusion_bits(
             if part.requires_grad:
                 part.register_hook(lambda gradient: gradient * factor[0])
     log_snr = schedule.log_snr_max - schedule.span.exp() * place
-    alpha, sigma = (scale.to(x0).reshape(-1, *(1,) * (x0.ndim - 1)) for scale in schedule.scales(log_snr))
-    error = predict(alpha * x0 + sigma * eps, Level(alpha, sigma), cond).eps - eps
-    bits = 0.5 * (schedule.span.exp() * rate).to(x0) * error.square().flatten(1).mean(1) / math.log(2)
-    factor.append(2 * bits.detach().double())
+    numbers = torch.stack([*schedule.scales(log_snr), schedule.span.exp() * rate]).to(x0.dtype)
+    alpha, sigma, fall = moved(numbers, x0).unbind()  # together, so that their gradients come back together
+    level = Level(*(scale.reshape(-1, *(1,) * (x0.ndim - 1)) for scale in (alpha, sigma)))
+    error = predict(level.alpha * x0 + level.sigma * eps, level, cond).eps - eps
+    bits = 0.5 * fall * error.square().flatten(1).mean(1) / math.log(2)
+    factor.append(2 * bits.detach().cpu().double())
     return bits
 
 
@@ -99,11 +105,18 @@ def decoder_bits(x0: Float[Tensor, "b *x"], z_0: Float[Tensor, "b *x"], level: L
 
     Reference: Kingma et al. (2021), eq. 7 and appendix E, arXiv:2107.00630.
     """
-    alpha, sigma = level.alpha.to(x0), level.sigma.to(x0)
-    count = round(2 / bin_width)
-    reach = min(
-        count, math.ceil(17 * float((sigma / alpha).detach()) / bin_width) + 1
-    )  # weights below e^(-8.5²/2) around z_0 are left out; x is near z_0
+    return _decoder_bits(x0, z_0, level.to(x0), _reach(level, x0, bin_width), bin_width)
+
+
+def _reach(level: Level, like: Tensor, bin_width: float) -> int:
+    """How many values on each side of x are summed: weights below e^(-8.5²/2) around z_0 are left out, and x is near z_0."""
+    ratio = (level.sigma.detach().to(like.dtype) / level.alpha.detach().to(like.dtype)).item()
+    return min(round(2 / bin_width), math.ceil(17 * ratio / bin_width) + 1)
+
+
+def _decoder_bits(x0: Tensor, z_0: Tensor, level: Level, reach: int, bin_width: float) -> Tensor:
+    """`decoder_bits` without the values more than `reach` steps of the grid away."""
+    alpha, sigma, count = level.alpha, level.sigma, round(2 / bin_width)
     index = ((x0 + 1) / bin_width).round()
     terms = []
     for offset in range(-reach, reach + 1):

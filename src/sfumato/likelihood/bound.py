@@ -75,10 +75,11 @@ def term_bits(
     """L_{t-1} = KL(q(x_s | x_t, x0) ‖ p(x_s | x_t)), or the decoder's -log p(x0 | x_t) in rows where s is the data, in bits/dim."""
     model = reverse(prediction, x_t, t, s, variance=variance, last_log_variance=last_log_variance)
     is_last = s.sigma == 0
-    if bool(is_last.all()):
+    is_seen = is_last.device.type == "cpu" and not torch.compiler.is_compiling()  # else both are computed, as a look would wait
+    if is_seen and bool(is_last.all()):
         return -_bits(model.binned_log_prob(x0, bin_width=bin_width))
     divergence = posterior(x0, x_t, t, s).kl(model)
-    if not bool(is_last.any()):
+    if is_seen and not bool(is_last.any()):
         return _bits(divergence)
     return _bits(torch.where(is_last, -model.binned_log_prob(x0, bin_width=bin_width), divergence))
 

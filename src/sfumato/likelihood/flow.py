@@ -24,6 +24,7 @@ from sfumato.deprecated import old_keywords
 from sfumato.likelihood.bound import standard_error
 from sfumato.noise import Generator, normal_like
 from sfumato.ode import State, dormand_prince, per_row
+from sfumato.runtime import exact_dtype, moved
 from sfumato.schedule import Level, Schedule, finite_ends, vp_scales
 
 _LONGEST_STEP = 1.0  # a factor e of alpha/sigma, so that no scale of the data is skipped
@@ -117,8 +118,9 @@ def flow_density(
     """log p(x) of x = x_t/alpha at the schedule's first level with noise, for the flow that ends in N(0, alpha² + sigma²) at its last.
 
     For an exact predictor this is the density of the data blurred by noise of standard deviation sigma/alpha at the first level (5.5e-4
-    for a schedule that starts at 15 nats). The prior at the last level is that of `prior_bits`. The path is kept in float64, whatever
-    the dtypes of x and of the network: at the first level, float32 would round it by more than the tolerance of a step.
+    for a schedule that starts at 15 nats). The prior at the last level is that of `prior_bits`. The path is kept in float64 on the CPU,
+    whatever the dtypes of x and of the network: at the first level, float32 would round it by more than the tolerance of a step. The
+    predictor is called on the device of x, in float64 on a CPU and in float32 on other devices.
 
     Args:
         predict: any predictor that can be differentiated and treats rows independently.
@@ -138,8 +140,9 @@ def flow_density(
         divergence = Exact() if x[0].numel() <= 32 else Hutchinson()
     start, stop = (end.detach() / 2 for end in finite_ends(schedule))
     alpha = vp_scales(2 * start)[0]
-    flow = _Flow(predict, cond, divergence.probes(x.double(), generator))
-    u, products, missed, evaluations = flow.integrate(alpha * x.detach().double(), start, stop, divergence, tolerance)
+    data = x.detach().cpu().double()
+    flow = _Flow(predict, cond, divergence.probes(data, generator), x.device)
+    u, products, missed, evaluations = flow.integrate(alpha * data, start, stop, divergence, tolerance)
     volume, probe_error = divergence.trace(products)
     prior = -0.5 * (u.square() + math.log(2 * math.pi)).flatten(1).sum(1)
     return FlowDensity((prior + volume + x[0].numel() * alpha.log()).to(x), probe_error.to(x), missed.to(x), evaluations)
@@ -166,20 +169,22 @@ class _Flow:
     predict: Predictor
     cond: CondLike | None
     probes: Float[Tensor, "p b *x"]
+    device: torch.device  # the predictor's
 
     def slope(self, rows: Tensor, half: Tensor, state: State) -> State:
         """du/dλ and the products [rows, p] at the half log-SNR of each row."""
-        alpha, sigma = (per_row(scale, state[0]) for scale in vp_scales(2 * half))
+        u = moved(state[0].detach(), self.device, exact_dtype(self.device))
+        alpha, sigma = (per_row(scale, u) for scale in vp_scales(2 * half))
         level = Level(alpha, sigma)
         with torch.enable_grad():
-            u = state[0].detach().requires_grad_()
+            u.requires_grad_()
             velocity = -(alpha * sigma) * self.predict(u, level, take(self.cond, rows)).v(level)
             if not velocity.requires_grad:
                 raise ValueError(
                     "the flow's likelihood differentiates the predictor, but its output carries no gradient; remove torch.no_grad()."
                 )
-            products = [_product(velocity, u, e) for e in self.probes[:, rows]]
-        return velocity.detach(), torch.stack(products, 1)
+            products = [_product(velocity, u, moved(e, u)) for e in self.probes[:, rows]]
+        return velocity.detach().cpu().double(), torch.stack(products, 1).cpu().double()
 
     def integrate(
         self, u: Float[Tensor, "b *x"], start: Tensor, stop: Tensor, divergence: Divergence, tolerance: float
@@ -197,10 +202,10 @@ class _Flow:
             after = torch.where(step == stop - half, stop, half + step)
             sigma = per_row(vp_scales(2 * after)[1], u)
             volume = divergence.trace(error[1].T)[0]
-            size = torch.maximum((error[0] / sigma).flatten(1).square().mean(1).sqrt(), volume.abs() / d).double().cpu() / tolerance
+            size = torch.maximum((error[0] / sigma).flatten(1).square().mean(1).sqrt(), volume.abs() / d) / tolerance
             score = last[0] / sigma.square() - new[0]
             keep = size <= 1
-            missed = missed + torch.where(keep.to(u.device), ((score * error[0]).flatten(1).sum(1) + volume).abs(), 0.0)
+            missed = missed + torch.where(keep, ((score * error[0]).flatten(1).sum(1) + volume).abs(), 0.0)
             calls, half = calls + 6, torch.where(keep, after, half)
             state, slopes = (
                 tuple(torch.where(per_row(keep, a).bool(), a, c) for a, c in zip(*pair, strict=True))
@@ -266,8 +271,8 @@ class TruncatedNormal:
         std = blur if self.std is None else self.std
         edge = bin_width / (2 * std)
         inside = math.erf(edge / math.sqrt(2))
-        quantile = 0.5 + inside * (torch.special.ndtr(normal_like(x0, generator).double()) - 0.5)
-        eps = torch.special.ndtri(quantile).clamp(-edge, edge).to(x0)
+        quantile = 0.5 + inside * (torch.special.ndtr(normal_like(torch.empty_like(x0, device="cpu"), generator).double()) - 0.5)
+        eps = moved(torch.special.ndtri(quantile).clamp(-edge, edge), x0)
         log_q = -0.5 * (eps.square() + math.log(2 * math.pi)) - math.log(std) - math.log(inside)
         return x0 + std * eps, log_q.flatten(1).sum(1)
 

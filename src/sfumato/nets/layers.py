@@ -47,14 +47,16 @@ class TimestepSinusoids(nn.Module):
         """
         super().__init__()
         refuse_knots(knots)
-        self.size, self.knots, self.stride, self.cosine_first, self.shift = size, knots.double(), stride, cosine_first, shift
+        self.size, self.stride, self.cosine_first, self.shift = size, stride, cosine_first, shift
+        self.knots = knots.double()
+        self.rounded = nn.Buffer(knots.float(), persistent=False)
 
     def forward(self, log_snr: Float[Tensor, "b"]) -> Float[Tensor, "b size"]:
         """The features."""
         half = self.size // 2
         steps = torch.arange(half, dtype=torch.float32, device=log_snr.device)
         rates = (-math.log(10000) * steps / (half - self.shift)).exp()
-        angles = (place_in(self.knots.to(log_snr.device), log_snr).float() * self.stride)[:, None] * rates
+        angles = (_place(self, log_snr).float() * self.stride)[:, None] * rates
         waves = [angles.cos(), angles.sin()]
         return _padded(waves if self.cosine_first else waves[::-1], self.size)
 
@@ -71,27 +73,34 @@ class LearnedTimesteps(nn.Module):
         super().__init__()
         refuse_knots(knots)
         self.size, self.knots = size, knots.double()
+        self.rounded = nn.Buffer(knots.float(), persistent=False)
         self.weight = nn.Parameter(torch.randn(len(knots), size))
 
     def forward(self, log_snr: Float[Tensor, "b"]) -> Float[Tensor, "b size"]:
         """The features."""
-        place = place_in(self.knots.to(log_snr.device), log_snr)
+        place = _place(self, log_snr)
         below = place.floor().long()
         share = (place - below)[:, None].to(self.weight)
         return torch.lerp(self.weight[below], self.weight[(below + 1).clamp(max=len(self.weight) - 1)], share)
 
 
 def place_in(knots: Float[Tensor, "n"], log_snr: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
-    """Where in a falling table of log-SNRs each one lies: 0 at its first entry, linear between two, at the ends beyond them; in float64.
+    """Where in a falling table of log-SNRs each one lies: 0 at its first entry, linear between two, at the ends beyond them.
 
-    Within a thousandth of an entry it is that entry: what rounding leaves of a level of the table in float32.
+    Computed in the dtype of the table. Within a thousandth of an entry it is that entry: what rounding leaves of a level of the table in
+    float32.
     """
-    rising, value = -knots, -log_snr.double()
+    rising, value = -knots, -log_snr.to(knots.dtype)
     above = torch.searchsorted(rising, value).clamp(1, len(knots) - 1)
     share = ((value - rising[above - 1]) / (rising[above] - rising[above - 1])).clamp(0, 1)
     place = above - 1 + share.nan_to_num(nan=1.0)  # infinity over infinity: at a last entry without signal
     nearest = place.round()
     return torch.where((place - nearest).abs() < 1e-3, nearest, place)
+
+
+def _place(features: "TimestepSinusoids | LearnedTimesteps", log_snr: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+    """The place in a network's table: in float64 on a CPU, elsewhere in float32, which every device has."""
+    return place_in(features.knots if log_snr.device.type == "cpu" else features.rounded, log_snr)
 
 
 def refuse_knots(knots: Tensor) -> None:

@@ -81,7 +81,7 @@ def flow(
         step = torch.where(last, there - phi, length)
         ahead, missed, slopes_ahead = dormand_prince(partial(_slope, predict, cond, rows), phi, u, slopes, step)
         allowed = atol + rtol * torch.maximum(u[0].abs(), ahead[0].abs())
-        error = (missed[0] / allowed).flatten(1).square().mean(1).sqrt().double().cpu()
+        error = (missed[0] / allowed).flatten(1).square().mean(1).sqrt().cpu().double()
         good, steps = error <= 1, steps + 1  # an error that is not a number is not good
         phi = torch.where(good, torch.where(last, there, phi + step), phi)
         u, slopes = (_where(good, *pair) for pair in ((ahead, u), (slopes_ahead, slopes)))
@@ -109,5 +109,5 @@ def _turn(level: Level) -> tuple[Tensor, Tensor]:
             f"the flow needs one level for all rows, with signal and with noise, got alpha = {level.alpha.tolist()} and "
             f"sigma = {level.sigma.tolist()}; take the nearest level that has both, and the x0 that is predicted there."
         )
-    alpha, sigma = (scale.detach().double().cpu().reshape(()) for scale in (level.alpha, level.sigma))
+    alpha, sigma = (scale.detach().cpu().double().reshape(()) for scale in (level.alpha, level.sigma))
     return torch.atan2(sigma, alpha), torch.hypot(alpha, sigma)

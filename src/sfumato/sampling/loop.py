@@ -106,24 +106,29 @@ def walk(
 ) -> Iterator[tuple[Prediction, Tensor]]:
     """After each step: the first prediction that it asked for, and the x that it led to. Gradients are as the caller set them.
 
+    Whether each x was finite is looked at once, after the last step, so that no step waits for the device.
+
     Raises:
-        ValueError: a predictor that returns another shape than x has, or an x that is not finite.
+        ValueError: a predictor that returns another shape than x has, or, after the last step, an x that was not finite.
     """
     _refuse_no_step(step)
     refuse_array(x)
     refuse_cond(cond, len(x))
-    asked, memory, steps = _Asked(predict, cond), None, len(levels) - 1
+    asked, memory, steps, sums = _Asked(predict, cond), None, len(levels) - 1, []
     for i, (t, s) in enumerate(pairwise(levels)):
         asked.place, asked.first = (i, steps, t), None
         method = step.before_end(steps - i) if isinstance(step, Ending) else step
         x, memory = method(asked, x, t, s, memory, generator)
-        if not math.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32))):
+        sums.append(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)))
+        assert asked.first is not None
+        yield asked.first, x
+    for i, total in enumerate(torch.stack(sums).cpu().tolist() if sums else ()):
+        if not math.isfinite(total):
+            asked.place = (i, steps, levels[i])
             raise ValueError(
                 f"x is not finite after {asked.where}: the predictor returned NaN or infinity there, or the step is unstable; "
                 "look at what it predicts at that level, or take more steps."
             )
-        assert asked.first is not None
-        yield asked.first, x
 
 
 def refuse_levels(levels: Sequence[Level]) -> None:

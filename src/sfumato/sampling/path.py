@@ -53,8 +53,8 @@ def slerp(a: Float[Tensor, "b *x"], b: Float[Tensor, "b *x"], weight: float | Fl
 
     Reference: Shoemake (1985), section 3.3; Song et al. (2021), eq. 67, arXiv:2010.02502.
     """
-    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
-    weight = torch.as_tensor(weight, dtype=torch.float64, device=a.device).expand(len(a))[:, None]
+    flat_a, flat_b = a.flatten(1).cpu().double(), b.flatten(1).cpu().double()
+    weight = torch.as_tensor(weight.cpu() if isinstance(weight, Tensor) else weight, dtype=torch.float64).expand(len(a))[:, None]
     unit_a, unit_b = (flat / flat.norm(dim=1, keepdim=True) for flat in (flat_a, flat_b))
     angle = 2 * torch.atan2((unit_a - unit_b).norm(dim=1, keepdim=True), (unit_a + unit_b).norm(dim=1, keepdim=True))
     round_ = (((1 - weight) * angle).sin() * flat_a + (weight * angle).sin() * flat_b) / angle.sin()

@@ -99,7 +99,7 @@ class ClassifierTask(Task):
         """Cross-entropy of each noised example."""
         times = state if isinstance(state, AdaptiveTimes) else self.drawn
         t = draw.whole(times)
-        level = self.noise.level(t.to(batch.x.device), like=batch.x)
+        level = self.noise.level(t, like=batch.x)
         log_prob = model(level.alpha * batch.x + level.sigma * draw.normal(batch.x), level, batch.cond)
         weight = times.weight(t) if isinstance(times, AdaptiveTimes) else None
         return LossTerms(-log_prob, log_snr=self.noise.log_snr(t), weight=weight)

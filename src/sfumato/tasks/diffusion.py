@@ -25,6 +25,7 @@ from sfumato.loss import AdaptiveTimes, Weight
 from sfumato.nets.options import Net
 from sfumato.noise import normal_like, row_generators
 from sfumato.options import Options, Training, known
+from sfumato.runtime import moved
 from sfumato.sampling import Step, grid, steps
 from sfumato.sampling.loop import walk
 from sfumato.schedule import Discrete, Level, Schedule
@@ -35,7 +36,7 @@ from sfumato.tuning import TuningResult, tune
 logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound="DiffusionSampler")
-BatchLoss = Callable[[Predictor, Tensor, Tensor, Tensor, Cond | None], Tensor]
+BatchLoss = Callable[[Predictor, Tensor, Tensor, Tensor, Level, Cond | None], Tensor]  # of x0, eps, the times and their levels
 
 
 class Objective(Options):
@@ -83,32 +84,29 @@ class Objective(Options):
             return partial(loss.edm_weight, data_std=data_std)
         return getattr(loss, f"{self.weight.replace('-', '_')}_weight")
 
-    def bits_ratio(self, schedule: Schedule, data_std: float, t: Tensor) -> Tensor | None:
-        """Factors that turn losses at times t into bits/dim per nat of log-SNR: half the squared error of eps.
+    def bits_ratio(self, level: Level, data_std: float) -> Tensor | None:
+        """Factors that turn losses at a level into bits/dim per nat of log-SNR: half the squared error of eps.
 
         The integrand of the bound for T → ∞. Kingma et al. (2021), eq. 14, arXiv:2107.00630. None if the loss has other terms than that
         error.
         """
-        if self.loss != "simple":
-            return None
-        level = schedule.level(t, like=torch.empty(len(t)))
-        return loss.eps_weight(level) / self.build_weight(data_std)(level)
+        return None if self.loss != "simple" else loss.eps_weight(level) / self.build_weight(data_std)(level)
 
     def build_loss(self, schedule: Schedule, data_std: float) -> BatchLoss:
-        """The loss of a batch at times t."""
+        """The loss of a batch at times t, of which the levels are given too."""
         weight = self.build_weight(data_std)
         if self.loss == "simple":
-            return lambda predict, x0, eps, t, cond: loss.simple(predict, x0, eps, schedule.level(t, like=x0), cond, weight=weight)
+            return lambda predict, x0, eps, t, level, cond: loss.simple(predict, x0, eps, level, cond, weight=weight)
         assert isinstance(schedule, Discrete)
         chain, options = schedule, {"steps": len(schedule), "bin_width": self.bin_width}
         last = process.posterior_log_variance(chain.level(2 / len(chain)), chain.level(1 / len(chain)))
 
-        def bound(predict: Predictor, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, cond: Cond | None) -> torch.Tensor:
-            now, below = chain.level(t, like=x0), chain.level((t - 1 / len(chain)).clamp(min=0), like=x0)
+        def bound(predict: Predictor, x0: Tensor, eps: Tensor, t: Tensor, now: Level, cond: Cond | None) -> Tensor:
+            below, least = chain.level((t - 1 / len(chain)).clamp(min=0), like=x0), moved(last, x0)
             if self.loss == "hybrid":
-                return loss.hybrid(predict, x0, eps, now, below, cond, weight=weight, last_log_variance=last.to(x0), **options)
+                return loss.hybrid(predict, x0, eps, now, below, cond, weight=weight, last_log_variance=least, **options)
             variance = "learned" if self.variance == "learned" else "small"
-            return loss.vlb(predict, x0, eps, now, below, cond, variance=variance, last_log_variance=last.to(x0), **options)
+            return loss.vlb(predict, x0, eps, now, below, cond, variance=variance, last_log_variance=least, **options)
 
         return bound
 
@@ -214,9 +212,10 @@ class Diffusion(Task):
         """The objective of each example, each at its own time."""
         times = state if isinstance(state, AdaptiveTimes) else self.times
         t, objective = draw.whole(times), self.objective.build_loss(self.noise, model.data_std)
-        per_example = objective(model, batch.x, draw.normal(batch.x), t.to(batch.x.device), draw.dropped(batch.cond) or None)
-        ratio = self.objective.bits_ratio(self.noise, model.data_std, t)
-        bits = None if ratio is None else per_example.detach().float() * ratio.to(batch.x.device) / (2 * math.log(2))
+        level = self.noise.level(t, like=batch.x)
+        per_example = objective(model, batch.x, draw.normal(batch.x), t, level, draw.dropped(batch.cond) or None)
+        ratio = self.objective.bits_ratio(Level(level.alpha.flatten(), level.sigma.flatten()), model.data_std)
+        bits = None if ratio is None else per_example.detach().float() * ratio / (2 * math.log(2))
         return LossTerms(
             per_example,
             log_snr=self.noise.log_snr(t),

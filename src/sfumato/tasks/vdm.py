@@ -94,8 +94,8 @@ class VDMTask(Task):
     def loss(self, model: latent.VDM, batch: Batch, draw: Draw, state: State | None) -> LossTerms:
         """The bound of each example, each at its own time."""
         t = draw.whole(loss.Stratified(model.schedule))
-        bits = model.loss(batch.x, draw.normal(batch.x), t.to(batch.x.device), draw.dropped(batch.cond) or None)
-        return LossTerms(bits, log_snr=model.schedule.log_snr(t.to(batch.x.device)).detach().cpu())
+        bits = model.loss(batch.x, draw.normal(batch.x), t, draw.dropped(batch.cond) or None)
+        return LossTerms(bits, log_snr=model.schedule.log_snr(t).detach())
 
     def examine(self, model: latent.VDM, spec: DataSpec, source: Source) -> None:
         """Refuses values that are not on the grid."""

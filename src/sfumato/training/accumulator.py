@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from sfumato.task import LossTerms
@@ -28,32 +28,30 @@ class Accumulator:
         if terms is None:
             return
         if terms.log_snr is not None:
-            for name, values in {"loss": terms.per_example, **terms.parts}.items():
-                self.add_examples(name, terms.log_snr, values)
+            self.add_examples(terms.log_snr, {"loss": terms.per_example, **terms.parts})
         else:
             for name, values in terms.parts.items():
                 held = self.levels.setdefault(name, [0.0, 0.0])
                 held[0] += float(values.double().sum())
                 held[1] += len(values)
 
-    def add_examples(self, name: str, log_snr: Tensor, values: Tensor) -> None:
-        """Adds one number an example, at the noise level where it was measured.
+    def add_examples(self, log_snr: Tensor, numbers: Mapping[str, Tensor]) -> None:
+        """Adds numbers of each example, at the noise level where they were measured.
 
         Args:
-            name: of the number.
             log_snr: [b], nats; infinite at the ends of a chain.
-            values: [b].
+            numbers: [b] each, by name.
         """
-        centres = torch.tensor(LOG_SNRS, dtype=torch.float64)
-        nearest = (log_snr.double().clamp(LOG_SNRS[0], LOG_SNRS[-1])[:, None] - centres).abs().argmin(1)
-        sums, counts = torch.zeros(len(centres), dtype=torch.float64), torch.zeros(len(centres), dtype=torch.float64)
-        sums.index_add_(0, nearest, values.double())
-        counts.index_add_(0, nearest, torch.ones(len(values), dtype=torch.float64))
-        for centre, total, count in zip(LOG_SNRS, sums.tolist(), counts.tolist(), strict=True):
-            if count:
-                held = self.levels.setdefault(f"{name}@{centre:+d}", [0.0, 0.0])
-                held[0] += total
-                held[1] += count
+        distances = np.abs(log_snr.numpy().astype(np.float64).clip(LOG_SNRS[0], LOG_SNRS[-1])[:, None] - LOG_SNRS)
+        nearest = distances.argmin(1)
+        counts = np.bincount(nearest, minlength=len(LOG_SNRS)).tolist()
+        for name, values in numbers.items():
+            sums = np.bincount(nearest, weights=values.numpy(), minlength=len(LOG_SNRS)).tolist()
+            for centre, total, count in zip(LOG_SNRS, sums, counts, strict=True):
+                if count:
+                    held = self.levels.setdefault(f"{name}@{centre:+d}", [0.0, 0.0])
+                    held[0] += total
+                    held[1] += count
 
     def means(self) -> dict[str, float]:
         """Mean loss and gradient norm, and the means at the noise levels that occurred."""

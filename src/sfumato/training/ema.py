@@ -36,6 +36,7 @@ class Ema:
         self.width = width
         self.gamma = exponent(width)
         self.tensors = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self._pairs: tuple[nn.Module, list[tuple[Tensor, Tensor]]] | None = None
 
     @property
     def name(self) -> str:
@@ -46,11 +47,23 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Adds the weights after `step` steps (1, 2, …): average += (1 - (1 - 1/step)^(γ + 1)) (weights - average)."""
         share = 1 - (1 - 1 / step) ** (self.gamma + 1)
-        for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.tensors[name].lerp_(value, share)
+        for average, tensor in self._paired(module):
+            if average.is_floating_point():
+                average.lerp_(tensor.detach(), share)
             else:
-                self.tensors[name].copy_(value)
+                average.copy_(tensor)
+
+    def _paired(self, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Each average beside the module's tensor; found once, as `state_dict` takes long."""
+        if self._pairs is not None and self._pairs[0] is module:
+            return self._pairs[1]
+        own: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        own.update(module.named_buffers(remove_duplicate=False))
+        state = module.state_dict()
+        pairs = [(self.tensors[name], own.get(name, value)) for name, value in state.items()]
+        if state.keys() <= own.keys():  # else some of it is made each time that it is asked for
+            self._pairs = module, pairs
+        return pairs
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Loads a saved average."""

@@ -18,6 +18,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
+from sfumato.runtime import moved
+
 T = TypeVar("T")
 
 
@@ -29,6 +31,7 @@ class Engine:
     precision: torch.dtype = torch.float32
     by_kernels: bool = False  # whether the network uses sfumato's kernels
     micro_batch: int | None = None  # examples in one forward pass
+    compiles: bool = False  # whether the network is compiled with torch.compile
 
     @classmethod
     def begin(cls) -> "Engine":
@@ -79,9 +82,10 @@ class Engine:
         if self.processes == 1:
             return
         parameters = list(parameters)
+        dtype = None if self.device.type == "cpu" else torch.float32  # a learned schedule's gradients are on the CPU, in float64
         has_one = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        total = self.sum(torch.cat([has_one, *(gradient.flatten() for gradient in gradients)]))
+        total = self.sum(torch.cat([has_one, *(moved(gradient.flatten(), self.device, dtype) for gradient in gradients)]))
         counts, *parts = total.split([len(parameters), *(p.numel() for p in parameters)])
         for parameter, count, part in zip(parameters, counts.tolist(), parts, strict=True):
             parameter.grad = part.view_as(parameter).to(parameter) if count else None

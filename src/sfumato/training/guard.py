@@ -6,12 +6,11 @@ after `retries` returns it stops.
 """
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 REMEMBERED = 100  # recent losses of applied steps, for comparison
 ENOUGH = 20  # fewer losses are too few for a comparison
@@ -47,8 +46,8 @@ class Guard:
         if not math.isfinite(norm):
             return f"the gradient's norm is {norm}"
         if len(self.recent) >= ENOUGH:
-            median, largest = float(np.median(self.recent)), max(self.recent)
-            if loss > ABOVE_MEDIAN * abs(median) and loss > ABOVE_LARGEST * abs(largest):
+            is_largest = loss > ABOVE_LARGEST * abs(max(self.recent))
+            if is_largest and loss > ABOVE_MEDIAN * abs(median := statistics.median(self.recent)):
                 return f"the loss is {loss:.4g}, but the recent median is {median:.4g}"
         return None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.options import Training
-from sfumato.runtime import multiplies_bfloat16
+from sfumato.runtime import moved, multiplies_bfloat16
 
 
 @runtime_checkable
@@ -62,7 +62,7 @@ class Optimizer:
             )
         ]
         self.peaks = [options.rate]
-        self.matrices = [(p, nn.Parameter(_as_matrix(p.data))) for p in hidden]
+        self.matrices = [(p, nn.Parameter(_as_matrix(p.detach()))) for p in hidden]
         if hidden:
             views = [view for _, view in self.matrices]
             self.parts.append(Muon(views, rate=options.muon_rate, weight_decay=options.weight_decay))
@@ -72,15 +72,24 @@ class Optimizer:
         """The learning rate at step 1 … steps, relative to the peak."""
         return rate_at(self.options, step)
 
-    def clip(self) -> float:
-        """Clips the gradients and returns their norm before clipping."""
-        return float(nn.utils.clip_grad_norm_(self.parameters, self.options.clip))
+    def clip(self) -> Tensor:
+        """Clips the gradients; returns their norm before clipping, on their device. Waits for it only if some gradients are on the CPU."""
+        near = [p for p in self.parameters if p.device.type == "cpu"]
+        if not near or len(near) == len(self.parameters):
+            return nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
+        parts = [near, [p for p in self.parameters if p.device.type != "cpu"]]
+        norms = [nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
+        norm = torch.hypot(moved(norms[0].float(), norms[1]), norms[1])
+        for part, total in zip(parts, (norm.cpu(), norm), strict=True):
+            nn.utils.clip_grads_with_norm_(part, self.options.clip, total)
+        return norm
 
     def step(self, step: int, share: float = 1.0) -> None:
         """Updates the weights with a share of the learning rate of this step (1, 2, …)."""
+        rate = self.rate(step)
         for part, peak in zip(self.parts, self.peaks, strict=True):
             for group in part.param_groups:
-                group["lr"] = peak * self.rate(step) * share
+                group["lr"] = peak * rate * share
         for parameter, view in self.matrices:
             view.grad = None if parameter.grad is None else _as_matrix(parameter.grad)
         for part in self.parts:

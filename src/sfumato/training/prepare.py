@@ -127,6 +127,8 @@ def _with_runtime(
         ValueError: kernels that are not available.
     """
     runtime = recipe.runtime.model_copy(update={"precision": recipe.precision(recipe.runtime.precision)})
+    if runtime.compile:
+        runtime = runtime.model_copy(update={"kernels": "torch"})
     if runtime.kernels == "auto" and existing is not None:
         runtime = runtime.model_copy(update={"kernels": manifest_in(existing).get("kernels", "torch")})
     by_kernels = not engine.any(not wants_kernels(runtime, recipe.training, shape, engine.device))
@@ -134,7 +136,8 @@ def _with_runtime(
         on_message(
             "Normalisations and 3×3 convolutions use sfumato's kernels, which are faster here; --set runtime.kernels=torch uses torch's."
         )
-    return replace(engine, precision=precision(runtime.precision, engine.device), by_kernels=by_kernels, micro_batch=runtime.micro_batch)
+    dtype = precision(runtime.precision, engine.device)
+    return replace(engine, precision=dtype, by_kernels=by_kernels, micro_batch=runtime.micro_batch, compiles=runtime.compile)
 
 
 def wants_kernels(runtime: Runtime, options: Training, shape: Sequence[int | None], device: torch.device) -> bool:

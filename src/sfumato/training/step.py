@@ -19,6 +19,7 @@ from sfumato.kernels import choice
 from sfumato.memory import available_memory, halving, kept_for_gradient
 from sfumato.noise import seeded
 from sfumato.options import Training
+from sfumato.runtime import compile_networks, moved, seed_everywhere
 from sfumato.task import LossTerms
 from sfumato.training.engine import Engine
 from sfumato.training.optim import set_gradients
@@ -51,6 +52,8 @@ class TrainStep:
         self.worker = _compute_copy(state, engine.precision)
         net = self.task.trained(self.worker)
         choice.use(net, engine.by_kernels)
+        if engine.compiles:
+            compile_networks(net, engine.device)
         self.fp32_params = list(state.net.parameters())
         self.compute_params = list(net.parameters())
         self.batches = self._of_stream(examples) if isinstance(examples, Stream) else self._of_source(examples)
@@ -66,32 +69,33 @@ class TrainStep:
                 compute.data.copy_(master.data)
 
         def terms_of(part: slice) -> LossTerms:
-            return self.task.loss(self.worker, batch[part], draw[part], state.learned)
+            is_whole = part.stop - part.start >= len(batch)
+            return self.task.loss(self.worker, batch if is_whole else batch[part], draw if is_whole else draw[part], state.learned)
 
         def gradients(size: int) -> LossTerms:
-            torch.manual_seed(seeded(self.options.seed, DROPOUT, draw.step, draw.rows.start).initial_seed())  # dropout takes no generator
+            seed = seeded(self.options.seed, DROPOUT, draw.step, draw.rows.start).initial_seed()
+            seed_everywhere(seed, engine.device)  # dropout takes no generator
             for parameter in self.compute_params:
                 parameter.grad = None
             seen = []
             for part in (slice(start, start + size) for start in range(0, len(batch), size)):
                 terms = terms_of(part)
-                self._refuse_misfit(terms, len(batch[part]))
+                self._refuse_misfit(terms, min(part.stop, len(batch)) - part.start)
                 found = terms.per_example
-                weighted = found if terms.weight is None else found * terms.weight.to(found)
+                weighted = found if terms.weight is None else found * moved(terms.weight, found)
                 (weighted.sum() / count).backward()
                 seen.append(LossTerms.merge(lambda values: values[0].detach().float(), [terms]))
-            return LossTerms.merge(torch.cat, seen)
+            return seen[0] if len(seen) == 1 else LossTerms.merge(torch.cat, seen)
 
         if self.size is None:
             self.size = self._fitting(terms_of, min(engine.micro_batch or len(batch), len(batch)))
         mine, self.size = halving(gradients, self.size, "example")
-        terms = LossTerms.merge(lambda values: self._whole(values[0], draw), [mine])
-        losses = terms.per_example if terms.weight is None else terms.per_example * terms.weight
-        total = float(losses.mean())
         if self.worker is not state.model:
             set_gradients(self.fp32_params, self.compute_params)
         engine.sum_gradients(self.fp32_params)
-        norm = state.optimizer.clip()
+        terms, norm = self._seen(mine, state.optimizer.clip(), draw)
+        losses = terms.per_example if terms.weight is None else terms.per_example * terms.weight
+        total = float(losses.mean())
         objection = state.guard.objection(total, norm)
         if objection is None:
             self._apply(terms, draw)
@@ -101,13 +105,30 @@ class TrainStep:
         state.step = draw.step
         return StepResult(total, norm, rows, batch, terms, objection)
 
+    def _seen(self, mine: LossTerms, norm: Tensor, draw: Draw) -> tuple[LossTerms, float]:
+        """What the guard judges, on the CPU: numbers of the whole batch, and the gradient's norm. It is all that a step waits for."""
+        columns: list[Tensor] = [norm.reshape(1)]
+
+        def place(values: list[Tensor]) -> Tensor:
+            columns.append(self._whole(values[0], draw))
+            return columns[-1]
+
+        whole = LossTerms.merge(place, [mine])
+        if self.engine.device.type == "cpu":
+            return whole, float(norm)
+        far = [column.flatten().float() for column in columns if column.device.type != "cpu"]
+        back = iter(torch.cat(far).cpu().split([len(column) for column in far]))
+        near = iter([column if column.device.type == "cpu" else next(back) for column in columns])
+        norm = next(near)
+        return LossTerms.merge(lambda _: next(near), [whole]), float(norm)
+
     def _whole(self, values: Tensor, draw: Draw) -> Tensor:
-        """One number an example of the whole batch, on the CPU, of those of this process's share."""
+        """One number an example of the whole batch, of those of this process's share."""
         if self.engine.processes == 1:
-            return values.cpu()
+            return values
         whole = torch.zeros(draw.count, device=self.engine.device)
-        whole[draw.rows] = values.to(whole)
-        return self.engine.sum(whole).cpu()
+        whole[draw.rows] = moved(values, whole)
+        return self.engine.sum(whole)
 
     def _refuse_misfit(self, terms: LossTerms, count: int) -> None:
         if terms.per_example.shape != (count,):
@@ -121,7 +142,7 @@ class TrainStep:
         if size < 2:
             return max(1, size)
         few = min(FEW, size)
-        _, kept = kept_for_gradient(lambda: terms_of(slice(few)).per_example, self.compute_params)
+        _, kept = kept_for_gradient(lambda: terms_of(slice(0, few)).per_example, self.compute_params)
         free = available_memory(self.engine.device)
         fitting = size
         while fitting > 1 and kept / few * fitting > 0.8 * free:

@@ -74,7 +74,7 @@ class AdaptiveSDE:
             low = ratio * u + gain * x0 + fresh
             high = ratio * u + gain / 2 * (x0 + predict(low, there).x0) + fresh
             allowed = self.atol + self.rtol * torch.maximum(u.abs(), high.abs())
-            error = ((high - low) / allowed).flatten(1).square().mean(1).sqrt().double().cpu()
+            error = ((high - low) / allowed).flatten(1).square().mean(1).sqrt().cpu().double()
             good = error <= 1  # an error that is not a number is not good
             for i in moving.nonzero()[:, 0].tolist():
                 if stops[i] == then[i]:
@@ -104,9 +104,9 @@ def _ahead(noise: Tensor, drawn: list[list[tuple[float, Tensor]]], h: Tensor, re
     for i, row in enumerate(drawn):
         if row:
             pinned[i] = row[-1][1]
-    new = ((h > 0) & (rest > 0)).nonzero()[:, 0].tolist()
-    if new:
-        own = generator if generator is None or isinstance(generator, torch.Generator) else [generator[i] for i in new]
+    new = ((h > 0) & (rest > 0)).nonzero()[:, 0]
+    if len(new):
+        own = generator if generator is None or isinstance(generator, torch.Generator) else [generator[i] for i in new.tolist()]
         fresh[new] = normal_like(noise[new], own)
     from_now, from_pinned, deviation = (per_row(torch.as_tensor(each), noise) for each in bridge(h.numpy(), rest.numpy()))
     return from_now * noise + from_pinned * pinned + deviation * fresh

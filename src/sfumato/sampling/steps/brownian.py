@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.noise import Generator, seeded
+from sfumato.runtime import moved
 
 _DEPTH = 20  # halvings: the last cell is at most 6e-5 long in λ for log-SNRs within 15 nats, and is bridged without a draw
 _WIDTH = 8.0  # in λ: p = λ / (_WIDTH + |λ|) takes the line to (-1, 1), which is halved
@@ -76,7 +77,7 @@ class BrownianPath:
             else:
                 low, at_low, cell = middle, value, 2 * cell + 1
         inside = min(max(place, low), high)
-        return _bridge(at_low, at_high, _half(low), _half(inside), _half(high))[0].to(self.like.device)
+        return moved(_bridge(at_low, at_high, _half(low), _half(inside), _half(high))[0], self.like.device)
 
     def _normal(self, cell: int) -> Tensor:
         if len(self.seeds) == 1:

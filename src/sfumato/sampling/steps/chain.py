@@ -32,7 +32,8 @@ class Ancestral:
     ) -> tuple[Float[Tensor, "b *x"], None]:
         """One ancestral step."""
         model = reverse(predict(x, t), x, t, s, variance=self.variance)
-        return (model.sample(generator) if bool(s.sigma.any()) else model.mean), None
+        is_random = torch.compiler.is_compiling() or bool(s.sigma.any())  # without noise, a draw is the mean
+        return (model.sample(generator) if is_random else model.mean), None
 
 
 @dataclass(frozen=True)
