@@ -24,15 +24,6 @@ LOOKS = (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.defa
 active: list["Far"] = []
 
 
-def device() -> torch.device:
-    """The device; torch learns of it here."""
-    if not hasattr(torch, "far"):
-        torch.utils.backend_registration._setup_privateuseone_for_python_backend("far", backend_module=Module())
-        torch.__future__.set_overwrite_module_params_on_conversion(True)
-        runtime.COPIES_AT_ONCE.add("far")
-    return torch.device("far", 0)
-
-
 class Module:
     """What torch asks of a device's module: there is no such device that it should take by itself."""
 
@@ -45,12 +36,18 @@ class Module:
     set_rng_state = staticmethod(lambda state, device=0: None)
 
 
+# On import, as autograd counts the devices at the first backward pass of a process.
+torch.utils.backend_registration._setup_privateuseone_for_python_backend("far", backend_module=Module())
+runtime.COPIES_AT_ONCE.add("far")
+DEVICE = torch.device("far", 0)
+
+
 class FarTensor(torch.Tensor):
     """A tensor on the device, with its values beside it."""
 
     @staticmethod
     def __new__(cls, near: torch.Tensor) -> "FarTensor":
-        return torch.Tensor._make_wrapper_subclass(cls, near.size(), strides=near.stride(), dtype=near.dtype, device=device())
+        return torch.Tensor._make_wrapper_subclass(cls, near.size(), strides=near.stride(), dtype=near.dtype, device=DEVICE)
 
     def __init__(self, near: torch.Tensor) -> None:
         self.near = near
@@ -72,10 +69,12 @@ class Far(TorchDispatchMode):
 
     def __enter__(self) -> "Far":
         active.append(self)
+        torch.__future__.set_overwrite_module_params_on_conversion(True)  # weights of another class take the place of the old ones
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         active.remove(self)
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from far import Far, FarTensor, device
+from far import DEVICE, Far, FarTensor
 from problems import label
 
 import sfumato as sf
@@ -48,11 +48,10 @@ NETS = {
 def _single():
     """As in use: a float64 of torch's own choice would be a fault of the test."""
     torch.set_default_dtype(torch.float32)
-    device()
 
 
 def far(tensor: torch.Tensor) -> torch.Tensor:
-    return runtime.moved(tensor, device())
+    return runtime.moved(tensor, DEVICE)
 
 
 def near(value: Any) -> torch.Tensor:
@@ -72,7 +71,7 @@ def on_both(f: Any, *modules: torch.nn.Module, waits: int = 0) -> None:
     wanted = f(*modules, lambda tensor: tensor)
     there = [copy.deepcopy(module) for module in modules]
     with Far() as seen:
-        there = [module.to(device()) for module in there]
+        there = [module.to(DEVICE) for module in there]
         seen.waits.clear()
         found = f(*there, far)
         assert len(seen.waits) <= waits, seen.waits
@@ -232,7 +231,7 @@ def recipe_and_source(kind: str) -> tuple[Any, Any]:
 class FarEngine(Engine):
     """This process, on the device."""
 
-    device = property(lambda self: device())
+    device = property(lambda self: DEVICE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -258,7 +257,7 @@ def test_a_training_step_waits_at_the_guard_alone(kind):
 
 def test_conditions_and_batches_go_there_without_a_wait():
     with Far() as mode:
-        there = to({name: COND[name] for name in CONDITIONS}, device())
+        there = to({name: COND[name] for name in CONDITIONS}, DEVICE)
         assert not mode.waits
         assert all(isinstance(one.value, FarTensor) for one in there.values())
 

@@ -47,7 +47,7 @@ def moved(tensor: Tensor, like: Tensor | torch.device, dtype: torch.dtype | None
 
 
 def compile_networks(module: nn.Module, device: torch.device) -> None:
-    """Compiles the networks in a module with `torch.compile`, in place, at its first call. Weights keep their names, copies are not compiled.
+    """Compiles the networks in a module with `torch.compile`, in place. Weights keep their names, copies are not compiled.
 
     Raises:
         ValueError: there is no C++ compiler, which code for a CPU needs.
