@@ -188,7 +188,8 @@ def test_the_trial_tells_what_a_batch_keeps_in_memory(shelf):
     denoiser = plan.recipe.build(plan.spec)
     objective = plan.recipe.objective.build_loss(plan.recipe.schedule.build(), 0.7)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        loss = objective(denoiser, x0, torch.ones_like(x0), torch.full((1024,), 0.5), {"labels": labels}).mean()
+        t, schedule = torch.full((1024,), 0.5), plan.recipe.schedule.build()
+        loss = objective(denoiser, x0, torch.ones_like(x0), t, schedule.level(t, like=x0), {"labels": labels}).mean()
     kept = sum(event.self_cpu_memory_usage for event in profile.events())
     assert loss.requires_grad  # alive until here, and with it all that the way back needs
     assert (large.peak_bytes - small.peak_bytes) / (8192 - 256) == pytest.approx(kept / 1024, rel=0.35)
