@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow wheel check mutants bench bench-trained docs clean
+.PHONY: demo test test-slow wheel check devices mutants bench bench-trained docs clean
 
 # Installed once; again when the pins change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -45,6 +45,17 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# What a GPU would find, without one: a CUDA build of torch (5.5 GB, kept in build/devices) with fake tensors. Not part of CI.
+devices: build/devices/.installed
+	PYTHONPATH=src:tests build/devices/bin/python tests/devices_cuda.py
+	PYTHONPATH=src build/devices/bin/python -m pytest -q tests/test_devices.py
+
+build/devices/.installed: constraints.txt
+	$(PYTHON) -m venv build/devices
+	build/devices/bin/pip install --quiet --disable-pip-version-check torch==2.14.1
+	build/devices/bin/pip install --quiet --disable-pip-version-check -e . beartype==0.23.1 pytest
+	touch $@
 
 # What safety costs, how fast data come, accuracy, overhead and speed beside the peers: half an hour on an idle machine.
 bench: $(VENV)/.installed

@@ -89,11 +89,11 @@ def test_what_is_compiled_are_the_networks_and_not_what_holds_them():
 
 
 def test_what_cannot_be_compiled_is_refused(monkeypatch, capsys):
-    with pytest.raises(ValueError, match=r"runtime\.compile goes by torch's kernels"):
+    with pytest.raises(ValueError, match=r"runtime\.compile uses torch's kernels"):
         sf.Runtime(compile=True, kernels="compiled")
     with pytest.raises(SystemExit, match="2"):
         main(["sample", "zoo:digits", "--out", "s.png", "--compile", "--kernels", "compiled"])
-    assert "--compile goes by torch's kernels" in capsys.readouterr().err
+    assert "--compile uses torch's kernels" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler for the CPU"):

@@ -148,7 +148,7 @@ class Runtime(Options):
     @model_validator(mode="after")
     def _compiled_once(self) -> "Runtime":
         if self.compile and self.kernels == "compiled":
-            raise ValueError("runtime.compile goes by torch's kernels; leave runtime.kernels at auto or torch")
+            raise ValueError("runtime.compile uses torch's kernels; leave runtime.kernels at auto or torch")
         return self
 
 

@@ -42,6 +42,8 @@ def moved(tensor: Tensor, like: Tensor | torch.device, dtype: torch.dtype | None
     """The tensor on a device, or with the dtype and device of another tensor; copies to a device are asynchronous where that is safe."""
     device = like if isinstance(like, torch.device) else like.device
     dtype = like.dtype if dtype is None and isinstance(like, Tensor) else dtype
+    if tensor.device.type == "cpu" and dtype is not None:
+        tensor = tensor.to(dtype)  # before the copy: not every device has the dtype that it comes from
     is_safe = device.type in COPIES_AT_ONCE and tensor.device.type == "cpu"
     return tensor.to(device=device, dtype=dtype, non_blocking=is_safe)
 
