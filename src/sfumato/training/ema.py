@@ -59,8 +59,9 @@ class Ema:
             return self._pairs[1]
         own: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         own.update(module.named_buffers(remove_duplicate=False))
-        state = module.state_dict()
-        pairs = [(self.tensors[name], own.get(name, value)) for name, value in state.items()]
+        state: dict[str, Tensor] = module.state_dict()
+        live = {**state, **own}
+        pairs = [(self.tensors[name], live[name]) for name in state]
         if state.keys() <= own.keys():  # else some of it is made each time that it is asked for
             self._pairs = module, pairs
         return pairs
