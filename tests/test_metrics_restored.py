@@ -29,6 +29,8 @@ def test_ssim_of_scaled_noise_is_the_term_of_contrast():
     noise = np.random.default_rng(0).normal(size=(1, 1, 32, 32))
     assert ssim(100 + 0.5 * noise, 100 + noise, data_range=1e-3)[0] == pytest.approx(0.8, abs=0.001)
     assert ssim(100 - noise, 100 + noise, data_range=1e-3)[0] == pytest.approx(-1.0, abs=0.001)
+    # (0.03 · range)² of the noise's own variance: (2 s + 1) / (1 + s² + 1).
+    assert ssim(100 + 0.5 * noise, 100 + noise, data_range=100 / 3)[0] == pytest.approx(2 / 2.25, abs=0.02)
 
 
 @pytest.mark.parametrize(
