@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sfumato as sf
 from sfumato.cli import main
@@ -318,3 +319,68 @@ def test_the_help_lists_the_metrics_that_there_are():
     """Help loads no more than names, which stand in a place of their own."""
     assert tuple(ABOUT) == METRIC_NAMES
     assert set(DISTANCES) < set(ABOUT)
+
+
+def planted(share, shift, seed=0):
+    """Digits that are all held out from `training`, of which a share is training images, shifted by some pixels."""
+    order = np.random.default_rng(seed).permutation(len(DIGITS))
+    training, held = DIGITS[order[:1200]], DIGITS[order[1200:1500]].copy()
+    copies = np.roll(training[: int(share * len(held))], shift, axis=2)
+    held[: len(copies)] = copies
+    return held, training
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["as they are", "shifted by a pixel"])
+def test_a_copier_is_found_and_its_pairs_are_drawn(tmp_path, shift):
+    samples, training = planted(0.1, shift)
+    report = evaluate(samples, training, metrics=["memorisation"], out=tmp_path / "r.json")
+    assert report.metrics["copies"].value == pytest.approx(0.1, abs=0.04)
+    assert any("are copies" in note for note in report.notes)
+    assert Image.open(tmp_path / "r.nearest.png").size[0] > 100
+
+
+def test_a_healthy_model_is_not_accused():
+    samples, training = planted(0.0, 0)
+    report = evaluate(samples, training, metrics=["memorisation"])
+    assert any("no sign of copies" in note for note in report.notes)
+
+
+def test_restorations_are_held_against_their_own_rows():
+    """The mean of 10 log10(range² / error²) for errors of one level in 255 is known."""
+    off = np.where(DIGITS[:50] > 100, DIGITS[:50] - 1, DIGITS[:50] + 1)
+    figure = evaluate(off, DIGITS[:50], metrics=["psnr"]).metrics["psnr"]
+    assert figure.value == pytest.approx(20 * math.log10(255), rel=1e-6)
+    assert evaluate(off, DIGITS[1:51], metrics=["psnr"]).metrics["psnr"].value < 20
+
+
+def test_garments_are_judged_by_a_network_of_their_own():
+    """Never by that of the features; a third of the labels is wrong."""
+    data = sf.data.fashion_small()
+    labels = np.where(np.arange(120) < 40, (data.labels[:120] + 1) % 10, data.labels[:120])
+    report = evaluate((data.values[:120], labels), data, metrics=["accuracy"])
+    assert report.metrics["label_accuracy@judge-fashion"].value == pytest.approx(2 / 3, abs=0.06)
+    assert report.metrics["label_accuracy@judge-fashion"].floor > 0.9
+    assert report.manifest["judge"]["sha256"] not in {each["sha256"] for each in report.manifest["features"].values()}
+    with pytest.raises(ValueError, match='there is no judge "grey28"'):
+        evaluate((data.values[:120], labels), data, metrics=["accuracy"], features="pixels", judge="grey28")
+
+
+def test_features_of_the_data_are_computed_once(monkeypatch):
+    """A second evaluation against the same data takes them from the cache; other data do not."""
+    from sfumato.metrics.features import Network
+
+    data, seen, call_ = sf.data.fashion_small(), [], Network.__call__
+    few = sf.Dataset(values=data.values[:300], labels=None, classes=(), scaling=data.scaling)
+    other = sf.Dataset(values=data.values[1:301], labels=None, classes=(), scaling=data.scaling)
+
+    def counting(self, images):
+        seen.append(len(images))
+        return call_(self, images)
+
+    monkeypatch.setattr(Network, "__call__", counting)
+    counts = []
+    for source in (few, few, other):
+        seen.clear()
+        evaluate(data.values[500:540], source, metrics=["mind"])
+        counts.append(sum(seen))
+    assert counts[0] == counts[2] == counts[1] + 300

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from sfumato.data.fashion import FASHION_CLASSES
 from sfumato.data.source import Source
 from sfumato.evaluation.reference import Reference, training_rows
+from sfumato.metrics.judges import load_judge
 from sfumato.model import Model
 
 LEARNT = 4000  # examples that a support-vector machine is fitted on
@@ -43,11 +45,14 @@ def judge_for(given: Any, model: Model | None, reference: Reference, features: S
     if callable(given):
         return _tested(Judge(getattr(given, "name", "own"), getattr(given, "sha256", ""), given), source, slice(None))
     classes = source.spec.classes
-    name = given or "svm"
+    name = given or ("fashion" if classes == FASHION_CLASSES and source.spec.shape == (1, 28, 28) else "svm")
     if name in features:
         raise ValueError(f"{name} cannot judge labels, as it is the network of the features; name another judge, or other features.")
-    if name != "svm":
-        raise ValueError(f'there is no judge "{name}"; there is svm, a support-vector machine of the data, or a function.')
+    if name not in ("fashion", "svm"):
+        raise ValueError(f'there is no judge "{name}"; there are fashion and svm, a support-vector machine of the data.')
+    if name == "fashion":
+        found = load_judge()
+        return _tested(Judge("judge-fashion", found.sha256, found), source, slice(None))
     if not classes:
         raise ValueError(f"{source.name} has no labels to learn a judge from; give a --judge, or leave accuracy out of --metrics.")
     training = training_rows(model, reference)[0] if reference.split == "held-out" else source
