@@ -16,6 +16,7 @@ from sfumato import runtime
 from sfumato.condition import Classes, Map, Numbers, to
 from sfumato.data.source import DataSpec
 from sfumato.data.wrapped import as_source
+from sfumato.engine import Engine
 from sfumato.likelihood import TruncatedNormal, bits_per_dim, flow_density
 from sfumato.nets.layers import LearnedTimesteps, TimestepSinusoids
 from sfumato.nets.unet import UNetLayout
@@ -24,7 +25,6 @@ from sfumato.recipe import load_recipe
 from sfumato.sampling.flow import flow
 from sfumato.sampling.path import interpolate, invert
 from sfumato.tasks.options import SAMPLERS
-from sfumato.training.engine import Engine
 from sfumato.training.state import TrainState
 from sfumato.training.step import TrainStep
 

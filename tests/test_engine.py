@@ -14,7 +14,7 @@ import yaml
 
 from sfumato import Draw
 from sfumato import storage as checkpoint
-from sfumato.training.engine import share_of
+from sfumato.engine import share_of
 
 pytestmark = pytest.mark.slow
 

@@ -49,9 +49,9 @@ def evaluate(
     from rich.console import Console
 
     from sfumato.cli.sample import guidance_of, labels_of
+    from sfumato.engine import Engine
     from sfumato.evaluation.evaluate import evaluate as evaluate_samples
     from sfumato.runtime import keep_memory
-    from sfumato.training.engine import Engine
 
     keep_memory()
     is_main = Engine.begin().is_main

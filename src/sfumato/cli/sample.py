@@ -52,10 +52,10 @@ def sample(
 
     from sfumato.classifiers import load_classifier
     from sfumato.cli.progress import Stage, reporter
+    from sfumato.engine import Engine
     from sfumato.loading import load
     from sfumato.runtime import keep_memory
     from sfumato.samples import Samples, check_target
-    from sfumato.training.engine import Engine
 
     run, chosen = load(model, ema=ema), labels_of(labels)
     if run.sampler.use:

@@ -35,10 +35,10 @@ def sweep(
     """
     from sfumato.cli.evaluate import names_of, shown
     from sfumato.cli.sample import labels_of
+    from sfumato.engine import Engine
     from sfumato.evaluation.sweep import PICTURE, TABLE
     from sfumato.evaluation.sweep import sweep as sweep_settings
     from sfumato.runtime import keep_memory
-    from sfumato.training.engine import Engine
 
     keep_memory()
     is_main = Engine.begin().is_main

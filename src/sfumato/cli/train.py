@@ -22,11 +22,11 @@ def train(
     """
     from sfumato.cli.progress import Stage, reporter
     from sfumato.cli.stopping import stoppable
+    from sfumato.engine import Engine
     from sfumato.recipe import load_recipe
     from sfumato.runtime import keep_memory
     from sfumato.training import Callbacks
     from sfumato.training import train as train_recipe
-    from sfumato.training.engine import Engine
 
     resolved = load_recipe(recipe, changes or [], steps=steps)
     if out is None and Path(recipe).name == "recipe.yaml":

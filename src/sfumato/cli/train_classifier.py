@@ -25,10 +25,10 @@ def train_classifier(
     from sfumato import classifiers
     from sfumato.cli.progress import Stage, reporter
     from sfumato.cli.stopping import stoppable
+    from sfumato.engine import Engine
     from sfumato.loading import load
     from sfumato.runtime import keep_memory
     from sfumato.training import Callbacks
-    from sfumato.training.engine import Engine
 
     if out is None and run.startswith("zoo:"):
         raise ValueError(f"{run} ships with sfumato; give a folder for its classifier with --out.")

@@ -15,6 +15,7 @@ from torch import Tensor
 from sfumato import metrics as figures_of
 from sfumato.condition import Classes
 from sfumato.data.source import Source
+from sfumato.engine import Engine
 from sfumato.evaluation import chosen
 from sfumato.evaluation.features import features_for
 from sfumato.evaluation.judge import Judge, judge_for
@@ -52,7 +53,6 @@ from sfumato.noise import seeded
 from sfumato.pictures import sheet
 from sfumato.runtime import processor
 from sfumato.storage import aside, folder_of
-from sfumato.training.engine import Engine
 
 NOISE = 2000  # samples of noise that a ceiling is of, at most
 BITS, BITS_BLOCK = 256, 32  # examples whose bits/dim are told, and how many have one generator, whatever the batch

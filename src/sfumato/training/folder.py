@@ -16,11 +16,11 @@ import torch
 from PIL.Image import Image
 
 from sfumato.data.source import DataSpec, Source, Stream
+from sfumato.engine import Engine
 from sfumato.options import Options
 from sfumato.recipe import load_recipe
 from sfumato.runtime import processor
 from sfumato.storage import aside, read_spec, steps_in, writing
-from sfumato.training.engine import Engine
 
 OURS = {"manifest.json", "recipe.yaml", ".manifest.json.partial", ".recipe.yaml.partial", ".lock"}  # of a run killed at its start
 

@@ -10,11 +10,11 @@ import torch
 
 from sfumato.data.dataset import Dataset
 from sfumato.data.source import DataSpec, Source, Stream
+from sfumato.engine import Engine
 from sfumato.kernels import choice
 from sfumato.options import Runtime, Training
 from sfumato.runtime import precision
 from sfumato.storage import steps_in
-from sfumato.training.engine import Engine
 from sfumato.training.folder import files_to_write, manifest_in, manifest_of, recipe_to_resume, refuse_other_data
 from sfumato.training.optim import rate_at
 from sfumato.training.trackers import refuse_missing

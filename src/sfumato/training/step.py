@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from sfumato.data.source import DROPOUT, Batch, Draw, Source, Stream
+from sfumato.engine import Engine
 from sfumato.kernels import choice
 from sfumato.memory import available_memory, halving, kept_for_gradient
 from sfumato.noise import seeded
 from sfumato.options import Training
 from sfumato.runtime import compile_networks, moved, seed_everywhere
 from sfumato.task import LossTerms
-from sfumato.training.engine import Engine
 from sfumato.training.optim import set_gradients
 from sfumato.training.state import TrainState
 

@@ -19,6 +19,7 @@ from sfumato import storage
 from sfumato.data.options import PythonData
 from sfumato.data.source import Source, Stream
 from sfumato.data.wrapped import as_source
+from sfumato.engine import Engine
 from sfumato.evaluation.watch import BEST, Watch
 from sfumato.loading import load
 from sfumato.model import Model
@@ -28,7 +29,6 @@ from sfumato.runtime import peak_memory
 from sfumato.storage import weights_fingerprint
 from sfumato.task import Recipe, Task
 from sfumato.training.accumulator import Accumulator
-from sfumato.training.engine import Engine
 from sfumato.training.folder import only_writer, write_sheet
 from sfumato.training.guard import Diverged, Guard
 from sfumato.training.initial import begin_from
