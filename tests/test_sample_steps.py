@@ -19,7 +19,7 @@ DETERMINISTIC = [
     *((sf.steps.UniPC(order), order) for order in (1, 2, 3)),
     *((sf.steps.AdamsBashforth(order), order) for order in (1, 2, 3, 4)),
 ]
-names = {"ids": lambda v: repr(v).replace("steps.", "") if not isinstance(v, int) else ""}
+names = {"ids": lambda v: getattr(v, "__name__", repr(v)).replace("steps.", "") if not isinstance(v, int) else ""}
 
 
 def cdf(x, level):
