@@ -95,7 +95,7 @@ def test_scenes_carry_what_is_asked_for():
     assert load("scenes", "data.count=9", "data.conditions=[]").spec.conditions == {}
     assert "relation" in load("scenes", "data.count=9", "data.objects=2").spec.conditions
     assert some.fingerprint() != load("scenes", "data.count=9", "data.conditions=[colour]").fingerprint()
-    with pytest.raises(ValueError, match='scenes have no condition "hue"; those of these scenes are colour, shape, size, place'):
+    with pytest.raises(ValueError, match='scenes have no condition "hue"; theirs are colour, shape, size, place'):
         load("scenes", "data.conditions=[hue]")
 
 

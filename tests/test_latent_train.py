@@ -357,7 +357,7 @@ def test_an_autoencoder_for_other_data_is_refused(runs, tmp_path):
     np.save(tmp_path / "colours.npy", rng.integers(0, 255, (20, 8, 8, 3), dtype=np.uint8))
     for file, message in (
         ("floats", "the data range of the autoencoder .* differs"),
-        ("colours", "takes images of 1 channels, the data have shape"),
+        ("colours", "takes images with 1 channels, the data have shape"),
     ):
         recipe = recipe_of(tmp_path, "ldm", [f"model.path={path}", f"data={{kind: array, path: {tmp_path / file}.npy}}"])
         with pytest.raises(ValueError, match=message):
@@ -369,7 +369,7 @@ def test_a_run_that_is_no_autoencoder_is_refused_by_its_kind(runs, tmp_path):
     inside = re.escape(str(runs["ldm"] / "autoencoder"))
     messages = {
         "vae": r"vae is a VAE, not an autoencoder; name a run of kind autoencoder",
-        "ldm": f"is latent diffusion, not an autoencoder; take the one inside it, {inside}",
+        "ldm": f"is latent diffusion, not an autoencoder; use the one inside it, {inside}",
         "ldm/diffusion": "is a diffusion model, not an autoencoder",
     }
     for name, message in messages.items():
@@ -414,8 +414,8 @@ def test_an_autoencoder_alone_is_trained_and_not_sampled(tmp_path):
         ("vdm", ["data={kind: fashion-small}"], "model.values is 17, but the data are up to .* set model.values=256 for bytes"),
         ("vae", ["data={kind: fashion-small}"], "likelihood.values is 17, but the data are up to"),
         ("ldm", ["data={kind: toy, name: moons, count: 50}"], "an autoencoder needs images"),
-        ("ldm", ["sampling.spacing=leading"], "spacing.leading counts the steps of a chain"),
-        ("vdm", ["sampling.spacing=leading"], "spacing.leading counts the steps of a chain"),
+        ("ldm", ["sampling.spacing=leading"], "spacing.leading needs the steps of a chain"),
+        ("vdm", ["sampling.spacing=leading"], "spacing.leading needs the steps of a chain"),
     ],
     ids=[
         "bernoulli on points",

@@ -440,7 +440,7 @@ def test_a_condition_that_a_network_cannot_take_is_refused(make, sentence):
     ("wrong", "sentence"),
     [
         ({"colour": torch.zeros(4)}, 'this network has no condition "colour"; it has color, outline, size.x, type'),
-        ({"color": torch.zeros(4)}, r'"color" must be integers \[b\], a class for each example, got float32 \[4\]'),
+        ({"color": torch.zeros(4)}, r'"color" must be integers \[b\], one class for each example, got float32 \[4\]'),
         ({"color": torch.tensor([0, 1, 2, 3])}, r"color must lie in 0 … 2 \(or be -1 for none\), got 0 to 3"),
         ({"size.x": torch.zeros(4, 3)}, r'"size.x" must be floats \[b, 2\], got float32 \[4, 3\]'),
         ({"size.x": torch.zeros(4, 2, dtype=torch.long)}, "got int64"),

@@ -193,7 +193,8 @@ def dynamic_clip(predict: Predictor, quantile: float = 0.995, *, maximum: float 
 
     def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         p = predict(x_t, level, cond)
-        sizes = torch.stack([row.abs().flatten().quantile(quantile) for row in p.x0])  # a whole batch can have too many entries for torch
+        share = torch.tensor(quantile, dtype=p.x0.dtype, device=p.x0.device)  # torch makes a float64 tensor of a number
+        sizes = torch.stack([row.abs().flatten().quantile(share) for row in p.x0])  # a whole batch can have too many entries for torch
         s = sizes.clamp(min=1, max=maximum).reshape(-1, *(1,) * (p.x0.ndim - 1))
         return _with_x0(p, p.x0.clamp(-s, s) / s, level)
 

@@ -162,7 +162,7 @@ def test_the_command_forecasts_time_and_memory(shelf, capsys, tmp_path):
     (tmp_path / "mine.yaml").write_text(shelf.digits("training.steps=4000", "training.decay=constant").recipe.to_yaml())
     code, out, _ = call("doctor", tmp_path / "mine.yaml", capsys=capsys)
     assert code == 0
-    assert re.search(r"s a step, .* for 4000 steps; [\d.]+ GiB at the peak, [\d.]+ GiB are free", out)
+    assert re.search(r"s a step, .* for 4000 steps; [\d.]+ GiB at the peak, [\d.]+ GiB free", out)
 
 
 @pytest.mark.parametrize(

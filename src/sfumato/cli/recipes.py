@@ -28,4 +28,4 @@ def recipes(
     Console().print(table)
 
 
-NEED_PATH = ("cifar10", "cifar100", "datasaurus", "datasets", "folder", "ldm", "ldm-flowers", "signals", "table", "volumes")
+NEED_PATH = ("cifar10", "cifar100", "datasaurus", "datasets", "folder", "ldm", "ldm-flowers", "signals", "table", "upscale", "volumes")
