@@ -9,6 +9,7 @@ prediction at every γ. γ = 0 ignores the condition, γ = 1 is p(x | y), larger
 and x0 by sigma²/alpha d.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -193,9 +194,10 @@ def dynamic_clip(predict: Predictor, quantile: float = 0.995, *, maximum: float 
 
     def clipped(x_t: Float[Tensor, "b *x"], level: Level, cond: CondLike | None = None) -> Prediction:
         p = predict(x_t, level, cond)
-        share = torch.tensor(quantile, dtype=p.x0.dtype, device=p.x0.device)  # torch makes a float64 tensor of a number
-        sizes = torch.stack([row.abs().flatten().quantile(share) for row in p.x0])  # a whole batch can have too many entries for torch
-        s = sizes.clamp(min=1, max=maximum).reshape(-1, *(1,) * (p.x0.ndim - 1))
+        ordered = p.x0.abs().flatten(1).sort(1).values  # torch.quantile has a limit of entries, and float64 tensors inside
+        place = quantile * (ordered.shape[1] - 1)
+        ends = ordered[:, math.floor(place)], ordered[:, math.ceil(place)]
+        s = torch.lerp(*ends, place - math.floor(place)).clamp(min=1, max=maximum).reshape(-1, *(1,) * (p.x0.ndim - 1))
         return _with_x0(p, p.x0.clamp(-s, s) / s, level)
 
     return clipped
