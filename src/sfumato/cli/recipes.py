@@ -14,6 +14,7 @@ def recipes(
     Example: sfumato recipes fashion > mine.yaml
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from sfumato.recipe import load_recipe, recipe_names
@@ -24,7 +25,7 @@ def recipes(
     table = Table("recipe", "model", "steps", "trains on", box=None)
     for each in recipe_names():
         recipe = load_recipe(each, ["data.path=DATA"] if each in NEED_PATH else [])
-        table.add_row(each, recipe.what, str(sum(each.steps for each in recipe.trainings().values())), recipe.about)
+        table.add_row(each, recipe.what, str(sum(each.steps for each in recipe.trainings().values())), escape(recipe.about))
     Console().print(table)
 
 
