@@ -5,8 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
 
 def upscale(
     model: Annotated[str, typer.Argument(help="A run of `sfumato train upscale`, or of a regression.")],
@@ -24,6 +22,7 @@ def upscale(
     Example: sfumato upscale runs/upscale photo.png large.png
     """
     from sfumato.cli.progress import Stage, reporter
+    from sfumato.data.images import SUFFIXES
     from sfumato.data.writing import write_png
     from sfumato.loading import load
     from sfumato.runtime import compute_device, keep_memory
@@ -35,9 +34,9 @@ def upscale(
     if not source.exists():
         raise ValueError(f"there is no picture or folder {source}.")
     is_folder = source.is_dir()
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES) if is_folder else [source]
+    files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES) if is_folder else [source]
     if not files:
-        raise ValueError(f"{source} holds no pictures ({', '.join(PICTURES)}).")
+        raise ValueError(f"{source} holds no pictures ({', '.join(sorted(SUFFIXES))}).")
     if not is_folder and out.suffix.lower() != ".png":
         raise ValueError(f"an enlarged picture is written as .png, got {out}.")
     if not force and (any(out.iterdir()) if out.is_dir() else out.exists()):
